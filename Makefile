@@ -1,0 +1,39 @@
+# make reproduce [SCALE=pocket] [SEEDS=n]   make test   make lab   make figures   make clean
+SCALE  ?= pocket
+SEEDS  ?= 0
+PYTHON ?= python3
+
+# The active environment, or a .venv that setup makes.
+ENV    := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
+PY     := $(ENV)/bin/python
+READY  := $(ENV)/.mixdistill-ready
+
+.PHONY: reproduce test lab figures publish setup clean
+
+reproduce: setup
+	$(PY) -m mixdistill.reproduce --scale "$(SCALE)" --seeds "$(SEEDS)"
+
+test: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest
+
+lab: setup
+	$(PY) -m jupyterlab notebooks
+
+figures: setup
+	$(PY) -m mixdistill.plots
+
+publish: setup  # what is committed: all seeds; twice, so that the notebooks show results and not progress
+	$(PY) -m mixdistill.reproduce --scale pocket --seeds 5
+	$(PY) -m mixdistill.reproduce --scale pocket --seeds 5 --publish
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	@test -x "$(PY)" || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": name one with make PYTHON=python3.12")' && $(PYTHON) -m venv "$(ENV)"; }
+	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	@touch "$(READY)"
+
+clean:  # deletes every run and all that was set up
+	rm -rf runs .venv figures/smoke *.egg-info

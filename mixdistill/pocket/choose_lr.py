@@ -1,0 +1,43 @@
+"""Choose each pocket student's LoRA learning rate: `python -m mixdistill.pocket.choose_lr`.
+
+The criterion is the mean accuracy over short, long and mix_long on *development* problems, never a contrast between them,
+so that the choice cannot favour the phenomenon. Writes `students/lr_search.csv`; `finetune.POCKET_LR` holds the winners.
+"""
+
+import argparse
+from dataclasses import replace
+
+import pandas as pd
+
+from mixdistill.mix import RECIPES
+from mixdistill.pocket.pretrain import STUDENTS_DIR
+from mixdistill.scales import get_scale, recipe_arm
+from mixdistill.students import POCKET
+from mixdistill.sweep import sweep
+
+GRID = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+SEED = 1000  # far from the study's seeds, so that its training sets are not chosen on
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("students", nargs="*", default=POCKET, help=f"default: {' '.join(POCKET)}")
+    path = STUDENTS_DIR / "lr_search.csv"
+    for student in parser.parse_args().students:
+        old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["student", "lr", *RECIPES, "mean"])
+        rows = []
+        for lr in GRID:
+            arms = [recipe_arm(student, recipe, SEED) for recipe in RECIPES]
+            items = sweep(arms, replace(get_scale("pocket"), lr=lr), split="dev")
+            accuracy = items.groupby("recipe")["correct"].mean()
+            rows.append({"student": student, "lr": lr} | accuracy.to_dict() | {"mean": accuracy.mean()})
+        table = pd.DataFrame(rows)
+        print(table.round(3).to_string(index=False), flush=True)
+        print(f"{student}: best lr {table.loc[table['mean'].idxmax(), 'lr']:g}", flush=True)
+        kept = old[old["student"] != student]
+        table = pd.concat([kept, table], ignore_index=True) if len(kept) else table
+        table.round(4).to_csv(path, index=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Run every notebook headless, redraw the figures, print the gaps: `python -m mixdistill.reproduce --scale pocket`."""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+from traitlets.config import Config
+
+from mixdistill.plots import figures_dir
+from mixdistill.runs import REPO, runs_dir, shown
+from mixdistill.scales import SCALES, get_scale
+
+# The tour shows the results of the others, so it comes last.
+NOTEBOOKS = ("01_traces", "02_learnability_gap", "03_mix_distillation", "00_tour")
+
+
+def reproduce(scale: str, n_seeds: int = 0, publish: bool = False) -> None:
+    """Execute the notebooks in order; what the run store holds is not computed again.
+
+    The executed notebooks go to `notebooks/SCALE/` in the run store; with `publish` they also replace those in `notebooks/`.
+
+    Raises ValueError for an unknown scale or a bad number of seeds, before anything runs.
+    """
+    get_scale(scale, n_seeds)
+    started = time.time()
+    folder = runs_dir() / "notebooks" / scale
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = (
+        "1"  # the kernel of this environment, not one of the same name in the home folder
+    )
+    seeds = f"{n_seeds} seeds" if n_seeds else "the scale's number of seeds"
+    for number, name in enumerate(NOTEBOOKS, start=1):
+        print(f"\n[{number}/{len(NOTEBOOKS)}] notebooks/{name}.ipynb, scale {scale}, {seeds}", flush=True)
+        execute(REPO / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", {"SCALE": scale, "SEEDS": n_seeds})
+    if publish:
+        for name in NOTEBOOKS:
+            publish_notebook(folder / f"{name}.ipynb", REPO / "notebooks" / f"{name}.ipynb")
+    report(scale, folder, time.time() - started)
+
+
+def execute(source: Path, target: Path, parameters: dict) -> None:
+    """Run one notebook with those of the parameters that it declares and that differ from what it says itself."""
+    declared = papermill.inspect_notebook(source)
+    given = {name: value for name, value in parameters.items() if name in declared}
+    given = {name: value for name, value in given.items() if repr(value) != declared[name]["default"].replace('"', "'")}
+    papermill.execute_notebook(
+        source,
+        target,
+        given,
+        progress_bar=False,
+        stdout_file=sys.stdout,
+        stderr_file=sys.stderr,
+        cwd=REPO,
+        # Local sockets: over TCP, ipykernel 7 warns of eavesdropping, and kernels of parallel runs could meet at one port.
+        config=Config({"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {}),
+    )
+
+
+def publish_notebook(executed: Path, target: Path) -> None:
+    """Put an executed notebook in the place of the committed one, without times and paths of this machine."""
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
+    text = nbformat.writes(notebook)
+    for path in (REPO, Path.home()):
+        if str(path) in text:
+            raise RuntimeError(
+                f"{executed.name} shows the path {path}: print paths relative to the repo, then publish again"
+            )
+    shutil.copyfile(executed, target)
+    target.write_text(text + "\n")
+
+
+def report(scale: str, notebooks: Path, seconds: float) -> None:
+    """Print the table of gaps and where everything lies."""
+    figures = figures_dir(scale)
+    gaps = pd.read_csv(figures / "data" / "gaps.csv")
+    table = gaps.assign(
+        delta=[f"{100 * value:+.1f}" for value in gaps["delta"]],
+        interval=[
+            f"[{100 * low:+.1f}, {100 * high:+.1f}]" for low, high in zip(gaps["ci_low"], gaps["ci_high"], strict=True)
+        ],
+    ).rename(columns={"delta": "delta, points", "interval": "95% interval"})
+    columns = ["student", "params", "contrast", "delta, points", "95% interval", "n_problems", "n_seeds"]
+    print(f"\nGaps, scale {scale} (accuracy of one recipe minus another):\n")
+    print(table[columns].to_string(index=False))
+    print("\nFigures:")
+    for path in sorted(figures.glob("*.png")):
+        print(f"  {shown(path)}")
+    print(f"Data:      {shown(figures / 'data')}/*.csv")
+    print(f"Notebooks: {shown(notebooks)}/*.ipynb, as executed")
+    print(f"Done in {seconds / 60:.1f} minutes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", default="pocket", help=f"{', '.join(SCALES)} (default: pocket)")
+    parser.add_argument("--seeds", type=int, default=0, help="number of seeds (default: the scale's own)")
+    parser.add_argument(
+        "--publish", action="store_true", help="replace the notebooks in notebooks/ by the executed ones"
+    )
+    args = parser.parse_args()
+    try:
+        reproduce(args.scale, args.seeds, args.publish)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except papermill.PapermillExecutionError as error:
+        sys.exit(
+            f"\nerror: cell {error.exec_count} of a notebook failed: {error.ename}: {error.evalue}\n"
+            "What was finished before is stored: mend the cause and run the same command again"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""A set of arms -> one table of graded items. What the run store has is read; the rest is trained and evaluated."""
+
+import multiprocessing
+import os
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from multiprocessing.connection import wait
+
+import pandas as pd
+import torch
+from datasets import Dataset
+
+from mixdistill.evaluate import Scores, evaluate, untouched
+from mixdistill.finetune import LoRA, finetune
+from mixdistill.mix import mix
+from mixdistill.problems import Problem, load_problems
+from mixdistill.scales import Arm, Scale
+from mixdistill.students import n_params
+from mixdistill.traces import load_traces
+
+COLUMNS = ["benchmark", "problem_id", "level", "correct", "reason", "finish_reason", "n_tokens"]
+
+
+def sweep(arms: list[Arm], scale: Scale, split: str = "test") -> pd.DataFrame:
+    """Train and evaluate every arm that the run store lacks, and return the graded items of all.
+
+    On a CPU as many arms run at a time as there are cores, each in a process with one thread; on a GPU one after the other in
+    this process. An arm that fails does not stop the others: the error comes when all the others are stored.
+
+    Returns: one row an arm and problem, with columns student, params, recipe, alpha, seed and those of `COLUMNS`.
+
+    Raises:
+        ValueError: an arm's student, benchmark or data is unknown; before anything is trained.
+        RuntimeError: arms failed; says which, and why the first did.
+    """
+    # The same training under two names (alpha=0 and short) is one piece of work.
+    work = list({(arm.student, arm.alpha, arm.seed): arm for arm in arms}.values())
+    todo = [arm for arm in work if run_arm(arm, scale, split, stored_only=True) is None]
+    print(f"{len(work)} arms: {len(work) - len(todo)} in the run store, {len(todo)} to run", flush=True)
+    if todo:
+        _run_all(todo, scale, split)
+    return pd.concat([_items(arm, run_arm(arm, scale, split)) for arm in arms], ignore_index=True)
+
+
+def run_arm(arm: Arm, scale: Scale, split: str = "test", stored_only: bool = False) -> Scores | None:
+    """Train (unless untouched) and evaluate one arm; with `stored_only` just read it, None if the store lacks it."""
+    run = untouched(arm.student)
+    if arm.alpha is not None:
+        run = finetune(
+            arm.student,
+            training_set(arm.alpha, scale.n_train, arm.seed),
+            lora=LoRA(r=scale.lora_rank),
+            lr=scale.lr,
+            epochs=scale.epochs,
+            batch_size=scale.batch_size,
+            seed=arm.seed,
+            progress=torch.cuda.is_available(),
+            stored_only=stored_only,
+        )
+    if run is None:
+        return None
+    problems = [evaluation_problems(name, scale.n_problems, split) for name in scale.benchmarks]
+    return evaluate(run, problems, progress=torch.cuda.is_available(), stored_only=stored_only)
+
+
+@lru_cache(maxsize=256)
+def training_set(alpha: float, n: int, seed: int) -> Dataset:
+    """The pocket world's mix of `n` problems. A seed draws the problems, the teacher's slips and the mix."""
+    return mix(_traces("long", n, seed), _traces("short", n, seed), alpha, seed)
+
+
+@lru_cache(maxsize=64)
+def _traces(style: str, n: int, seed: int) -> Dataset:
+    return load_traces(f"pocket/{style}", n=n, seed=seed)
+
+
+@lru_cache(maxsize=16)
+def evaluation_problems(benchmark: str, n: int, split: str) -> list[Problem]:
+    return load_problems(benchmark, n=n, split=split)
+
+
+def _run_all(arms: list[Arm], scale: Scale, split: str) -> None:
+    cost = {arm: _cost(arm) for arm in arms}
+    arms = sorted(arms, key=cost.get, reverse=True)  # the long ones first, so that no core waits for one at the end
+    started, done, errors = time.time(), [], {}
+
+    def report(arm: Arm, seconds: float, error: BaseException | None) -> None:
+        done.append(arm)
+        if error is not None:
+            errors[arm] = error
+        left = (time.time() - started) * (sum(cost.values()) / sum(cost[a] for a in done) - 1) / 60
+        result = f"FAILED: {error}" if error else f"{run_arm(arm, scale, split).accuracy:.1%} right"
+        print(
+            f"[{len(done)}/{len(arms)}] {arm.student} {arm.recipe} seed {arm.seed}: {result}, {seconds:.0f} s; "
+            f"about {abs(left):.1f} min left",
+            flush=True,
+        )
+
+    if torch.cuda.is_available():
+        for arm in arms:
+            try:
+                report(arm, _timed(arm, scale, split), None)
+            except Exception as error:
+                report(arm, 0, error)
+    else:
+        # Spawned, as a fork of a process that has used torch may hang.
+        pool = ProcessPoolExecutor(
+            min(len(arms), n_cores()), multiprocessing.get_context("spawn"), initializer=_start_worker
+        )
+        with pool:
+            futures = {pool.submit(_timed, arm, scale, split): arm for arm in arms}
+            for future in as_completed(futures):
+                error = future.exception()
+                report(futures[future], 0 if error else future.result(), error)
+    if errors:
+        arm, error = next(iter(errors.items()))
+        raise RuntimeError(
+            f"{len(errors)} of {len(arms)} arms failed; the first, {arm.student} {arm.recipe} seed {arm.seed}: {error}. "
+            "The others are stored: mend the cause and run again"
+        ) from error
+
+
+def _timed(arm: Arm, scale: Scale, split: str) -> float:
+    started = time.time()
+    run_arm(arm, scale, split)
+    return time.time() - started
+
+
+def n_cores() -> int:
+    """The cores that this process may use (`taskset` and job schedulers give fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_worker() -> None:
+    """One thread, no chatter, and an end to this process when its parent is gone (a killed notebook)."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _cost(arm: Arm) -> float:
+    """Relative time of an arm, for the minutes left: about the root of the size, more for longer traces."""
+    return n_params(arm.student) ** 0.6 * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
+
+
+def _items(arm: Arm, scores: Scores) -> pd.DataFrame:
+    facts = {"student": arm.student, "params": n_params(arm.student), "recipe": arm.recipe, "alpha": arm.alpha}
+    return scores.items[COLUMNS].assign(**facts, seed=arm.seed)

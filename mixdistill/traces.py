@@ -1,0 +1,118 @@
+"""Traces: worked solutions by teachers, as a `datasets.Dataset` with one row a trace.
+
+Columns: `problem_id`, `question`, `response`, `teacher`, `style`, `kind`. Two trace sets are about the same problem where
+their `problem_id` is the same.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from random import Random
+
+from datasets import Dataset
+
+from mixdistill.grade import KINDS, final_answer
+from mixdistill.pocket import world
+from mixdistill.problems import load_table, pocket_mysteries, require_columns
+
+COLUMNS = ("problem_id", "question", "response", "teacher", "style", "kind")
+
+
+def load_traces(
+    source: str,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    kind: str = "math",
+    style: str = "",
+    revision: str | None = None,
+) -> Dataset:
+    """Load a trace set.
+
+    Arguments:
+        source: `pocket/long` or `pocket/short`; or a local .json/.jsonl/.parquet/.csv file; or a Hub data set id, such as
+            `UWNSL/MATH_training_split_long_cot` (columns `problem` and `solution`).
+        n: how many; None means all (1,000 in the pocket world).
+        seed: pocket world only: which problems are drawn, and where the long teacher slips. `pocket/long` and
+            `pocket/short` of one seed are about the same problems.
+        split, revision: of a Hub data set.
+        columns: names of the columns that hold `question`, `response` and, if there is one, `problem_id`. Without a
+            `problem_id` the question's text is the identity.
+        kind: how the answer is written and asked for: `math` or `gsm8k`.
+        style: a label for the set, such as `long`.
+
+    Raises:
+        ValueError: unknown source, style or column; no rows; a trace that is empty or holds no final answer.
+    """
+    if n is not None and n < 1:
+        raise ValueError(f"n is {n}: ask for at least 1 trace, or None for all")
+    if source.startswith("pocket/"):
+        style = source.removeprefix("pocket/")
+        if style not in world.STYLES:
+            raise ValueError(f"unknown traces {source!r}: the pocket world has pocket/long and pocket/short")
+        return pocket_traces(style, n or 1000, seed)
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(KINDS)}")
+    names = {"question": "question", "response": "response", **(columns or {})}
+    table = load_table(source, split, revision)
+    require_columns(table, list(names.values()), source)
+    rows = [
+        {
+            "problem_id": str(row[names["problem_id"]]) if "problem_id" in names else _text_id(row[names["question"]]),
+            "question": row[names["question"]],
+            "response": row[names["response"]],
+            "teacher": source,
+            "style": style,
+            "kind": kind,
+        }
+        for row in table.select(range(min(n or len(table), len(table))))
+    ]
+    return check_traces(Dataset.from_list(rows))
+
+
+def pocket_traces(style: str, n: int, seed: int) -> Dataset:
+    """`n` traces of the pocket world's short or long teacher, a third of the problems from each tier."""
+    rng = Random(f"slips/{seed}")
+    rows = []
+    for mystery in pocket_mysteries(n, "train", list(world.LEVELS), seed):
+        response = world.short_trace(mystery) if style == "short" else world.long_trace(mystery, rng)
+        rows.append(
+            {
+                "problem_id": f"train/{mystery.text}",
+                "question": mystery.text,
+                "response": response,
+                "teacher": f"pocket/{style}",
+                "style": style,
+                "kind": "pocket",
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+def check_traces(traces: Dataset) -> Dataset:
+    """Return `traces` as they are; raise ValueError if a column is missing or a trace has no final answer."""
+    missing = [name for name in COLUMNS if name not in traces.column_names]
+    if missing:
+        raise ValueError(
+            f"the traces have no column {', '.join(map(repr, missing))}, only {', '.join(traces.column_names)}: "
+            "read them with load_traces(..., columns={'question': ..., 'response': ...})"
+        )
+    if len(traces) == 0:
+        raise ValueError("the traces hold no rows: give at least one")
+    bad = [
+        i
+        for i, (response, kind) in enumerate(zip(traces["response"], traces["kind"], strict=True))
+        if not response or final_answer(response, kind) is None
+    ]
+    if bad:
+        kind = traces["kind"][bad[0]]
+        raise ValueError(
+            f"{len(bad)} of {len(traces)} traces hold no final answer of kind {kind!r} (the first: rows {bad[:5]}): drop them "
+            "with traces.filter(...), or name the right column or kind"
+        )
+    return traces
+
+
+def _text_id(question: str) -> str:
+    return hashlib.sha256(question.strip().encode()).hexdigest()[:16]

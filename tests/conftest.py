@@ -1,0 +1,100 @@
+"""Fixtures: a run store of the test's own, and random-weight Qwen2 and Llama students with a real byte-level BPE tokenizer."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network; read when transformers is imported
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+REPO = Path(__file__).parents[1]
+SHARED_BENCHMARKS = REPO.parent / "shared" / "benchmarks"
+
+# The part of Qwen2.5's template that matters here: a role header, and a newline after the stop token.
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEXT = [
+    "What is 12 plus 30? It is \\boxed{42}.",
+    "Solve the following math problem. Final Answer: \\boxed{7}",
+    "user assistant",
+]
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch) -> Path:
+    """Every test has a run store of its own."""
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def bpe_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(TEXT * 20, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
+    )
+
+
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory, bpe_tokenizer) -> str:
+    """Folder of a random Qwen2 with tied embeddings and grouped-query attention."""
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=len(bpe_tokenizer), tie_word_embeddings=True, **SHAPE)
+    return _save(Qwen2ForCausalLM(config), bpe_tokenizer, tmp_path_factory.mktemp("models") / "toy-qwen")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory, bpe_tokenizer) -> str:
+    """Folder of a random Llama with a head of its own."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(bpe_tokenizer), tie_word_embeddings=False, **SHAPE)
+    return _save(LlamaForCausalLM(config), bpe_tokenizer, tmp_path_factory.mktemp("models") / "toy-llama")
+
+
+def _save(model, tokenizer, folder: Path) -> str:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def math_traces(tmp_path) -> Path:
+    """A JSONL file with the columns of the published trace sets."""
+    rows = [{"problem": f"What is {n} plus 30?", "solution": f"It is \\boxed{{{n + 30}}}."} for n in range(12)]
+    return write_jsonl(tmp_path / "traces.jsonl", rows)
+
+
+@pytest.fixture
+def math_problems(tmp_path) -> Path:
+    rows = [{"problem": f"What is {n} plus 20?", "answer": str(n + 20)} for n in range(6)]
+    return write_jsonl(tmp_path / "problems.jsonl", rows)
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -1,0 +1,44 @@
+import pytest
+from conftest import write_jsonl
+
+from mixdistill import load_traces
+from mixdistill.traces import COLUMNS
+
+
+def test_long_and_short_of_one_seed_are_about_the_same_problems():
+    long_traces, short_traces = (load_traces(f"pocket/{style}", n=60, seed=3) for style in ("long", "short"))
+    assert long_traces["problem_id"] == short_traces["problem_id"]
+    assert long_traces["response"] != short_traces["response"]
+    assert load_traces("pocket/long", n=60, seed=3)["response"] == long_traces["response"]
+    assert load_traces("pocket/long", n=60, seed=4)["problem_id"] != long_traces["problem_id"]
+
+
+def test_a_published_trace_set_keeps_its_text_and_is_matched_by_question(math_traces):
+    traces = load_traces(str(math_traces), columns={"question": "problem", "response": "solution"}, style="long")
+    assert tuple(traces.column_names) == COLUMNS
+    assert traces["response"][2] == "It is \\boxed{32}."
+    assert len(set(traces["problem_id"])) == 12
+
+
+def test_a_trace_without_answer_is_refused_with_its_row(tmp_path):
+    rows = [{"question": "q", "response": "\\boxed{1}"}, {"question": "r", "response": "I do not know."}]
+    with pytest.raises(ValueError, match=r"1 of 2 traces hold no final answer .* rows \[1\]"):
+        load_traces(str(write_jsonl(tmp_path / "t.jsonl", rows)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "pocket/medium"}, "pocket/long and pocket/short"),
+        ({"source": "pocket/long", "n": 0}, "at least 1"),
+        ({"source": "no/such/file.jsonl"}, "there is no file"),
+    ],
+)
+def test_bad_requests_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_traces(**arguments)
+
+
+def test_a_missing_column_is_refused(math_traces):
+    with pytest.raises(ValueError, match=r"no column 'question', 'response', only problem, solution"):
+        load_traces(str(math_traces))
