@@ -277,7 +277,12 @@ def load_checkpoint(folder: Path, parameters, optimizer) -> tuple[int, list[dict
     path = folder / "checkpoint.pt"
     if not path.is_file():
         return 0, [], 0.0
-    state = torch.load(path, weights_only=True)  # tensors and numbers only
+    try:
+        state = torch.load(path, weights_only=True)  # tensors and numbers only
+    except Exception as error:  # torch has many for a damaged file
+        raise ValueError(
+            f"{str(path)!r} is damaged ({type(error).__name__}): delete the folder {str(folder)!r} and run again"
+        ) from error
     for parameter, saved in zip(parameters, state["parameters"], strict=True):
         parameter.data.copy_(saved)
     optimizer.load_state_dict(state["optimizer"])

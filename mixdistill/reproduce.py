@@ -12,6 +12,7 @@ import pandas as pd
 import papermill
 from traitlets.config import Config
 
+from mixdistill import stats
 from mixdistill.plots import figures_dir
 from mixdistill.runs import REPO, runs_dir, shown
 from mixdistill.scales import SCALES, get_scale
@@ -41,6 +42,8 @@ def reproduce(scale: str, n_seeds: int = 0, publish: bool = False) -> None:
     if publish:
         for name in NOTEBOOKS:
             publish_notebook(folder / f"{name}.ipynb", REPO / "notebooks" / f"{name}.ipynb")
+        readme = REPO / "README.md"
+        readme.write_text(with_results(readme.read_text()))
     report(scale, folder, time.time() - started)
 
 
@@ -79,19 +82,35 @@ def publish_notebook(executed: Path, target: Path) -> None:
     target.write_text(text + "\n")
 
 
+def with_results(readme: str) -> str:
+    """The README with its table of results, between two marks, as `figures/data/` has it."""
+    before, mark, rest = readme.partition("<!-- results -->\n")
+    _, end, after = rest.partition("<!-- /results -->")
+    if not (mark and end):
+        raise ValueError("README.md lacks the marks <!-- results --> and <!-- /results -->: put them around its table")
+    accuracy = pd.read_csv(figures_dir("pocket") / "data" / "learnability_gap.csv")
+    gaps = pd.read_csv(figures_dir("pocket") / "data" / "gaps.csv").set_index(["student", "contrast"])
+    wide = accuracy.pivot(index=["params", "student"], columns="recipe", values="accuracy")
+    columns = ["untouched", "short", "long", "mix_long"]
+    lines = [
+        "| student | " + " | ".join(columns) + " | long - short | mix_long - better of the two |",
+        "|---|" + "---|" * 6,
+    ]
+    for (params, student), row in wide.iterrows():
+        cells = [f"{student}, {params / 1000:.0f}k", *(f"{row[column]:.1%}" for column in columns)]
+        for contrast in ("long-short", "mix_long-best"):
+            gap = 100 * gaps.loc[(student, contrast), ["delta", "ci_low", "ci_high"]].astype(float)
+            cells.append(f"{gap['delta']:+.1f} [{gap['ci_low']:+.1f}, {gap['ci_high']:+.1f}]")
+        lines.append("| " + " | ".join(cells) + " |")
+    return before + mark + "\n".join(lines) + "\n" + end + after
+
+
 def report(scale: str, notebooks: Path, seconds: float) -> None:
     """Print the table of gaps and where everything lies."""
     figures = figures_dir(scale)
-    gaps = pd.read_csv(figures / "data" / "gaps.csv")
-    table = gaps.assign(
-        delta=[f"{100 * value:+.1f}" for value in gaps["delta"]],
-        interval=[
-            f"[{100 * low:+.1f}, {100 * high:+.1f}]" for low, high in zip(gaps["ci_low"], gaps["ci_high"], strict=True)
-        ],
-    ).rename(columns={"delta": "delta, points", "interval": "95% interval"})
-    columns = ["student", "params", "contrast", "delta, points", "95% interval", "n_problems", "n_seeds"]
-    print(f"\nGaps, scale {scale} (accuracy of one recipe minus another):\n")
-    print(table[columns].to_string(index=False))
+    gaps = stats.readable_gaps(pd.read_csv(figures / "data" / "gaps.csv"))
+    print(f"\nGaps, scale {scale}: accuracy of one recipe minus another, in points\n")
+    print(gaps.to_string(index=False))
     print("\nFigures:")
     for path in sorted(figures.glob("*.png")):
         print(f"  {shown(path)}")
@@ -112,6 +131,8 @@ def main() -> None:
         reproduce(args.scale, args.seeds, args.publish)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped: what was finished is stored, the same command goes on from there")
     except papermill.PapermillExecutionError as error:
         sys.exit(
             f"\nerror: cell {error.exec_count} of a notebook failed: {error.ename}: {error.evalue}\n"

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,11 @@ def write_json(path: Path, content: dict) -> None:
 def replace(path: Path, write) -> None:
     """Let `write` write a temporary file or folder, then put it in the place of `path` in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write(temporary)
+    try:
+        write(temporary)
+    except BaseException:  # a full disk: what is half written helps nobody
+        temporary.unlink(missing_ok=True) if not temporary.is_dir() else shutil.rmtree(temporary)
+        raise
     if temporary.is_file():
         with temporary.open("rb") as file:
             os.fsync(file.fileno())

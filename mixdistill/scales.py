@@ -1,5 +1,6 @@
 """The one dial: which students, how much data and how many seeds a study takes."""
 
+import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -44,8 +45,8 @@ SCALES = {
         name="pocket",
         students=POCKET,
         n_seeds=3,
-        n_train=1000,
-        epochs=8,
+        n_train=2000,
+        epochs=4,
         benchmarks=tuple(POCKET_TIERS),
         n_problems=200,
         alphas=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
@@ -109,7 +110,10 @@ def check_parameters(namespace: Mapping[str, object], **types: type) -> None:
     injected = set()
     for cell in namespace.get("In", []):
         if cell.startswith("# Parameters"):  # papermill's mark on the cell that it puts in
-            injected |= {line.split("=")[0].strip() for line in cell.splitlines()[1:] if "=" in line}
+            targets = [
+                target for node in ast.parse(cell).body if isinstance(node, ast.Assign) for target in node.targets
+            ]
+            injected |= {ast.unparse(target) for target in targets}
     unknown = sorted(injected - set(types))
     if unknown:
         raise ValueError(f"unknown notebook parameter {', '.join(unknown)}: this notebook takes {', '.join(types)}")

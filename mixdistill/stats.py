@@ -123,6 +123,27 @@ def gap_table(items: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def readable_gaps(gaps: pd.DataFrame, contrasts: tuple[str, ...] = ()) -> pd.DataFrame:
+    """A gap table for people: points, intervals as text, and what the interval says; only `contrasts`, if any are given."""
+    rows = gaps[gaps["contrast"].isin(contrasts)] if contrasts else gaps
+    verdicts = np.select([rows["ci_low"] > 0, rows["ci_high"] < 0], ["above 0", "below 0"], "undecided")
+    return pd.DataFrame(
+        {
+            "student": rows["student"],
+            "params": rows["params"],
+            "contrast": rows["contrast"],
+            "points": [f"{100 * value:+.1f}" for value in rows["delta"]],
+            "95% interval": [
+                f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+                for low, high in zip(rows["ci_low"], rows["ci_high"], strict=True)
+            ],
+            "verdict": verdicts,
+            "n_problems": rows["n_problems"],
+            "n_seeds": rows["n_seeds"],
+        }
+    ).reset_index(drop=True)
+
+
 def _table(items: pd.DataFrame) -> pd.DataFrame:
     table = items.pivot(index="seed", columns="problem_id", values="correct")
     if table.empty or table.isna().any(axis=None):

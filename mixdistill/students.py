@@ -29,7 +29,8 @@ transformers_logging.disable_progress_bar()  # "Loading weights", once an arm, b
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 # A second thread costs tiny models more than it gives, and one thread makes their sums come out the same on every run.
-ONE_THREAD_BELOW = 10_000_000
+ONE_THREAD_BELOW = 10_000_000  # parameters
+max_threads = torch.get_num_threads()  # for larger models on a CPU; a sweep's workers lower it to 1
 
 
 @dataclass
@@ -71,8 +72,8 @@ def load_student(name: str, revision: str | None = None) -> Student:
     except (OSError, ValueError) as error:
         raise ValueError(_cannot_load(name, error)) from error
     model.to("cuda" if cuda else "cpu").eval()
-    if not cuda and model.num_parameters() < ONE_THREAD_BELOW:
-        torch.set_num_threads(1)
+    if not cuda:
+        torch.set_num_threads(1 if model.num_parameters() < ONE_THREAD_BELOW else max_threads)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     stop = stop_token_id(tokenizer)

@@ -4,14 +4,15 @@ import multiprocessing
 import os
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import lru_cache
-from multiprocessing.connection import wait
+from multiprocessing import connection
 
 import pandas as pd
 import torch
 from datasets import Dataset
 
+from mixdistill import students
 from mixdistill.evaluate import Scores, evaluate, untouched
 from mixdistill.finetune import LoRA, finetune
 from mixdistill.mix import mix
@@ -20,6 +21,7 @@ from mixdistill.scales import Arm, Scale
 from mixdistill.students import n_params
 from mixdistill.traces import load_traces
 
+HEARTBEAT = 30  # seconds without a finished arm until a line says who is at work
 COLUMNS = ["benchmark", "problem_id", "level", "correct", "reason", "finish_reason", "n_tokens"]
 
 
@@ -90,11 +92,12 @@ def _run_all(arms: list[Arm], scale: Scale, split: str) -> None:
         done.append(arm)
         if error is not None:
             errors[arm] = error
-        left = (time.time() - started) * (sum(cost.values()) / sum(cost[a] for a in done) - 1) / 60
+        done_cost = sum(cost[a] for a in done) + sum(cost[a] for a in running(arms, done)) / 2  # half done, on average
+        left = (time.time() - started) * (sum(cost.values()) / done_cost - 1) / 60
         result = f"FAILED: {error}" if error else f"{run_arm(arm, scale, split).accuracy:.1%} right"
         print(
             f"[{len(done)}/{len(arms)}] {arm.student} {arm.recipe} seed {arm.seed}: {result}, {seconds:.0f} s; "
-            f"about {abs(left):.1f} min left",
+            f"about {left:.1f} min left",
             flush=True,
         )
 
@@ -106,20 +109,32 @@ def _run_all(arms: list[Arm], scale: Scale, split: str) -> None:
                 report(arm, 0, error)
     else:
         # Spawned, as a fork of a process that has used torch may hang.
-        pool = ProcessPoolExecutor(
-            min(len(arms), n_cores()), multiprocessing.get_context("spawn"), initializer=_start_worker
-        )
-        with pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(len(arms), n_cores()), context, initializer=_start_worker) as pool:
             futures = {pool.submit(_timed, arm, scale, split): arm for arm in arms}
-            for future in as_completed(futures):
-                error = future.exception()
-                report(futures[future], 0 if error else future.result(), error)
+            try:
+                while futures:
+                    ended = wait(futures, timeout=HEARTBEAT, return_when=FIRST_COMPLETED).done
+                    for future in ended:
+                        error = future.exception()
+                        report(futures.pop(future), 0 if error else future.result(), error)
+                    if not ended:
+                        names = ", ".join(f"{a.student} {a.recipe} seed {a.seed}" for a in running(arms, done))
+                        print(f"    {time.time() - started:.0f} s, at work: {names}", flush=True)
+            except BaseException:  # the user stops the notebook: do not start what waits
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     if errors:
         arm, error = next(iter(errors.items()))
         raise RuntimeError(
             f"{len(errors)} of {len(arms)} arms failed; the first, {arm.student} {arm.recipe} seed {arm.seed}: {error}. "
             "The others are stored: mend the cause and run again"
         ) from error
+
+
+def running(arms: list[Arm], done: list[Arm]) -> list[Arm]:
+    """The arms at work: as many as there are cores, in the order of the list."""
+    return [arm for arm in arms if arm not in done][: n_cores()]
 
 
 def _timed(arm: Arm, scale: Scale, split: str) -> float:
@@ -134,12 +149,12 @@ def n_cores() -> int:
 
 
 def _start_worker() -> None:
-    """One thread, no chatter, and an end to this process when its parent is gone (a killed notebook)."""
-    torch.set_num_threads(1)
+    """One thread, and an end to this process when its parent is gone (a killed notebook)."""
+    students.max_threads = 1
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
-        wait([parent.sentinel])
+        connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -17,6 +17,9 @@ from mixdistill.problems import load_table, pocket_mysteries, require_columns
 COLUMNS = ("problem_id", "question", "response", "teacher", "style", "kind")
 
 
+POCKET_N = 2000
+
+
 def load_traces(
     source: str,
     *,
@@ -33,7 +36,7 @@ def load_traces(
     Arguments:
         source: `pocket/long` or `pocket/short`; or a local .json/.jsonl/.parquet/.csv file; or a Hub data set id, such as
             `UWNSL/MATH_training_split_long_cot` (columns `problem` and `solution`).
-        n: how many; None means all (1,000 in the pocket world).
+        n: how many; None means all (2,000 in the pocket world).
         seed: pocket world only: which problems are drawn, and where the long teacher slips. `pocket/long` and
             `pocket/short` of one seed are about the same problems.
         split, revision: of a Hub data set.
@@ -51,7 +54,7 @@ def load_traces(
         style = source.removeprefix("pocket/")
         if style not in world.STYLES:
             raise ValueError(f"unknown traces {source!r}: the pocket world has pocket/long and pocket/short")
-        return pocket_traces(style, n or 1000, seed)
+        return pocket_traces(style, n or POCKET_N, seed)
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(KINDS)}")
     names = {"question": "question", "response": "response", **(columns or {})}

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from mixdistill import LoRA, finetune, load_student, load_traces, mix
+from mixdistill import LoRA, finetune, load_student, load_traces, mix, runs
 from mixdistill.chat import render_traces
 from mixdistill.finetune import load_trained, response_loss, schedule, trainable_model
 from mixdistill.problems import load_problems
@@ -91,6 +91,26 @@ def test_a_killed_run_goes_on_and_ends_as_if_undisturbed(monkeypatch, tmp_path, 
     file = "adapter/adapter_model.safetensors" if lora else "model/model.safetensors"
     assert same(load_file(resumed.folder / file), load_file(undisturbed.folder / file))
     assert resumed.metrics().equals(undisturbed.metrics())
+
+
+def test_a_damaged_checkpoint_is_named(monkeypatch):
+    run = finetune("pocket/xs", pocket_train(), **SETTINGS)
+    (run.folder / "manifest.json").unlink()
+    (run.folder / "checkpoint.pt").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"checkpoint.pt' is damaged .*: delete the folder"):
+        finetune("pocket/xs", pocket_train(), **SETTINGS)
+
+
+def test_a_full_disk_leaves_the_last_good_file_and_no_rubbish(tmp_path):
+    def fail(path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    runs.write_json(tmp_path / "a.json", {"whole": 1})
+    with pytest.raises(OSError, match="No space left"):
+        runs.replace(tmp_path / "a.json", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert runs.read_json(tmp_path / "a.json") == {"whole": 1}
 
 
 def test_the_loss_is_plain_cross_entropy_over_response_tokens(qwen, llama, math_traces):

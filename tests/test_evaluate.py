@@ -1,0 +1,122 @@
+import importlib
+import json
+
+import pytest
+from conftest import write_jsonl
+
+from mixdistill import LoRA, evaluate, finetune, load_problems, load_traces, open_run
+from mixdistill.pocket.pretrain import STUDENTS_DIR, base_evaluation
+
+evaluation = importlib.import_module("mixdistill.evaluate")
+QUIET = {"progress": False}
+
+
+def test_scores_are_the_mean_of_the_items_with_an_interval_around():
+    scores = evaluate("pocket/s", ["pocket/easy", "pocket/hard"], n=20, **QUIET)
+    table = scores.table().set_index("benchmark")
+    assert list(table.index) == ["pocket/easy", "pocket/hard", "all"]
+    assert list(table["n_problems"]) == [20, 20, 40]
+    assert table.loc["all", "accuracy"] == pytest.approx(scores.items["correct"].mean())
+    assert (table["ci_low"] < table["accuracy"]).all()
+    assert (table["accuracy"] < table["ci_high"]).all()
+    assert "<table" in scores._repr_html_()
+    for item in scores.items.itertuples():
+        assert item.correct == (item.answer == item.gold)
+
+
+def test_the_stored_evaluation_of_the_smallest_student_comes_from_its_weights():
+    stored = json.loads((STUDENTS_DIR / "xs" / "evaluation.json").read_text())
+    # Another processor may round another way, and flip an answer or two of 200.
+    assert base_evaluation(STUDENTS_DIR / "xs") == pytest.approx(stored, abs=0.015)
+
+
+def test_a_second_evaluation_only_reads(monkeypatch):
+    first = evaluate("pocket/xs", ["pocket/easy"], n=8, **QUIET)
+    monkeypatch.setattr(evaluation, "load_trained", None)
+    assert evaluate("pocket/xs", ["pocket/easy"], n=8, **QUIET).items.equals(first.items)
+    assert evaluate("pocket/xs", ["pocket/easy"], n=9, stored_only=True) is None
+
+
+def test_a_killed_evaluation_goes_on_and_ends_as_if_undisturbed(monkeypatch, tmp_path):
+    arguments = {"benchmarks": ["pocket/easy", "pocket/hard"], "n": 20, "batch_size": 7, "progress": False}
+    undisturbed = evaluate("pocket/xs", **arguments)
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "killed"))
+    complete, calls = evaluation.complete, []
+
+    def die_in_batch_4(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return complete(*arguments)
+
+    monkeypatch.setattr(evaluation, "complete", die_in_batch_4)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("pocket/xs", **arguments)
+    (file,) = (tmp_path / "killed").rglob("generations.jsonl")
+    file.write_text(file.read_text()[:-40])  # as a kill in the middle of a write leaves it
+    resumed = evaluate("pocket/xs", **arguments)
+    assert len(calls) == 4 + 4  # of 6 batches two were whole
+    assert resumed.items.equals(undisturbed.items)
+    assert (resumed.folder / "scores.json").read_text() == (undisturbed.folder / "scores.json").read_text()
+
+
+def test_the_same_lines_serve_a_real_architecture_and_files(qwen, math_traces, math_problems):
+    train = load_traces(str(math_traces), columns={"question": "problem", "response": "solution"})
+    run = finetune(qwen, train, lora=LoRA(r=16), lr=1e-2, epochs=60, batch_size=4, **QUIET)
+    problems = load_problems(str(math_problems), columns={"question": "problem"})
+    scores = evaluate(run, [problems], max_new_tokens=24, **QUIET)
+    assert scores.items["finish_reason"].eq("stop").any()
+    assert scores.items["answer"].notna().any()  # it has learnt to box an answer
+    untouched = evaluate(qwen, [problems], max_new_tokens=24, **QUIET)
+    assert untouched.items["reason"].eq("no_answer").all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"run": "pocket/huge", "benchmarks": ["pocket/easy"]}, "unknown student 'pocket/huge'"),
+        ({"run": "pocket/xs", "benchmarks": []}, "nothing to evaluate"),
+        ({"run": "pocket/xs", "benchmarks": ["pocket/none"]}, "unknown benchmark 'pocket/none'"),
+        ({"run": "pocket/xs", "benchmarks": ["pocket/easy", "pocket/easy"]}, "give each once"),
+        (
+            {"run": "pocket/xs", "benchmarks": ["pocket/easy"], "max_new_tokens": 250},
+            "exceed the student's context of 256",
+        ),
+    ],
+)
+def test_bad_requests_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(**arguments)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(qwen, tmp_path):
+    file = write_jsonl(tmp_path / "long.jsonl", [{"question": "12 plus 30? " * 400, "answer": "42"}])
+    with pytest.raises(ValueError, match=r"1 of 1 prompts .* exceed the student's context of 512"):
+        evaluate(qwen, [load_problems(str(file))])
+
+
+def test_damaged_run_folders_are_refused_with_what_to_do(store, tmp_path):
+    run = finetune("pocket/xs", load_traces("pocket/short", n=4), epochs=1, **QUIET)
+    scores = evaluate(run, ["pocket/easy"], n=4, **QUIET)
+
+    empty = store / "empty"
+    empty.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"empty' is empty: give the folder of a finished run"):
+        evaluate(str(empty), ["pocket/easy"])
+    with pytest.raises(ValueError, match="does not exist"):
+        open_run(store / "nothing")
+
+    (scores.folder / "generations.jsonl").write_text('{"index": 0}\n')
+    with pytest.raises(ValueError, match=r"holds 1 completions for 4 problems: delete the folder"):
+        evaluate(run, ["pocket/easy"], n=4)
+
+    (run.folder / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="has lost its adapter: delete the folder"):
+        evaluate(run, ["pocket/hard"], n=4)
+
+    (run.folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"has not finished \(no manifest.json\): call finetune"):
+        open_run(run.folder)
+    (run.folder / "config.json").write_text('{"student": ')
+    with pytest.raises(ValueError, match=r"config.json' is damaged .*: delete the folder"):
+        open_run(run.folder)

@@ -1,0 +1,107 @@
+"""Every notebook runs alone, headless, at the smallest scale; and the committed ones are fit to be read."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+from conftest import REPO
+
+from mixdistill.reproduce import NOTEBOOKS, execute, publish_notebook
+
+FOLDER = REPO / "notebooks"
+# The tour shows stored results, and those of the pocket scale are committed.
+SCALE = {"00_tour": "pocket"}
+
+
+def test_the_list_of_notebooks_is_complete():
+    assert sorted(NOTEBOOKS) == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("name", sorted(NOTEBOOKS))
+def test_each_notebook_runs_alone(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it does not depend on the working directory
+    executed = tmp_path / "executed.ipynb"
+    execute(FOLDER / f"{name}.ipynb", executed, {"SCALE": SCALE.get(name, "smoke")})
+    outputs = [output for cell in nbformat.read(executed, 4).cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [output["text"] for output in outputs if output.get("name") == "stderr"]
+    published = tmp_path / "published.ipynb"
+    publish_notebook(executed, published)  # refuses paths of this machine
+    assert str(Path.home()) not in published.read_text()
+
+
+def test_the_gap_notebook_writes_the_two_tables(tmp_path):
+    data = REPO / "figures" / "smoke" / "data"
+    for path in data.glob("*.csv"):
+        path.unlink()
+    execute(FOLDER / "02_learnability_gap.ipynb", tmp_path / "out.ipynb", {"SCALE": "smoke", "SEEDS": 1})
+    check_tables(data, n_students=2, n_seeds=1, n_problems=24)
+
+
+def test_the_committed_tables_have_the_promised_form():
+    check_tables(REPO / "figures" / "data", n_students=4, n_seeds=5, n_problems=600)
+
+
+def check_tables(data: Path, n_students: int, n_seeds: int, n_problems: int) -> None:
+    counts = ["ci_low", "ci_high", "n_problems", "n_seeds"]
+    accuracy, gaps = pd.read_csv(data / "learnability_gap.csv"), pd.read_csv(data / "gaps.csv")
+    assert list(accuracy) == ["student", "params", "recipe", "accuracy", *counts]
+    assert list(gaps) == ["student", "params", "contrast", "delta", *counts]
+    assert len(accuracy) == len(gaps) == 4 * n_students
+    assert set(accuracy["recipe"]) == {"untouched", "short", "long", "mix_long"}
+    assert set(gaps["contrast"]) == {"long-short", "mix_long-short", "mix_long-long", "mix_long-best"}
+    assert accuracy["accuracy"].between(accuracy["ci_low"], accuracy["ci_high"]).all()
+    assert gaps["delta"].between(gaps["ci_low"], gaps["ci_high"]).all()
+    assert set(accuracy["n_problems"]) == set(gaps["n_problems"]) == {n_problems}
+    assert set(gaps["n_seeds"]) == {n_seeds}
+    # Both tables tell one story.
+    wide = accuracy.pivot(index="student", columns="recipe", values="accuracy")
+    for row in gaps[gaps["contrast"] == "long-short"].itertuples():
+        assert row.delta == pytest.approx(wide.loc[row.student, "long"] - wide.loc[row.student, "short"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"SCALE": "galaxy"}, "unknown scale 'galaxy': use one of smoke, pocket"),
+        (
+            {"SCALE": "smoke", "ALPHAA": 0.3},
+            "unknown notebook parameter ALPHAA: this notebook takes SCALE, SEEDS, STUDENT, ALPHA",
+        ),
+        ({"SCALE": "smoke", "ALPHA": "much"}, "ALPHA is 'much', a str: give a float"),
+        ({"SCALE": "smoke", "ALPHA": 1.5}, "alpha is 1.5: it is a share of the problems"),
+        ({"SCALE": "smoke", "STUDENT": "pocket/xxl"}, "unknown student 'pocket/xxl'"),
+    ],
+)
+def test_bad_parameters_are_refused_before_anything_runs(parameters, message, tmp_path, store):
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        papermill.execute_notebook(
+            FOLDER / "03_mix_distillation.ipynb", tmp_path / "out.ipynb", parameters, progress_bar=False, cwd=REPO
+        )
+    assert message in error.value.evalue
+    assert not store.exists() or not list(store.rglob("config.json"))
+
+
+@pytest.mark.parametrize("name", sorted(NOTEBOOKS))
+def test_the_committed_notebooks_follow_the_rules(name):
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
+    first, *code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert first.metadata.tags == ["parameters"]
+    for line in first.source.splitlines():
+        assert re.fullmatch(r"[A-Z]+: (str|int|float) = \S+  # .+", line), line
+    declared = [line.split(":")[0] for line in first.source.splitlines()]
+    check = next(cell.source for cell in code if "check_parameters" in cell.source)
+    for parameter in declared:
+        assert re.search(rf"check_parameters\(.*\b{parameter}=", check)
+    header = notebook.cells[0].source
+    assert all(
+        word in header for word in ("What you will learn", "Prerequisites", "Time", "Hardware", "Reads", "Writes")
+    )
+    outputs = [output for cell in code for output in cell.outputs]
+    assert outputs, "commit the notebook with its outputs: make publish"
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    text = (FOLDER / f"{name}.ipynb").read_text()
+    assert not re.search(r"(?<![\w.])/(home|root|Users|work|tmp)/", text)

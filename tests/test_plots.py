@@ -1,0 +1,35 @@
+import pandas as pd
+import pytest
+
+from mixdistill import plots
+
+
+@pytest.fixture
+def figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "FIGURES", tmp_path)
+    return tmp_path
+
+
+def test_every_committed_figure_is_redrawn_from_its_csv(figures, monkeypatch):
+    names = {path.name for path in (plots.REPO / "figures").glob("*.png")}
+    (figures / "data").symlink_to(plots.REPO / "figures" / "data")
+    drawn = plots.redraw()
+    assert {path.rsplit("/", 1)[-1] for path in drawn} == names
+    assert all(path.stat().st_size > 10_000 for path in figures.glob("*.png"))
+
+
+def test_without_data_the_reader_is_told_what_to_run(figures):
+    with pytest.raises(ValueError, match=r"lacks alpha_sweep, .*: run make reproduce first"):
+        plots.redraw()
+
+
+def test_the_headline_figure_shows_all_recipes_with_error_bars_and_the_guess():
+    accuracy = pd.read_csv(plots.REPO / "figures/data/learnability_gap.csv")
+    gaps = pd.read_csv(plots.REPO / "figures/data/gaps.csv")
+    figure = plots.learnability_gap(accuracy, gaps, guess=[-30, None, 0, 5])
+    left, right = figure.axes
+    assert len(left.containers) == 4
+    assert len(right.containers) == 2
+    assert "your guess of long - short" in [text.get_text() for text in right.get_legend().get_texts()]
+    caption = figure.texts[0].get_text()
+    assert f"n = {accuracy['n_problems'].max()} test problems" in caption

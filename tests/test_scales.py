@@ -1,0 +1,49 @@
+import pytest
+
+from mixdistill import check_parameters, get_scale
+from mixdistill.mix import RECIPES
+from mixdistill.scales import SCALES, alpha_arms, gap_arms, recipe_arm
+
+INJECTED = "# Parameters\nALPHAA = 0.3\nSCALE = 'smoke'\n"
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_every_student_gets_every_recipe_with_every_seed(name):
+    scale = get_scale(name, 3)
+    arms = gap_arms(scale)
+    assert len(set(arms)) == len(arms) == len(scale.students) * (1 + 3 * len(RECIPES))
+    assert len(alpha_arms(scale, scale.alpha_student, scale.alphas)) == 3 * len(scale.alphas)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: get_scale("galaxy"), "unknown scale 'galaxy': use one of smoke, pocket"),
+        (lambda: get_scale("pocket", -1), "number of seeds is -1"),
+        (lambda: recipe_arm("pocket/xs", "medium", 0), "unknown recipe 'medium': use one of short, long, mix_long"),
+    ],
+)
+def test_unknown_names_are_refused_with_what_is_allowed(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_notebook_parameters_of_the_right_type_pass():
+    check_parameters({"SCALE": "smoke", "ALPHA": 1, "In": ["", "x = 1"]}, SCALE=str, ALPHA=float)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "message"),
+    [
+        (
+            {"SCALE": "smoke", "ALPHA": 0.2, "In": ["", INJECTED]},
+            "unknown notebook parameter ALPHAA: this notebook takes SCALE, ALPHA",
+        ),
+        ({"SCALE": "smoke", "ALPHA": "0.2", "In": []}, "ALPHA is '0.2', a str: give a float"),
+        ({"SCALE": 3, "ALPHA": 0.2, "In": []}, "SCALE is 3, a int: give a str"),
+        ({"SCALE": "smoke", "ALPHA": True, "In": []}, "ALPHA is True, a bool: give a float"),
+    ],
+)
+def test_unknown_or_mistyped_notebook_parameters_are_refused(namespace, message):
+    with pytest.raises(ValueError, match=message):
+        check_parameters(namespace, SCALE=str, ALPHA=float)
