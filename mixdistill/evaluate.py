@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -109,7 +109,9 @@ def _evaluate(
     file = folder / "generations.jsonl"
     done = _finished_batches(file, batches)
     for number, batch in enumerate(batches[done:], start=done + 1):
-        completions = complete(student, [prompts[i] for i in batch], room, sampling)
+        # Each batch has a seed of its own, so that a resumed evaluation samples what an undisturbed one does.
+        choice = replace(sampling, seed=sampling.seed + number)
+        completions = complete(student, [prompts[i] for i in batch], room, choice)
         rows = []
         for i, completion in zip(batch, completions, strict=True):
             problem = problems[i]

@@ -22,9 +22,9 @@ from mixdistill.traces import check_traces
 # Raised whenever the same configuration would train another student than before, so that old runs are not taken for new.
 TRAINING_VERSION = 1
 
-# LoRA learning rate of the pocket students: of 2e-3 .. 2e-2 the one with the best mean accuracy over short, long and
+# LoRA learning rate of the pocket students: of 2e-3 .. 3.2e-2 the one with the best mean accuracy over short, long and
 # mix_long on development problems (`python -m mixdistill.pocket.choose_lr`).
-POCKET_LR = {"pocket/xs": 1e-2, "pocket/s": 5e-3, "pocket/m": 5e-3, "pocket/l": 3e-3}
+POCKET_LR = {"pocket/xs": 1.6e-2, "pocket/s": 4e-3, "pocket/m": 1.6e-2, "pocket/l": 1.6e-2}
 LORA_LR, FULL_LR = 1e-4, 1e-5  # the paper's, for everybody else
 BETAS = (0.9, 0.98)  # 0.999 would average over more steps than a short run has
 LOG_EVERY = 10  # steps
@@ -187,7 +187,7 @@ def train_run(run: Run, train: Dataset, lora: LoRA | None, checkpoint_every: int
             left = (spoke - started) / step * (n_steps - step) / 60
             print(f"{run.folder.name}: step {step}/{n_steps}, loss {loss.item():.3f}, {left:.1f} min left", flush=True)
 
-    save_trained(run.folder, model, config["student"], lora)
+    save_trained(run.folder, model, student, lora)
     runs.replace(
         run.folder / "metrics.jsonl", lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in log))
     )
@@ -290,15 +290,20 @@ def load_checkpoint(folder: Path, parameters, optimizer) -> tuple[int, list[dict
     return state["step"], state["log"], state["seconds"]
 
 
-def save_trained(folder: Path, model: torch.nn.Module, student: str, lora: LoRA | None) -> None:
-    """Write `adapter/`, or `model/` after full fine-tuning."""
+def save_trained(folder: Path, model: torch.nn.Module, student: Student, lora: LoRA | None) -> None:
+    """Write `adapter/`, or after full fine-tuning `model/`, which can be a student itself."""
+
+    def write(path: Path) -> None:
+        if lora is None:
+            model.save_pretrained(path)
+            student.tokenizer.save_pretrained(path)
+        else:
+            model.peft_config["default"].base_model_name_or_path = student.name  # not a path of this machine
+            model.save_pretrained(path, save_embedding_layers=False)
+
     target = folder / ("model" if lora is None else "adapter")
     shutil.rmtree(target, ignore_errors=True)  # of a run killed between here and its manifest
-    if lora is None:
-        runs.replace(target, model.save_pretrained)
-        return
-    model.peft_config["default"].base_model_name_or_path = student  # not a path of this machine
-    runs.replace(target, lambda path: model.save_pretrained(path, save_embedding_layers=False))
+    runs.replace(target, write)
 
 
 def load_trained(run: Run) -> Student:

@@ -72,7 +72,7 @@ def learnability_gap(accuracy: pd.DataFrame, gaps: pd.DataFrame, guess: list[flo
     left.set_ylabel("accuracy on test problems")
     right.set_ylabel("difference in accuracy")
     left.set_title("What each student learns from each kind of trace")
-    right.set_title("Below 0: the simpler teacher is the better one")
+    right.set_title("The gap, and what the mix adds")
     for axes in (left, right):
         _size_axis(axes, sizes)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -129,9 +129,17 @@ def load_table(source: str, split: str, revision: str | None = None) -> Dataset:
 
 
 def require_columns(table: Dataset, needed: list[str], source: str) -> None:
+    """Raise ValueError if a column is missing, or empty in some row."""
     missing = [name for name in needed if name not in table.column_names]
     if missing:
         raise ValueError(
             f"{source!r} has no column {', '.join(map(repr, missing))}, only {', '.join(table.column_names)}: "
             "name the right ones with columns={'question': ..., ...}"
         )
+    for name in needed:
+        empty = [i for i, value in enumerate(table[name]) if value is None or value == ""]
+        if empty:
+            raise ValueError(
+                f"column {name!r} of {source!r} is empty in {len(empty)} of {len(table)} rows (the first: {empty[:5]}): "
+                "fill or drop them"
+            )

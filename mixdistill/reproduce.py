@@ -66,9 +66,13 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
 
 
 def publish_notebook(executed: Path, target: Path) -> None:
-    """Put an executed notebook in the place of the committed one, without times and paths of this machine."""
+    """Put an executed notebook in the place of the committed one, without times and paths of this machine.
+
+    The cell that papermill has put in goes too: whoever runs the notebook next gets the parameters that it shows.
+    """
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("papermill", None)
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)

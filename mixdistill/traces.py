@@ -17,7 +17,7 @@ from mixdistill.problems import load_table, pocket_mysteries, require_columns
 COLUMNS = ("problem_id", "question", "response", "teacher", "style", "kind")
 
 
-POCKET_N = 2000
+POCKET_N = 1600
 
 
 def load_traces(
@@ -36,7 +36,7 @@ def load_traces(
     Arguments:
         source: `pocket/long` or `pocket/short`; or a local .json/.jsonl/.parquet/.csv file; or a Hub data set id, such as
             `UWNSL/MATH_training_split_long_cot` (columns `problem` and `solution`).
-        n: how many; None means all (2,000 in the pocket world).
+        n: how many; None means all (1,600 in the pocket world).
         seed: pocket world only: which problems are drawn, and where the long teacher slips. `pocket/long` and
             `pocket/short` of one seed are about the same problems.
         split, revision: of a Hub data set.

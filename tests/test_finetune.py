@@ -159,7 +159,9 @@ def test_a_real_architecture_trains_saves_and_reloads(qwen, llama, math_traces, 
         ids = torch.arange(3, 40)[None]
         trained = load_trained(run).model(ids).logits
         assert not torch.allclose(trained, load_student(name).model(ids).logits)
-        if lora:  # plain peft reads what we wrote, and it names no path of this machine but the student
+        if lora is None:  # the trained model is a student like any other
+            torch.testing.assert_close(load_student(str(run.folder / "model")).model(ids).logits, trained)
+        else:  # plain peft reads what we wrote, and it names no path of this machine but the student
             plain = PeftModel.from_pretrained(load_student(name).model, run.folder / "adapter")
             torch.testing.assert_close(plain(ids).logits, trained)
             config = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())

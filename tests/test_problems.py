@@ -1,5 +1,5 @@
 import pytest
-from conftest import SHARED_BENCHMARKS
+from conftest import SHARED_BENCHMARKS, write_jsonl
 
 from mixdistill import load_problems
 from mixdistill.problems import POCKET_TIERS
@@ -58,6 +58,12 @@ def test_bad_requests_are_refused_with_what_is_allowed(arguments, message):
 def test_a_missing_column_is_named_with_those_that_exist(math_problems):
     with pytest.raises(ValueError, match=r"no column 'question', only problem, answer"):
         load_problems(str(math_problems))
+
+
+def test_a_row_without_the_column_is_refused_with_its_number(tmp_path):
+    rows = [{"question": "q", "answer": "1"}, {"question": "r"}]
+    with pytest.raises(ValueError, match=r"column 'answer' of .* is empty in 1 of 2 rows \(the first: \[1\]\)"):
+        load_problems(str(write_jsonl(tmp_path / "gap.jsonl", rows)))
 
 
 @pytest.mark.parametrize("text", ["", "this is no JSON"])

@@ -15,7 +15,7 @@ from mixdistill.scales import get_scale, recipe_arm
 from mixdistill.students import POCKET
 from mixdistill.sweep import sweep
 
-GRID = (2e-3, 4e-3, 8e-3)
+GRID = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 SEED = 1000  # far from the study's seeds, so that its training sets are not chosen on
 
 
