@@ -95,7 +95,7 @@ def render_traces(tokenizer: PreTrainedTokenizerBase, traces: Dataset, max_token
     """
     if too_long not in ("error", "drop"):
         raise ValueError(f"too_long is {too_long!r}: use 'error', or 'drop' to leave longer examples out")
-    rows = zip(traces["question"], traces["response"], traces["kind"], strict=True)
+    rows = zip(traces["question"][:], traces["response"][:], traces["kind"][:], strict=True)
     examples = [render(tokenizer, question, response, kind) for question, response, kind in rows]
     long = [i for i, example in enumerate(examples) if len(example.input_ids) > max_tokens]
     if long and too_long == "error":

@@ -21,7 +21,7 @@ from mixdistill.students import fingerprint
 EVALUATION_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """The result of an evaluation; a notebook shows it as a table.
 
@@ -42,6 +42,9 @@ class Scores:
         return stats.accuracy_table(pd.concat([self.items, whole]).assign(seed=0), ["benchmark"]).drop(
             columns="n_seeds"
         )
+
+    def __repr__(self) -> str:
+        return self.table().to_string(index=False)
 
     def _repr_html_(self) -> str:
         return self.table().to_html(index=False, float_format=lambda value: f"{value:.3f}")

@@ -332,6 +332,6 @@ def default_lr(student: str, lora: LoRA | None) -> float:
 def data_fingerprint(train: Dataset) -> str:
     """Hash of what is trained on, in its order: questions, responses, kinds."""
     digest = hashlib.sha256()
-    for row in zip(train["question"], train["response"], train["kind"], strict=True):
+    for row in zip(train["question"][:], train["response"][:], train["kind"][:], strict=True):
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()[:32]

@@ -55,7 +55,7 @@ def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0) -> Dataset:
 
 
 def _rows_by_problem(traces: Dataset, name: str) -> dict[str, int]:
-    ids = check_traces(traces)["problem_id"]
+    ids = check_traces(traces)["problem_id"][:]
     rows = {problem: i for i, problem in enumerate(ids)}
     if len(rows) < len(ids):
         raise ValueError(f"{name} holds {len(ids)} traces of {len(rows)} problems: keep one trace a problem")

@@ -137,7 +137,7 @@ def require_columns(table: Dataset, needed: list[str], source: str) -> None:
             "name the right ones with columns={'question': ..., ...}"
         )
     for name in needed:
-        empty = [i for i, value in enumerate(table[name]) if value is None or value == ""]
+        empty = [i for i, value in enumerate(table[name][:]) if value is None or value == ""]
         if empty:
             raise ValueError(
                 f"column {name!r} of {source!r} is empty in {len(empty)} of {len(table)} rows (the first: {empty[:5]}): "

@@ -38,12 +38,14 @@ def sweep(arms: list[Arm], scale: Scale, split: str = "test") -> pd.DataFrame:
         RuntimeError: arms failed; says which, and why the first did.
     """
     # The same training under two names (alpha=0 and short) is one piece of work.
-    work = list({(arm.student, arm.alpha, arm.seed): arm for arm in arms}.values())
-    todo = [arm for arm in work if run_arm(arm, scale, split, stored_only=True) is None]
+    work = {(arm.student, arm.alpha, arm.seed): arm for arm in arms}
+    scores = {key: run_arm(arm, scale, split, stored_only=True) for key, arm in work.items()}
+    todo = [arm for key, arm in work.items() if scores[key] is None]
     print(f"{len(work)} arms: {len(work) - len(todo)} in the run store, {len(todo)} to run", flush=True)
     if todo:
         _run_all(todo, scale, split)
-    return pd.concat([_items(arm, run_arm(arm, scale, split)) for arm in arms], ignore_index=True)
+        scores = {key: run_arm(arm, scale, split) for key, arm in work.items()}
+    return pd.concat([_items(arm, scores[arm.student, arm.alpha, arm.seed]) for arm in arms], ignore_index=True)
 
 
 def run_arm(arm: Arm, scale: Scale, split: str = "test", stored_only: bool = False) -> Scores | None:

@@ -105,7 +105,7 @@ def check_traces(traces: Dataset) -> Dataset:
         raise ValueError("the traces hold no rows: give at least one")
     bad = [
         i
-        for i, (response, kind) in enumerate(zip(traces["response"], traces["kind"], strict=True))
+        for i, (response, kind) in enumerate(zip(traces["response"][:], traces["kind"][:], strict=True))
         if not response or final_answer(response, kind) is None
     ]
     if bad:
