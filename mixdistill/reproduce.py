@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -32,9 +31,8 @@ def reproduce(scale: str, n_seeds: int = 0, publish: bool = False) -> None:
     started = time.time()
     folder = runs_dir() / "notebooks" / scale
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = (
-        "1"  # the kernel of this environment, not one of the same name in the home folder
-    )
+    # The kernel of this environment, not one of the same name in the home folder.
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     seeds = f"{n_seeds} seeds" if n_seeds else "the scale's number of seeds"
     for number, name in enumerate(NOTEBOOKS, start=1):
         print(f"\n[{number}/{len(NOTEBOOKS)}] notebooks/{name}.ipynb, scale {scale}, {seeds}", flush=True)
@@ -82,7 +80,6 @@ def publish_notebook(executed: Path, target: Path) -> None:
             raise RuntimeError(
                 f"{executed.name} shows the path {path}: print paths relative to the repo, then publish again"
             )
-    shutil.copyfile(executed, target)
     target.write_text(text + "\n")
 
 
