@@ -1,6 +1,7 @@
 """Kill -9 at any moment loses no finished arm, and the next call ends as if nothing had happened."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -120,6 +121,12 @@ def test_the_readme_shows_what_the_tables_hold():
     assert with_results(readme) == readme
     with pytest.raises(ValueError, match="lacks the marks"):
         with_results("# nothing")
+
+
+def test_the_readme_example_runs_as_it_stands(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), flags=re.DOTALL)
+    exec(example, {})
+    assert "pocket/hard" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
