@@ -244,7 +244,7 @@ def trainable_model(student: Student, lora: LoRA | None, seed: int) -> torch.nn.
 def batch_of(examples: list[Example], step: int, steps_per_epoch: int, batch_size: int, seed: int) -> list[Example]:
     """The examples of a step, each epoch in a new order that depends on seed and epoch only.
 
-    Within the step they go by length, so that micro-batches hold little padding (30% less time for long traces on a CPU).
+    Within the step they go by length, so that micro-batches hold little padding.
     """
     epoch, at = divmod(step, steps_per_epoch)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(1_000_003 * seed + epoch)).tolist()

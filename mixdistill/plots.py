@@ -140,7 +140,7 @@ def paper_gap(table: pd.DataFrame) -> Figure:
     axes.set_xlabel("parameters of the student")
     axes.set_ylabel("long - short, points")
     axes.set_title("The paper's Table 1 (mean of five benchmarks, no error bars given)")
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.tight_layout()
     return figure
 

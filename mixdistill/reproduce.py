@@ -90,7 +90,8 @@ def with_results(readme: str) -> str:
     if not (mark and end):
         raise ValueError("README.md lacks the marks <!-- results --> and <!-- /results -->: put them around its table")
     accuracy = pd.read_csv(figures_dir("pocket") / "data" / "learnability_gap.csv")
-    gaps = pd.read_csv(figures_dir("pocket") / "data" / "gaps.csv").set_index(["student", "contrast"])
+    gaps = stats.readable_gaps(pd.read_csv(figures_dir("pocket") / "data" / "gaps.csv"))
+    gaps = gaps.set_index(["student", "contrast"])
     wide = accuracy.pivot(index=["params", "student"], columns="recipe", values="accuracy")
     columns = ["untouched", "short", "long", "mix_long"]
     lines = [
@@ -100,8 +101,7 @@ def with_results(readme: str) -> str:
     for (params, student), row in wide.iterrows():
         cells = [f"{student}, {params / 1000:.0f}k", *(f"{row[column]:.1%}" for column in columns)]
         for contrast in ("long-short", "mix_long-best"):
-            gap = 100 * gaps.loc[(student, contrast), ["delta", "ci_low", "ci_high"]].astype(float)
-            cells.append(f"{gap['delta']:+.1f} [{gap['ci_low']:+.1f}, {gap['ci_high']:+.1f}]")
+            cells.append(" ".join(gaps.loc[(student, contrast), ["points", "95% interval"]]))
         lines.append("| " + " | ".join(cells) + " |")
     return before + mark + "\n".join(lines) + "\n" + end + after
 

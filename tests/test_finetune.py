@@ -1,6 +1,7 @@
 import importlib
 import json
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from mixdistill import LoRA, finetune, load_student, load_traces, mix, runs
 from mixdistill.chat import render_traces
 from mixdistill.finetune import load_trained, response_loss, schedule, trainable_model
+from mixdistill.pocket.pretrain import STUDENTS_DIR
 from mixdistill.problems import load_problems
 
 training = importlib.import_module("mixdistill.finetune")
@@ -224,6 +226,12 @@ def test_students_without_safetensors_are_refused(qwen, tmp_path, math_traces):
     torch.save(model.model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="safetensors"):
         finetune(str(folder), math_train(math_traces), **SETTINGS)
+
+
+def test_pocket_rates_are_the_best_of_the_search():
+    search = pd.read_csv(STUDENTS_DIR / "lr_search.csv")
+    best = search.loc[search.groupby("student")["mean"].idxmax()]
+    assert dict(zip(best["student"], best["lr"], strict=True)) == training.POCKET_LR
 
 
 def test_the_schedule_warms_up_and_ends_near_zero():

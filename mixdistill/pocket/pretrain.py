@@ -23,7 +23,7 @@ from mixdistill.pocket.tokenizer import CONTEXT, build_tokenizer
 from mixdistill.problems import POCKET_TIERS, Problem, load_problems
 
 STUDENTS_DIR = Path(__file__).parent / "students"
-ROW = 64  # tokens; rows of 128 left the bases undertrained at the same budget
+ROW = 64  # tokens; in a prototype, rows of 128 left the bases undertrained at the same budget
 BATCH = 64  # rows
 WARMUP = 100  # steps
 
@@ -136,7 +136,7 @@ def build_student(recipe: BaseRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwe
         num_key_value_heads=heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        # The default of 0.02 never leaves the plateau at these widths.
+        # In a prototype the default of 0.02 never left the plateau at these widths.
         initializer_range=0.6 / math.sqrt(recipe.width),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
