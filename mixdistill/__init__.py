@@ -1,5 +1,6 @@
 """Mix Distillation and the small model learnability gap (arXiv 2502.12143): data, LoRA fine-tuning, evaluation, statistics."""
 
+from mixdistill.collect import collect_traces
 from mixdistill.evaluate import Scores, evaluate
 from mixdistill.finetune import LoRA, finetune
 from mixdistill.generate import Sampling
@@ -20,6 +21,7 @@ __all__ = [
     "Sampling",
     "Scores",
     "check_parameters",
+    "collect_traces",
     "evaluate",
     "finetune",
     "get_scale",

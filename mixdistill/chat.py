@@ -8,13 +8,15 @@ from transformers import PreTrainedTokenizerBase
 
 from mixdistill.problems import Problem
 
-# How a question is asked, by kind. `math` is the paper's prompt; GSM8K and the pocket world get the bare question.
+# How a question is asked, by kind or by a problem's own choice. `math` is the paper's prompt; GSM8K and the pocket world get
+# the bare question. `gsm8k_boxed` asks for the box too: a student that was never tuned to it loses points on the bare one.
 PROMPTS = {
     "math": (
         "Solve the following math problem. Present the final answer in the format: Final Answer: \\boxed{{your_answer}}.\n"
         "Problem: {question}\nAnswer:"
     ),
     "gsm8k": "{question}",
+    "gsm8k_boxed": "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.",
     "pocket": "{question}",
 }
 
@@ -118,7 +120,10 @@ def render_prompts(
     With `max_new_tokens` None that is what the longest prompt leaves of the student's context, at most the paper's 16,000.
     Raises ValueError if a prompt leaves less room than asked.
     """
-    prompts = [prompt_ids(tokenizer, problem.question, problem.kind) for problem in problems]
+    unknown = sorted({p.prompt for p in problems} - set(PROMPTS) - {""})
+    if unknown:
+        raise ValueError(f"unknown prompt {', '.join(map(repr, unknown))}: use one of {', '.join(PROMPTS)}")
+    prompts = [prompt_ids(tokenizer, problem.question, problem.prompt or problem.kind) for problem in problems]
     longest = max(map(len, prompts))
     room = max_new_tokens or max(1, min(16_000, context - longest))
     long = [problem.id for problem, ids in zip(problems, prompts, strict=True) if len(ids) + room > context]

@@ -1,32 +1,47 @@
-"""Evaluation: a student on benchmarks, one row an item, stored beside the run and resumable."""
+"""Evaluation: a student on benchmarks, one row a completion, stored beside the run and resumable."""
 
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from mixdistill import runs, stats
 from mixdistill.chat import render_prompts
 from mixdistill.finetune import TRAINING_VERSION, load_trained
-from mixdistill.generate import Sampling, complete, length_sorted_batches
+from mixdistill.generate import Completion, Sampling, check_engine, complete, default_engine, length_sorted_batches
 from mixdistill.grade import grade
 from mixdistill.problems import Problem, load_problems
 from mixdistill.runs import Run
-from mixdistill.students import fingerprint
+from mixdistill.students import fingerprint, student_source
+from mixdistill.vllm_engine import Complete, open_vllm
 
 # Raised whenever the same evaluation would give another result than before (rendering, decoding, grading).
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
+# Prompts decoded, graded and stored at a time. An engine with a paged cache holds back itself what does not fit.
+BATCH_SIZE = {"static": 128, "continuous": 1024, "vllm": 4096}
 
 
 @dataclass(frozen=True, repr=False)
 class Scores:
     """The result of an evaluation; a notebook shows it as a table.
 
-    `items` has one row a problem: benchmark, problem_id, level, question, gold, response, answer, correct, reason,
-    finish_reason, n_tokens.
+    `items` has one row a completion, as `generations.jsonl` in `folder` has it:
+
+    | columns                                   | what                                                              |
+    |-------------------------------------------|-------------------------------------------------------------------|
+    | benchmark, problem_id, level, subject     | the problem                                                       |
+    | question, gold                            | its text and its right answer                                     |
+    | sample                                    | 0, or which of the several completions of the problem             |
+    | response, answer                          | the completion, and the final answer extracted from it or None    |
+    | correct, reason                           | the grade (`grade.Grade`)                                         |
+    | finish_reason, loop                       | `stop` or `length`; whether the completion's tail repeats itself  |
+    | n_prompt_tokens, n_tokens                 | tokens of the prompt, and of the completion with its stop token   |
+    | engine, dtype, batch                      | how it was decoded (`generate.Completion`)                        |
     """
 
     folder: Path
@@ -58,7 +73,8 @@ def evaluate(
     split: str = "test",
     max_new_tokens: int | None = None,
     sampling: Sampling = Sampling(),
-    batch_size: int = 128,
+    engine: str | None = None,
+    batch_size: int | None = None,
     revision: str | None = None,
     progress: bool = True,
     stored_only: bool = False,
@@ -71,15 +87,21 @@ def evaluate(
         n, split: for benchmarks given by name, as in `load_problems`.
         max_new_tokens: None means what the student's context leaves, at most 16,000.
         sampling: greedy unless a temperature is given.
-        batch_size: prompts decoded together.
+        engine: `static`, `continuous` or `vllm` (`generate`); None means the fastest that this machine has.
+        batch_size: prompts decoded, graded and stored at a time; None means 128, or more for an engine that needs no padding.
         revision: commit of a Hub model, where `run` is a student's name.
         progress: print a line after each batch.
         stored_only: evaluate nothing; return None if the store has no such evaluation.
 
     Raises:
-        ValueError: no benchmark, an unknown one, the same problem twice, a prompt longer than the context, or a run that is
-            damaged or not finished.
+        ValueError: no benchmark, an unknown one, the same problem twice, a prompt longer than the context, an engine that is
+            not here, or a run that is damaged or not finished.
+        RuntimeError: an engine has left prompts without completion; what was finished before is stored.
     """
+    engine = engine or default_engine()
+    check_engine(engine)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it is at least 1, or None")
     run = _as_run(run, revision)
     problems = _problems(benchmarks, n, split)
     config = {
@@ -88,7 +110,6 @@ def evaluate(
         "n_problems": len(problems),
         "max_new_tokens": max_new_tokens,
         "sampling": asdict(sampling),
-        "batch_size": batch_size,
     }
     folder = run.folder / "evaluations" / runs.key(config)
     stored = (folder / "scores.json").is_file()
@@ -98,53 +119,79 @@ def evaluate(
         with runs.lock(folder):
             if not (folder / "scores.json").is_file():
                 runs.start(run)
-                runs.write_json(folder / "config.json", config)
-                _evaluate(run, problems, config, sampling, folder, progress)
-    return Scores(folder, _read_items(folder, problems))
+                # Not part of the hash, so that a laptop reads what a GPU has computed; an evaluation goes on as it began.
+                how = {"engine": engine, "batch_size": batch_size or BATCH_SIZE[engine]}
+                if (folder / "config.json").is_file():
+                    how = {name: runs.read_json(folder / "config.json")[name] for name in how}
+                    check_engine(how["engine"])
+                runs.write_json(folder / "config.json", config | how)
+                _evaluate(run, problems, config | how, sampling, folder, progress)
+    return Scores(folder, _read_items(folder, len(problems) * sampling.n))
 
 
 def _evaluate(
     run: Run, problems: list[Problem], config: dict, sampling: Sampling, folder: Path, progress: bool
 ) -> None:
-    student = load_trained(run)
-    prompts, room = render_prompts(student.tokenizer, problems, student.context, config["max_new_tokens"])
-    batches = length_sorted_batches(prompts, config["batch_size"])
+    tokenizer, context, complete_batch = _open(run, config["engine"])
+    prompts, room = render_prompts(tokenizer, problems, context, config["max_new_tokens"])
+    requests = [(i, sample) for i in range(len(problems)) for sample in range(sampling.n)]
+    batches = length_sorted_batches([prompts[i] for i, _ in requests], config["batch_size"])
     file = folder / "generations.jsonl"
     done = _finished_batches(file, batches)
     for number, batch in enumerate(batches[done:], start=done + 1):
         # Each batch has a seed of its own, so that a resumed evaluation samples what an undisturbed one does.
         choice = replace(sampling, seed=sampling.seed + number)
-        completions = complete(student, [prompts[i] for i in batch], room, choice)
-        rows = []
-        for i, completion in zip(batch, completions, strict=True):
-            problem = problems[i]
-            verdict = grade(completion.text, problem.answer, problem.kind)
-            rows.append(
-                {
-                    "index": i,
-                    "benchmark": problem.source,
-                    "problem_id": problem.id,
-                    "level": problem.level,
-                    "question": problem.question,
-                    "gold": problem.answer,
-                    "response": completion.text,
-                    "answer": verdict.answer,
-                    "correct": verdict.correct,
-                    "reason": verdict.reason,
-                    "finish_reason": completion.finish_reason,
-                    "n_tokens": completion.n_tokens,
-                }
-            )
+        completions = complete_batch([prompts[requests[at][0]] for at in batch], room, choice)
+        rows = [
+            {"index": at} | _row(problems[requests[at][0]], requests[at][1], len(prompts[requests[at][0]]), completion)
+            for at, completion in zip(batch, completions, strict=True)
+        ]
         with file.open("a") as out:
             out.write("".join(json.dumps(row) + "\n" for row in rows))
             out.flush()
             os.fsync(out.fileno())
         if progress:
             print(f"{run.folder.name}: {number}/{len(batches)} batches decoded", flush=True)
-    scores = Scores(folder, _read_items(folder, problems))
+    scores = Scores(folder, _read_items(folder, len(requests)))
     summary = {row.pop("benchmark"): row for row in scores.table().to_dict("records")}
     runs.write_json(folder / "manifest.json", {"max_new_tokens": room} | runs.machine())
     runs.write_json(folder / "scores.json", {"accuracy": scores.accuracy, "benchmarks": summary})
+
+
+def _open(run: Run, engine: str) -> tuple[PreTrainedTokenizerBase, int, Complete]:
+    """The run's tokenizer, its context, and the function that completes a batch of prompts."""
+    if engine != "vllm":
+        student = load_trained(run)
+        return student.tokenizer, student.context, partial(complete, student, engine=engine)
+    lora = run.config.get("lora")
+    if run.trained and lora is None:
+        return open_vllm(str(run.folder / "model"), None, None, 0)
+    adapter = run.folder / "adapter" if run.trained else None
+    return open_vllm(student_source(run.student), run.config["revision"], adapter, lora["r"] if lora else 0)
+
+
+def _row(problem: Problem, sample: int, n_prompt_tokens: int, completion: Completion) -> dict:
+    verdict = grade(completion.text, problem.answer, problem.kind)
+    return {
+        "benchmark": problem.source,
+        "problem_id": problem.id,
+        "level": problem.level,
+        "subject": problem.subject,
+        "question": problem.question,
+        "gold": problem.answer,
+        "sample": sample,
+        "response": completion.text,
+        "answer": verdict.answer,
+        "correct": verdict.correct,
+        "reason": verdict.reason,
+        "finish_reason": completion.finish_reason,
+        "loop": completion.loop,
+        "n_prompt_tokens": n_prompt_tokens,
+        "n_tokens": completion.n_tokens,
+        "engine": completion.engine,
+        "dtype": completion.dtype,
+        "batch": completion.batch,
+    }
 
 
 def _as_run(run: Run | str | Path, revision: str | None) -> Run:
@@ -194,7 +241,7 @@ def _finished_batches(file: Path, batches: list[list[int]]) -> int:
     return done
 
 
-def _read_items(folder: Path, problems: list[Problem]) -> pd.DataFrame:
+def _read_items(folder: Path, n: int) -> pd.DataFrame:
     file = folder / "generations.jsonl"
     try:
         rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -202,10 +249,9 @@ def _read_items(folder: Path, problems: list[Problem]) -> pd.DataFrame:
         raise ValueError(
             f"{str(file)!r} is damaged ({error}): delete the folder {str(folder)!r} and evaluate again"
         ) from error
-    if len(rows) != len(problems):
+    if len(rows) != n:
         raise ValueError(
-            f"{str(file)!r} holds {len(rows)} completions for {len(problems)} problems: delete the folder {str(folder)!r} and "
-            "evaluate again"
+            f"{str(file)!r} holds {len(rows)} completions, not {n}: delete the folder {str(folder)!r} and evaluate again"
         )
     items = pd.DataFrame(rows).sort_values("index", ignore_index=True)
     return items.drop(columns="index")

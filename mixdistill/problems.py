@@ -1,13 +1,26 @@
-"""Problems: what students are trained on and tested with. One list of `Problem` whatever the world."""
+"""Problems: what students are trained on and tested with. One list of `Problem` whatever the world.
 
-from collections.abc import Mapping
+| benchmark       | problems           | Hub data set                         | local file in `$MIXDISTILL_DATA` |
+|-----------------|--------------------|--------------------------------------|----------------------------------|
+| `math`          | 5,000 (train 7,500)| DigitalLearningGmbH/MATH-lighteval   | `math_test.jsonl`                |
+| `math500`       | 500                | HuggingFaceH4/MATH-500               | `MATH-500.jsonl`                 |
+| `gsm8k`         | 1,319 (train 7,473)| openai/gsm8k                         | `gsm8k_test.jsonl`               |
+| `amc23`         | 40                 | math-ai/amc23                        | `amc23.jsonl`                    |
+| `aime24`        | 30                 | HuggingFaceH4/aime_2024              | `aime24.jsonl`                   |
+| `olympiadbench` | 674 (file: 675)    | Hothan/OlympiadBench                 | `olympiadbench.jsonl`            |
+| `pocket/easy`, `pocket/medium`, `pocket/hard` | 200 each | made here        |                                  |
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from datasets import Dataset, load_dataset
 
-from mixdistill.grade import KINDS
+from mixdistill.grade import KINDS, final_answer
 from mixdistill.pocket import world
 
 # The pocket world's three benchmarks: 1, 2 or 3 operators in the question.
@@ -17,7 +30,10 @@ POCKET_N = 200
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its gold answer. `kind` says how to ask it (`chat.PROMPTS`) and how to grade it (`grade`)."""
+    """One question with its gold answer.
+
+    `kind` says how the answer is graded (`grade`), `prompt` how the question is asked (`chat.PROMPTS`; empty: as its kind is).
+    """
 
     id: str
     question: str
@@ -25,6 +41,98 @@ class Problem:
     level: str
     source: str
     kind: str
+    subject: str = ""
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where a published benchmark lies, and how one of its rows becomes a problem; `gold` returns None where it has none."""
+
+    hub: str
+    revision: str  # commit of the Hub data set
+    gold: Callable[[dict], str | None]
+    kind: str = "math"
+    question: str = "problem"
+    config: str | None = None
+    splits: tuple[str, ...] = ("test",)
+    hub_split: str | None = None  # where the Hub calls its only split otherwise
+    file: str = ""  # its name in $MIXDISTILL_DATA, `{split}` filled in
+    id: str = "id"
+    level: str = "level"
+    subject: str = "subject"
+
+
+def _gsm8k_gold(row: dict) -> str | None:
+    return final_answer(row["answer"], "gsm8k")
+
+
+def _math_gold(row: dict) -> str | None:
+    return final_answer(row["solution"], "math")
+
+
+def _plain_gold(row: dict) -> str | None:
+    """AMC's 27.0 is 27; AIME's `033` stays as it is, the grader knows."""
+    answer = row["answer"]
+    return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer).strip() or None
+
+
+def _olympiad_gold(row: dict) -> str | None:
+    """The list of final answers as one text, as published: with its `$`, without its unit."""
+    return ", ".join(answer.strip() for answer in row["final_answer"] or []) or None
+
+
+BENCHMARKS = {
+    "math": Benchmark(
+        hub="DigitalLearningGmbH/MATH-lighteval",
+        revision="0530c78699ea5e8eb5530600900e1f328b48acad",
+        gold=_math_gold,
+        splits=("train", "test"),
+        file="math_{split}.jsonl",
+        subject="type",
+    ),
+    "math500": Benchmark(
+        hub="HuggingFaceH4/MATH-500",
+        revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+        gold=_plain_gold,
+        file="MATH-500.jsonl",
+        id="unique_id",
+    ),
+    "gsm8k": Benchmark(
+        hub="openai/gsm8k",
+        revision="740312add88f781978c0658806c59bc2815b9866",
+        gold=_gsm8k_gold,
+        kind="gsm8k",
+        question="question",
+        config="main",
+        splits=("train", "test"),
+        file="gsm8k_{split}.jsonl",
+    ),
+    "amc23": Benchmark(
+        hub="math-ai/amc23",
+        revision="80815d37005feb82cd7f8fbc6901d5d3eff43057",
+        gold=_plain_gold,
+        question="question",
+        file="amc23.jsonl",
+    ),
+    "aime24": Benchmark(
+        hub="HuggingFaceH4/aime_2024",
+        revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
+        gold=_plain_gold,
+        hub_split="train",
+        file="aime24.jsonl",
+    ),
+    "olympiadbench": Benchmark(
+        hub="Hothan/OlympiadBench",
+        revision="91184b52131e7fc9455fef848035173aea8cc01a",
+        gold=_olympiad_gold,
+        question="question",
+        config="OE_TO_maths_en_COMP",
+        hub_split="train",
+        file="olympiadbench.jsonl",
+        subject="subfield",
+    ),
+}
 
 
 def load_problems(
@@ -32,6 +140,8 @@ def load_problems(
     *,
     n: int | None = None,
     split: str = "test",
+    file: str | Path | None = None,
+    prompt: str = "",
     columns: Mapping[str, str] | None = None,
     kind: str = "math",
     revision: str | None = None,
@@ -39,12 +149,19 @@ def load_problems(
     """Load the first `n` problems of a benchmark.
 
     Arguments:
-        source: `pocket/easy`, `pocket/medium` or `pocket/hard`; or a local .json/.jsonl/.parquet/.csv file; or a Hub data set id.
+        source: a benchmark of the table above; or a local .json/.jsonl/.parquet/.csv file; or a Hub data set id.
         n: how many; None means all (200 in the pocket world).
-        split: for the pocket world `train`, `dev` or `test`; for the Hub the data set's own.
-        columns: names of the columns that hold `question`, `answer` and, if there are, `id` and `level`.
-        kind: how to ask and grade problems that are not of the pocket world: `math` or `gsm8k`.
-        revision: the Hub data set's commit.
+        split: of a benchmark, `test`, or `train` where there is one (the pocket world has `dev` too); for another Hub data
+            set its own.
+        file: a local file with the published columns of the benchmark `source`, to be read in the place of the Hub. Without it,
+            the benchmark's file in the folder `$MIXDISTILL_DATA` is read if there is one, else the Hub at a pinned commit.
+        prompt: how to ask, a name in `chat.PROMPTS`, such as `gsm8k_boxed`; empty means as its kind is asked.
+        columns: names of the columns that hold `question`, `answer` and, if there are, `id`, `level` and `subject`; for sources
+            that are no benchmark.
+        kind: how to ask and grade problems of such sources: `math` or `gsm8k`.
+        revision: commit of a Hub data set, for a benchmark in the place of the pinned one.
+
+    A benchmark's row without a gold answer is left out, with a warning that counts it.
 
     Raises:
         ValueError: unknown source, split, kind or column, or no problem at all.
@@ -57,6 +174,12 @@ def load_problems(
         return pocket_problems(POCKET_N if n is None else n, split, [POCKET_TIERS[source]])
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(KINDS)}")
+    if source in BENCHMARKS:
+        return _benchmark_problems(source, split, file, revision, prompt)[:n]
+    if file is not None:
+        raise ValueError(
+            f"file is for a benchmark by name ({', '.join(BENCHMARKS)}), and {source!r} is none: give the file as source, with columns"
+        )
     names = {"question": "question", "answer": "answer", **(columns or {})}
     table = load_table(source, split, revision)
     require_columns(table, list(names.values()), source)
@@ -69,8 +192,59 @@ def load_problems(
             level=str(row[names["level"]]) if "level" in names else "",
             source=source,
             kind=kind,
+            subject=str(row[names["subject"]]) if "subject" in names else "",
+            prompt=prompt,
         )
         for i, row in enumerate(rows)
+    ]
+
+
+def _benchmark_problems(
+    name: str, split: str, file: str | Path | None, revision: str | None, prompt: str
+) -> list[Problem]:
+    benchmark = BENCHMARKS[name]
+    if split not in benchmark.splits:
+        raise ValueError(f"{name!r} has no split {split!r}: use {' or '.join(benchmark.splits)}")
+    folder = os.environ.get("MIXDISTILL_DATA")
+    kept = Path(folder or ".") / benchmark.file.format(split=split)
+    if file is None and folder and kept.is_file():
+        file = kept
+    if file is None:
+        table = load_table(
+            benchmark.hub, benchmark.hub_split or split, revision or benchmark.revision, benchmark.config
+        )
+    else:
+        table = load_table(str(file), split)
+    # AMC's rows carry the text twice, under both names.
+    question = next((c for c in (benchmark.question, "problem", "question") if c in table.column_names), "question")
+    require_columns(table, [question], str(file or benchmark.hub))
+    rows = table.to_list()
+    try:
+        golds = [benchmark.gold(row) for row in rows]
+    except KeyError as error:
+        raise ValueError(
+            f"{str(file or benchmark.hub)!r} has no column {error}, only {', '.join(table.column_names)}: "
+            f"it lacks the published columns of {name!r}; read it as a source of your own, with columns"
+        ) from error
+    without = [i for i, gold in enumerate(golds) if not gold]
+    if without:
+        warnings.warn(
+            f"{len(without)} of {len(rows)} problems of {name!r} have no gold answer and are left out (rows {without[:5]})",
+            stacklevel=3,
+        )
+    return [
+        Problem(
+            id=f"{name}/{split}/{row.get(benchmark.id, i)}".replace(f"/{split}/{split}/", f"/{split}/"),
+            question="\n\n".join(text for text in (row.get("context"), row[question]) if text),
+            answer=gold,
+            level=str(row.get(benchmark.level, "")).removeprefix("Level "),
+            source=name,
+            kind=benchmark.kind,
+            subject=str(row.get(benchmark.subject, "")),
+            prompt=prompt,
+        )
+        for i, (row, gold) in enumerate(zip(rows, golds, strict=True))
+        if gold
     ]
 
 
@@ -98,7 +272,7 @@ def as_problem(mystery: world.Mystery, split: str) -> Problem:
     )
 
 
-def load_table(source: str, split: str, revision: str | None = None) -> Dataset:
+def load_table(source: str, split: str, revision: str | None = None, config: str | None = None) -> Dataset:
     """A local file, a folder written by `Dataset.save_to_disk`, or a Hub data set."""
     path = Path(source)
     if path.is_dir():
@@ -117,11 +291,11 @@ def load_table(source: str, split: str, revision: str | None = None) -> Dataset:
         raise ValueError(f"there is no file {source!r}: give an existing file, or a Hub data set as owner/name")
     else:
         try:
-            table = load_dataset(source, split=split, revision=revision)
+            table = load_dataset(source, config, split=split, revision=revision)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"cannot load {source!r}, split {split!r}, from the Hub ({type(error).__name__}): check its name and split, "
-                "the network, and for a gated data set `hf auth login`; or give a local file"
+                "the network, and for a gated data set `hf auth login`; or give a local file (a benchmark's also in $MIXDISTILL_DATA)"
             ) from error
     if len(table) == 0:
         raise ValueError(f"{source!r} holds no rows: give a data set with at least one")

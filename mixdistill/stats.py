@@ -145,7 +145,8 @@ def readable_gaps(gaps: pd.DataFrame, contrasts: tuple[str, ...] = ()) -> pd.Dat
 
 
 def _table(items: pd.DataFrame) -> pd.DataFrame:
-    table = items.pivot(index="seed", columns="problem_id", values="correct")
+    # Several samples of a problem count as one value, their mean: they are no independent problems.
+    table = items.pivot_table(index="seed", columns="problem_id", values="correct", aggfunc="mean")
     if table.empty or table.isna().any(axis=None):
         raise ValueError("every seed needs a grade for every problem, and there must be at least one of each")
     return table

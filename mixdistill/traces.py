@@ -8,7 +8,9 @@ import hashlib
 from collections.abc import Mapping
 from random import Random
 
+import pandas as pd
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from mixdistill.grade import KINDS, final_answer
 from mixdistill.pocket import world
@@ -115,6 +117,15 @@ def check_traces(traces: Dataset) -> Dataset:
             "with traces.filter(...), or name the right column or kind"
         )
     return traces
+
+
+def token_lengths(traces: Dataset, tokenizer: PreTrainedTokenizerBase) -> pd.Series:
+    """Tokens of every response by a student's tokenizer (`load_student(name).tokenizer`), without the stop token.
+
+    `token_lengths(...).describe()` gives mean and quartiles; long over short, compare the means.
+    """
+    ids = tokenizer(traces["response"][:], add_special_tokens=False)["input_ids"]
+    return pd.Series([len(tokens) for tokens in ids], index=traces["problem_id"][:], name="tokens")
 
 
 def _text_id(question: str) -> str:

@@ -4,7 +4,7 @@ import json
 import pytest
 from conftest import write_jsonl
 
-from mixdistill import LoRA, evaluate, finetune, load_problems, load_traces, open_run
+from mixdistill import LoRA, Sampling, evaluate, finetune, load_problems, load_traces, open_run
 from mixdistill.pocket.pretrain import STUDENTS_DIR, base_evaluation
 
 evaluation = importlib.import_module("mixdistill.evaluate")
@@ -43,21 +43,44 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_undisturbed(monkeypatch, tmp
     monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "killed"))
     complete, calls = evaluation.complete, []
 
-    def die_in_batch_4(*arguments):
+    def die_in_batch_4(*arguments, **options):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return complete(*arguments)
+        return complete(*arguments, **options)
 
     monkeypatch.setattr(evaluation, "complete", die_in_batch_4)
     with pytest.raises(KeyboardInterrupt):
         evaluate("pocket/xs", **arguments)
     (file,) = (tmp_path / "killed").rglob("generations.jsonl")
     file.write_text(file.read_text()[:-40])  # as a kill in the middle of a write leaves it
-    resumed = evaluate("pocket/xs", **arguments)
+    # It goes on in the batches that it began with, whatever the second call says.
+    resumed = evaluate("pocket/xs", **arguments | {"batch_size": 20})
     assert len(calls) == 4 + 4  # of 6 batches two were whole
     assert resumed.items.equals(undisturbed.items)
     assert (resumed.folder / "scores.json").read_text() == (undisturbed.folder / "scores.json").read_text()
+
+
+def test_several_samples_of_a_problem_are_rows_of_their_own():
+    arguments = {"benchmarks": ["pocket/easy"], "n": 6, "sampling": Sampling(temperature=1.0, n=3, seed=1)} | QUIET
+    items = evaluate("pocket/xs", **arguments).items
+    assert list(items["sample"]) == [0, 1, 2] * 6
+    assert items["problem_id"].nunique() == 6
+    assert items.groupby("problem_id")["response"].nunique().max() > 1
+    assert evaluate("pocket/xs", **arguments, stored_only=True).items.equals(items)
+
+
+def test_every_row_says_how_it_was_decoded():
+    (row, *_) = evaluate("pocket/xs", ["pocket/easy"], n=4, batch_size=2, **QUIET).items.itertuples()
+    assert (row.engine, row.dtype, row.finish_reason, row.loop) == ("static", "float32", "stop", False)
+    assert row.batch == f"2x{row.n_prompt_tokens}"
+
+
+def test_a_laptop_reads_what_another_engine_has_computed():
+    computed = evaluate("pocket/xs", ["pocket/easy"], n=4, engine="continuous", batch_size=3, **QUIET)
+    read = evaluate("pocket/xs", ["pocket/easy"], n=4, stored_only=True)
+    assert set(read.items["engine"]) == {"continuous"}
+    assert read.items.equals(computed.items)
 
 
 def test_the_same_lines_serve_a_real_architecture_and_files(qwen, math_traces, math_problems):
@@ -75,6 +98,9 @@ def test_the_same_lines_serve_a_real_architecture_and_files(qwen, math_traces, m
     ("arguments", "message"),
     [
         ({"run": "pocket/huge", "benchmarks": ["pocket/easy"]}, "unknown student 'pocket/huge'"),
+        ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "engine": "warp"}, "unknown engine 'warp'"),
+        ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "engine": "vllm"}, "needs the package vllm"),
+        ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "batch_size": 0}, "batch_size is 0"),
         ({"run": "pocket/xs", "benchmarks": []}, "nothing to evaluate"),
         ({"run": "pocket/xs", "benchmarks": ["pocket/none"]}, "unknown benchmark 'pocket/none'"),
         ({"run": "pocket/xs", "benchmarks": ["pocket/easy", "pocket/easy"]}, "give each once"),
@@ -107,7 +133,7 @@ def test_damaged_run_folders_are_refused_with_what_to_do(store, tmp_path):
         open_run(store / "nothing")
 
     (scores.folder / "generations.jsonl").write_text('{"index": 0}\n')
-    with pytest.raises(ValueError, match=r"holds 1 completions for 4 problems: delete the folder"):
+    with pytest.raises(ValueError, match=r"holds 1 completions, not 4: delete the folder"):
         evaluate(run, ["pocket/easy"], n=4)
 
     (run.folder / "adapter" / "adapter_model.safetensors").unlink()

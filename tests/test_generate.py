@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from mixdistill import Sampling, load_problems, load_student
+from mixdistill import LoRA, Sampling, finetune, load_problems, load_student, load_traces
 from mixdistill.chat import prompt_ids, render_prompts
-from mixdistill.generate import complete, length_sorted_batches
+from mixdistill.finetune import load_trained
+from mixdistill.generate import complete, is_loop, length_sorted_batches
 
 
 @pytest.fixture(scope="module")
@@ -17,17 +18,33 @@ def prompts(student):
     return render_prompts(student.tokenizer, problems, student.context, None)[0]
 
 
-def test_left_padding_does_not_change_greedy_output(student, prompts):
+def tokens_and_ends(completions):
+    return [(c.text, c.n_tokens, c.finish_reason) for c in completions]
+
+
+@pytest.mark.parametrize("engine", ["static", "continuous"])
+def test_greedy_output_does_not_depend_on_engine_or_batch(student, prompts, engine):
     assert len(set(map(len, prompts))) > 1
-    together = complete(student, prompts, 60)
-    assert together == [complete(student, [prompt], 60)[0] for prompt in prompts]
+    one_by_one = [complete(student, [prompt], 60)[0] for prompt in prompts]
+    assert tokens_and_ends(complete(student, prompts, 60, engine=engine)) == tokens_and_ends(one_by_one)
 
 
-def test_left_padding_does_not_change_greedy_output_of_real_architectures(qwen, llama):
+@pytest.mark.parametrize("engine", ["static", "continuous"])
+def test_greedy_output_of_real_architectures_does_not_depend_on_engine_or_batch(qwen, llama, engine):
     for name in (qwen, llama):
         student = load_student(name)
         prompts = [prompt_ids(student.tokenizer, f"What is {'12 plus ' * n}30?", "gsm8k") for n in range(1, 6)]
-        assert complete(student, prompts, 12) == [complete(student, [prompt], 12)[0] for prompt in prompts]
+        one_by_one = [complete(student, [prompt], 12)[0] for prompt in prompts]
+        assert tokens_and_ends(complete(student, prompts, 12, engine=engine)) == tokens_and_ends(one_by_one)
+
+
+def test_adapters_take_part_in_every_engine(prompts):
+    traces = load_traces("pocket/short", n=8)
+    run = finetune("pocket/xs", traces, lora=LoRA(r=4), lr=0.5, epochs=2, progress=False)
+    tuned = load_trained(run)
+    static, continuous = (complete(tuned, prompts, 20, engine=engine) for engine in ("static", "continuous"))
+    assert tokens_and_ends(static) == tokens_and_ends(continuous)
+    assert tokens_and_ends(static) != tokens_and_ends(complete(load_student("pocket/xs"), prompts, 20))
 
 
 def test_greedy_output_is_plain_argmax(student, prompts):
@@ -61,3 +78,20 @@ def test_batches_hold_every_prompt_once_the_longest_first(prompts):
     assert sorted(i for batch in batches for i in batch) == list(range(12))
     lengths = [len(prompts[i]) for batch in batches for i in batch]
     assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_tail_that_says_the_same_three_times_is_a_loop():
+    start = list(range(100, 140))
+    assert is_loop(start + [1, 2, 3] * 20)
+    assert is_loop(start + list(range(50)) * 3)
+    assert not is_loop(start + [1, 2, 3] * 19)  # 57 tokens: too few
+    assert not is_loop(start + list(range(50)) * 2)  # twice is no loop
+    assert not is_loop(start + [1, 2, 3] * 20 + [4])
+    assert not is_loop(list(range(2000)))
+    assert not is_loop([])
+
+
+@pytest.mark.parametrize("choice", [{"temperature": -1}, {"top_p": 0}, {"n": 0, "temperature": 1}, {"n": 2}])
+def test_bad_sampling_is_refused(choice):
+    with pytest.raises(ValueError, match="Sampling"):
+        Sampling(**choice)

@@ -1,8 +1,11 @@
+import re
+
 import pytest
 from conftest import SHARED_BENCHMARKS, write_jsonl
 
-from mixdistill import load_problems
-from mixdistill.problems import POCKET_TIERS
+from mixdistill import load_problems, load_student
+from mixdistill.chat import render_prompts
+from mixdistill.problems import BENCHMARKS, POCKET_TIERS
 
 needs_benchmarks = pytest.mark.skipif(
     not SHARED_BENCHMARKS.is_dir(),
@@ -23,20 +26,108 @@ def test_a_local_file_with_other_column_names(math_problems):
     assert [problem.answer for problem in problems] == ["20", "21", "22", "23"]
 
 
+# One row of each published schema, as the Hub has it.
+PUBLISHED = {
+    "math": (
+        {"problem": "1+1?", "level": "Level 5", "type": "Algebra", "solution": "So $1+1=\\boxed{\\frac{4}{2}}$."},
+        ("\\frac{4}{2}", "5", "Algebra"),
+    ),
+    "math500": (
+        {
+            "problem": "1+1?",
+            "solution": "",
+            "answer": "2",
+            "subject": "Algebra",
+            "level": 3,
+            "unique_id": "test/algebra/1.json",
+        },
+        ("2", "3", "Algebra"),
+    ),
+    "gsm8k": ({"question": "1+1?", "answer": "It is <<1+1=2>>2.\n#### 1,002"}, ("1,002", "", "")),
+    "amc23": ({"id": 0, "answer": 27.0, "url": "https://example.org", "question": "1+1?"}, ("27", "", "")),
+    "aime24": (
+        {"id": 60, "problem": "1+1?", "solution": "", "answer": "033", "url": "https://example.org", "year": "2024"},
+        ("033", "", ""),
+    ),
+    "olympiadbench": (
+        {
+            "id": 1606,
+            "subfield": "Algebra",
+            "context": None,
+            "question": "1+1?",
+            "solution": ["two"],
+            "final_answer": ["$1$,$2$"],
+            "is_multiple_answer": True,
+            "unit": None,
+            "answer_type": "Numerical",
+            "error": None,
+        },
+        ("$1$,$2$", "", "Algebra"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_is_read_from_a_file_with_its_published_columns(name, tmp_path, monkeypatch):
+    row, (answer, level, subject) = PUBLISHED[name]
+    file = write_jsonl(tmp_path / BENCHMARKS[name].file.format(split="test"), [row])
+    (problem,) = load_problems(name, file=file)
+    assert (problem.question, problem.answer, problem.level, problem.subject) == ("1+1?", answer, level, subject)
+    assert (problem.source, problem.kind) == (name, "gsm8k" if name == "gsm8k" else "math")
+    monkeypatch.setenv("MIXDISTILL_DATA", str(tmp_path))
+    assert load_problems(name) == [problem]
+
+
 @needs_benchmarks
 @pytest.mark.parametrize(
-    ("file", "columns", "kind", "n"),
+    ("name", "split", "n"),
     [
-        ("MATH-500.jsonl", {"question": "problem", "id": "unique_id", "level": "level"}, "math", 500),
-        ("gsm8k_test.jsonl", {}, "gsm8k", 1319),
-        ("aime24.jsonl", {"question": "problem", "id": "id"}, "math", 30),
-        ("amc23.jsonl", {"question": "problem", "id": "id"}, "math", 40),
+        ("math500", "test", 500),
+        ("gsm8k", "test", 1319),
+        ("gsm8k", "train", 7473),
+        ("aime24", "test", 30),
+        ("amc23", "test", 40),
+        ("olympiadbench", "test", 675),
     ],
 )
-def test_real_benchmark_files_load_whole(file, columns, kind, n):
-    problems = load_problems(str(SHARED_BENCHMARKS / file), columns=columns, kind=kind)
-    assert len(problems) == n
+def test_real_benchmark_files_load_whole(name, split, n, monkeypatch):
+    monkeypatch.setenv("MIXDISTILL_DATA", str(SHARED_BENCHMARKS))
+    problems = load_problems(name, split=split)
+    assert len({problem.id for problem in problems}) == n
     assert all(problem.question and problem.answer for problem in problems)
+
+
+def test_every_benchmark_is_pinned_to_a_commit():
+    assert all(re.fullmatch("[0-9a-f]{40}", benchmark.revision) for benchmark in BENCHMARKS.values())
+
+
+def test_problems_without_a_gold_answer_are_left_out_and_counted(tmp_path):
+    right = {"problem": "1+1?", "level": "Level 1", "type": "Algebra", "solution": "\\boxed{2}"}
+    file = write_jsonl(tmp_path / "math.jsonl", [right, right | {"solution": "There are \\boxed{} primes."}])
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 problems of 'math' have no gold answer and are left out \(rows \[1\]\)"
+    ):
+        assert len(load_problems("math", file=file)) == 1
+
+
+def test_a_file_with_other_columns_than_published_is_refused(tmp_path):
+    file = write_jsonl(tmp_path / "amc.jsonl", [{"question": "1+1?", "result": 2.0}])
+    with pytest.raises(ValueError, match=r"no column 'answer', only question, result: .*'amc23'"):
+        load_problems("amc23", file=file)
+
+
+def test_gsm8k_can_ask_for_a_box(tmp_path, qwen):
+    file = write_jsonl(tmp_path / "gsm8k.jsonl", [PUBLISHED["gsm8k"][0]])
+    student = load_student(qwen)
+    asked = [
+        student.tokenizer.decode(
+            render_prompts(student.tokenizer, load_problems("gsm8k", file=file, prompt=prompt), 512, 9)[0][0]
+        )
+        for prompt in ("", "gsm8k_boxed")
+    ]
+    assert "1+1?" in asked[0]
+    assert "boxed" not in asked[0]
+    assert "within \\boxed{}" in asked[1]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +136,9 @@ def test_real_benchmark_files_load_whole(file, columns, kind, n):
         ({"source": "pocket/huge"}, "pocket/easy, pocket/medium, pocket/hard"),
         ({"source": "pocket/easy", "split": "exam"}, "train, dev, test"),
         ({"source": "pocket/easy", "n": 0}, "at least 1"),
+        ({"source": "gsm8k", "split": "dev"}, "'gsm8k' has no split 'dev': use train or test"),
+        ({"source": "aime24", "split": "train"}, "use test"),
+        ({"source": "mine.jsonl", "file": "other.jsonl"}, "file is for a benchmark by name"),
         ({"source": "missing.jsonl"}, "there is no file 'missing.jsonl'"),
         ({"source": "nobody/no-such-benchmark"}, "cannot load 'nobody/no-such-benchmark'"),
         ({"source": "pocket.jsonl", "kind": "essay"}, "unknown kind 'essay'"),

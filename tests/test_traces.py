@@ -1,8 +1,8 @@
 import pytest
 from conftest import write_jsonl
 
-from mixdistill import load_traces
-from mixdistill.traces import COLUMNS
+from mixdistill import load_student, load_traces
+from mixdistill.traces import COLUMNS, token_lengths
 
 
 def test_long_and_short_of_one_seed_are_about_the_same_problems():
@@ -42,3 +42,11 @@ def test_bad_requests_are_refused(arguments, message):
 def test_a_missing_column_is_refused(math_traces):
     with pytest.raises(ValueError, match=r"no column 'question', 'response', only problem, solution"):
         load_traces(str(math_traces))
+
+
+def test_token_lengths_are_measured_with_the_students_tokenizer():
+    tokenizer = load_student("pocket/xs").tokenizer
+    short, long = (token_lengths(load_traces(f"pocket/{style}", n=6), tokenizer) for style in ("short", "long"))
+    assert list(short) == [len(text.split()) for text in load_traces("pocket/short", n=6)["response"]]
+    assert list(short.index) == list(long.index)
+    assert long.mean() > 1.5 * short.mean()
