@@ -8,13 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
+import psutil
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from mixdistill import runs, stats
 from mixdistill.chat import render_prompts
 from mixdistill.finetune import TRAINING_VERSION, load_trained
 from mixdistill.generate import Completion, Sampling, check_engine, complete, default_engine, length_sorted_batches
 from mixdistill.grade import grade
+from mixdistill.memory import kv_bytes
 from mixdistill.problems import Problem, load_problems
 from mixdistill.runs import Run
 from mixdistill.students import fingerprint, student_source
@@ -22,8 +25,10 @@ from mixdistill.vllm_engine import Complete, open_vllm
 
 # Raised whenever the same evaluation would give another result than before (rendering, decoding, grading).
 EVALUATION_VERSION = 2
-# Prompts decoded, graded and stored at a time. An engine with a paged cache holds back itself what does not fit.
+# Prompts decoded, graded and stored at a time.
 BATCH_SIZE = {"static": 128, "continuous": 1024, "vllm": 4096}
+LONGEST = 16_000  # new tokens, where no limit is given (section 2 of the paper)
+PROMPT_ROOM = 1000  # tokens: more than a prompt of these benchmarks has
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +93,7 @@ def evaluate(
         max_new_tokens: None means what the student's context leaves, at most 16,000.
         sampling: greedy unless a temperature is given.
         engine: `static`, `continuous` or `vllm` (`generate`); None means the fastest that this machine has.
-        batch_size: prompts decoded, graded and stored at a time; None means 128, or more for an engine that needs no padding.
+        batch_size: prompts decoded, graded and stored at a time; None means what `default_batch_size` gives.
         revision: commit of a Hub model, where `run` is a student's name.
         progress: print a line after each batch.
         stored_only: evaluate nothing; return None if the store has no such evaluation.
@@ -120,7 +125,7 @@ def evaluate(
             if not (folder / "scores.json").is_file():
                 runs.start(run)
                 # Not part of the hash, so that a laptop reads what a GPU has computed; an evaluation goes on as it began.
-                how = {"engine": engine, "batch_size": batch_size or BATCH_SIZE[engine]}
+                how = {"engine": engine, "batch_size": batch_size or default_batch_size(run, engine, max_new_tokens)}
                 if (folder / "config.json").is_file():
                     how = {name: runs.read_json(folder / "config.json")[name] for name in how}
                     check_engine(how["engine"])
@@ -192,6 +197,19 @@ def _row(problem: Problem, sample: int, n_prompt_tokens: int, completion: Comple
         "dtype": completion.dtype,
         "batch": completion.batch,
     }
+
+
+def default_batch_size(run: Run, engine: str, max_new_tokens: int | None) -> int:
+    """128 prompts, or as many (a power of 2) as have their whole cache in half of the free memory; more for an engine with a
+    paged cache, which holds back itself what does not fit."""
+    if engine != "static":
+        return BATCH_SIZE[engine]
+    config = AutoConfig.from_pretrained(student_source(run.student), revision=run.config["revision"])
+    cuda = torch.cuda.is_available()
+    free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
+    length = min(config.max_position_embeddings, (max_new_tokens or LONGEST) + PROMPT_ROOM)
+    fit = free // 2 // (length * kv_bytes(config) * (1 if cuda else 2))  # float32 on a CPU
+    return min(BATCH_SIZE[engine], 2 ** (max(1, fit).bit_length() - 1))
 
 
 def _as_run(run: Run | str | Path, revision: str | None) -> Run:

@@ -1,5 +1,6 @@
 import importlib
 import json
+from types import SimpleNamespace
 
 import pytest
 from conftest import write_jsonl
@@ -81,6 +82,16 @@ def test_a_laptop_reads_what_another_engine_has_computed():
     read = evaluate("pocket/xs", ["pocket/easy"], n=4, stored_only=True)
     assert set(read.items["engine"]) == {"continuous"}
     assert read.items.equals(computed.items)
+
+
+def test_the_default_batch_has_room_for_its_whole_cache(qwen, monkeypatch):
+    run = evaluation.untouched(qwen)
+    assert evaluation.default_batch_size(run, "static", None) == 128
+    # 2 layers x keys and values x 2 heads of 8 x 4 bytes x 512 tokens a prompt
+    free = SimpleNamespace(available=2 * 11 * 2 * 2 * 2 * 8 * 4 * 512)
+    monkeypatch.setattr(evaluation.psutil, "virtual_memory", lambda: free)
+    assert evaluation.default_batch_size(run, "static", None) == 8  # 11 would fit
+    assert evaluation.default_batch_size(run, "continuous", None) == 1024
 
 
 def test_the_same_lines_serve_a_real_architecture_and_files(qwen, math_traces, math_problems):
