@@ -72,9 +72,7 @@ def check_engine(engine: str) -> None:
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}: use one of {', '.join(ENGINES)}, or None for the fastest here")
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise ValueError(
-            "the engine 'vllm' needs the package vllm (docs/real-models.md says how to install it beside ours); or use 'continuous'"
-        )
+        raise ValueError("the engine 'vllm' needs the package vllm: pip install -e '.[vllm]', or use 'continuous'")
 
 
 def length_sorted_batches(prompts: list[list[int]], batch_size: int) -> list[list[int]]:

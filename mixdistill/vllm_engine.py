@@ -1,4 +1,4 @@
-"""vLLM as the decoding engine: optional, for NVIDIA GPUs; docs/real-models.md says how to install it beside ours.
+"""vLLM as the decoding engine: optional, for NVIDIA GPUs (`pip install -e '.[vllm]'`).
 
 Weights go from disk into vLLM and adapters are served as they are, unmerged. With several GPUs the model is split over as
 many as divide its attention heads (tensor parallel).

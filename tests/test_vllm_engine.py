@@ -1,4 +1,4 @@
-"""vLLM needs an NVIDIA GPU. Here a stand-in with its interface (as of 0.33) decodes with transformers, which tests what
+"""vLLM needs an NVIDIA GPU. Here a stand-in with its interface (as of 0.30) decodes with transformers, which tests what
 is ours: what vLLM is asked for, and what becomes of its answers."""
 
 import sys
