@@ -1,5 +1,6 @@
 """A set of arms -> one table of graded items. What the run store has is read; the rest is trained and evaluated."""
 
+import gc
 import multiprocessing
 import os
 import threading
@@ -17,12 +18,12 @@ from mixdistill.evaluate import Scores, evaluate, untouched
 from mixdistill.finetune import LoRA, finetune
 from mixdistill.mix import mix
 from mixdistill.problems import Problem, load_problems
-from mixdistill.scales import Arm, Scale
-from mixdistill.students import n_params
+from mixdistill.scales import REVISIONS, Arm, Scale, TraceSet
+from mixdistill.students import ONE_THREAD_BELOW, n_params
 from mixdistill.traces import load_traces
 
 HEARTBEAT = 30  # seconds without a finished arm until a line says who is at work
-COLUMNS = ["benchmark", "problem_id", "level", "correct", "reason", "finish_reason", "n_tokens"]
+COLUMNS = ["benchmark", "problem_id", "level", "sample", "correct", "reason", "finish_reason", "loop", "n_tokens"]
 
 
 def sweep(arms: list[Arm], scale: Scale, split: str = "test") -> pd.DataFrame:
@@ -38,51 +39,93 @@ def sweep(arms: list[Arm], scale: Scale, split: str = "test") -> pd.DataFrame:
         RuntimeError: arms failed; says which, and why the first did.
     """
     # The same training under two names (alpha=0 and short) is one piece of work.
-    work = {(arm.student, arm.alpha, arm.seed): arm for arm in arms}
+    work = {_work(arm): arm for arm in arms}
     scores = {key: run_arm(arm, scale, split, stored_only=True) for key, arm in work.items()}
     todo = [arm for key, arm in work.items() if scores[key] is None]
     print(f"{len(work)} arms: {len(work) - len(todo)} in the run store, {len(todo)} to run", flush=True)
     if todo:
         _run_all(todo, scale, split)
         scores = {key: run_arm(arm, scale, split) for key, arm in work.items()}
-    return pd.concat([_items(arm, scores[arm.student, arm.alpha, arm.seed]) for arm in arms], ignore_index=True)
+    return pd.concat([_items(arm, scores[_work(arm)]) for arm in arms], ignore_index=True)
 
 
 def run_arm(arm: Arm, scale: Scale, split: str = "test", stored_only: bool = False) -> Scores | None:
     """Train (unless untouched) and evaluate one arm; with `stored_only` just read it, None if the store lacks it."""
-    run = untouched(arm.student)
+    revision = REVISIONS.get(arm.student)
+    run = untouched(arm.student, revision)
     if arm.alpha is not None:
         run = finetune(
             arm.student,
-            training_set(arm.alpha, scale.n_train, arm.seed),
-            lora=LoRA(r=scale.lora_rank),
+            training_set(arm, scale),
+            lora=None if arm.student in scale.full else LoRA(r=scale.lora_rank),
             lr=scale.lr,
             epochs=scale.epochs,
             batch_size=scale.batch_size,
+            micro_batch_size=scale.micro_batch_size,
+            max_tokens=scale.max_tokens,
+            too_long=scale.too_long,
             seed=arm.seed,
+            revision=revision,
             progress=torch.cuda.is_available(),
             stored_only=stored_only,
         )
     if run is None:
         return None
-    problems = [evaluation_problems(name, scale.n_problems, split) for name in scale.benchmarks]
-    return evaluate(run, problems, progress=torch.cuda.is_available(), stored_only=stored_only)
+    return evaluate(
+        run,
+        [evaluation_problems(name, scale.n_problems, split) for name in scale.benchmarks],
+        max_new_tokens=scale.max_new_tokens,
+        progress=torch.cuda.is_available(),
+        stored_only=stored_only,
+    )
+
+
+def training_set(arm: Arm, scale: Scale) -> Dataset:
+    """The mix that trains an arm.
+
+    In the pocket world a seed draws the problems, the teacher's slips and the mix. Published sets and files hold one trace a
+    problem: there a seed draws only which problems get the hard trace, and nothing of the data where alpha is 0 or 1. (In
+    every world it also draws first adapter weights and the order of the examples, `finetune`.)
+
+    Raises ValueError if the scale has no trace set for a part.
+    """
+    missing = [part for part in (arm.hard, arm.easy) if getattr(scale, part) is None]
+    if missing:
+        raise ValueError(
+            f"the scale {scale.name!r} has no trace set for {' and '.join(missing)}, which {arm.recipe!r} needs: use one of "
+            f"{', '.join(scale.recipes)}, or give it one with replace(scale, {missing[0]}=TraceSet(...))"
+        )
+    return _mixed(
+        getattr(scale, arm.hard), getattr(scale, arm.easy), arm.alpha, scale.n_train, arm.seed, scale.unmatched
+    )
 
 
 @lru_cache(maxsize=256)
-def training_set(alpha: float, n: int, seed: int) -> Dataset:
-    """The pocket world's mix of `n` problems. A seed draws the problems, the teacher's slips and the mix."""
-    return mix(_traces("long", n, seed), _traces("short", n, seed), alpha, seed)
+def _mixed(hard: TraceSet, easy: TraceSet, alpha: float, n: int | None, seed: int, unmatched: str) -> Dataset:
+    return mix(_traces(hard, n, seed), _traces(easy, n, seed), alpha, seed, unmatched)
 
 
 @lru_cache(maxsize=64)
-def _traces(style: str, n: int, seed: int) -> Dataset:
-    return load_traces(f"pocket/{style}", n=n, seed=seed)
+def _traces(traces: TraceSet, n: int | None, seed: int) -> Dataset:
+    return load_traces(
+        traces.source,
+        n=n,
+        seed=seed,
+        columns={"question": traces.question, "response": traces.response},
+        kind=traces.kind,
+        unusable=traces.unusable,
+        revision=traces.revision,
+    )
 
 
 @lru_cache(maxsize=16)
-def evaluation_problems(benchmark: str, n: int, split: str) -> list[Problem]:
+def evaluation_problems(benchmark: str, n: int | None, split: str) -> list[Problem]:
     return load_problems(benchmark, n=n, split=split)
+
+
+def _work(arm: Arm) -> tuple:
+    """What an arm trains, whatever its recipe is called."""
+    return (arm.student, arm.alpha, arm.seed) + ((arm.hard, arm.easy) if arm.alpha is not None else ())
 
 
 def _run_all(arms: list[Arm], scale: Scale, split: str) -> None:
@@ -109,6 +152,8 @@ def _run_all(arms: list[Arm], scale: Scale, split: str) -> None:
                 report(arm, _timed(arm, scale, split), None)
             except Exception as error:
                 report(arm, 0, error)
+            gc.collect()
+            torch.cuda.empty_cache()  # what this arm's optimizer and cache held
     else:
         # Spawned, as a fork of a process that has used torch may hang.
         context = multiprocessing.get_context("spawn")
@@ -163,10 +208,12 @@ def _start_worker() -> None:
 
 
 def _cost(arm: Arm) -> float:
-    """Relative time of an arm, for the minutes left: about the root of the size, more for longer traces."""
-    return n_params(arm.student) ** 0.6 * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
+    """Relative time of an arm, for the minutes left: more for longer traces, and the less than the size the tinier the student."""
+    size = n_params(arm.student, REVISIONS.get(arm.student))
+    return size ** (0.6 if size < ONE_THREAD_BELOW else 1) * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
 
 
 def _items(arm: Arm, scores: Scores) -> pd.DataFrame:
-    facts = {"student": arm.student, "params": n_params(arm.student), "recipe": arm.recipe, "alpha": arm.alpha}
+    params = n_params(arm.student, REVISIONS.get(arm.student))
+    facts = {"student": arm.student, "params": params, "recipe": arm.recipe, "alpha": arm.alpha}
     return scores.items[COLUMNS].assign(**facts, seed=arm.seed)

@@ -5,6 +5,7 @@ their `problem_id` is the same.
 """
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from random import Random
 
@@ -31,6 +32,7 @@ def load_traces(
     columns: Mapping[str, str] | None = None,
     kind: str = "math",
     style: str = "",
+    unusable: str = "error",
     revision: str | None = None,
 ) -> Dataset:
     """Load a trace set.
@@ -46,6 +48,8 @@ def load_traces(
             `problem_id` the question's text is the identity.
         kind: how the answer is written and asked for: `math` or `gsm8k`.
         style: a label for the set, such as `long`.
+        unusable: what becomes of traces that are empty, hold no final answer, or are not the first of their problem: `error`
+            refuses what `mix` could not use, `drop` leaves them out with a warning that counts them.
 
     Raises:
         ValueError: unknown source, style or column; no rows; a trace that is empty or holds no final answer.
@@ -59,8 +63,12 @@ def load_traces(
         return pocket_traces(style, n or POCKET_N, seed)
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(KINDS)}")
+    if unusable not in ("error", "drop"):
+        raise ValueError(f"unusable is {unusable!r}: use 'error', or 'drop' to leave such traces out")
     names = {"question": "question", "response": "response", **(columns or {})}
     table = load_table(source, split, revision)
+    if unusable == "drop":
+        table = _usable(table, names, kind, source)
     require_columns(table, list(names.values()), source)
     rows = [
         {
@@ -93,6 +101,34 @@ def pocket_traces(style: str, n: int, seed: int) -> Dataset:
             }
         )
     return Dataset.from_list(rows)
+
+
+def _usable(table: Dataset, names: Mapping[str, str], kind: str, source: str) -> Dataset:
+    """The rows that `mix` can use, one a problem; a warning counts the others."""
+    if not set(names.values()) <= set(table.column_names):
+        return table  # `require_columns` says so
+    kept, seen, counts = [], set(), {"empty": 0, "without final answer": 0, "further traces of a problem": 0}
+    problems = table[names.get("problem_id", names["question"])][:]
+    for i, (problem, response) in enumerate(zip(problems, table[names["response"]][:], strict=True)):
+        if not problem or not response:
+            counts["empty"] += 1
+        elif final_answer(response, kind) is None:
+            counts["without final answer"] += 1
+        elif str(problem).strip() in seen:
+            counts["further traces of a problem"] += 1
+        else:
+            seen.add(str(problem).strip())
+            kept.append(i)
+    if not kept:
+        raise ValueError(
+            f"no trace of {source!r} can be used ({counts}): name the right columns or kind, or give another set"
+        )
+    if len(kept) < len(table):
+        reasons = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n)
+        warnings.warn(
+            f"{len(table) - len(kept)} of {len(table)} traces of {source!r} are left out: {reasons}", stacklevel=3
+        )
+    return table.select(kept)
 
 
 def check_traces(traces: Dataset) -> Dataset:

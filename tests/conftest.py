@@ -5,12 +5,15 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network; read when transformers is imported
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from mixdistill.scales import Scale, TraceSet, get_scale
 
 REPO = Path(__file__).parents[1]
 SHARED_BENCHMARKS = REPO.parent / "shared" / "benchmarks"
@@ -93,6 +96,30 @@ def math_traces(tmp_path) -> Path:
 def math_problems(tmp_path) -> Path:
     rows = [{"problem": f"What is {n} plus 20?", "answer": str(n + 20)} for n in range(6)]
     return write_jsonl(tmp_path / "problems.jsonl", rows)
+
+
+@pytest.fixture
+def real_scale(qwen, llama, tmp_path) -> Scale:
+    """The gpu scale with two random students, and short files of the published schemas in the place of its data sets."""
+    questions = [f"What is {n} plus 30?" for n in range(12)]
+    words = {"long": "Let me think. Wait, let me check. ", "short": "", "large": "We add. ", "small": "So "}
+    files = {
+        part: write_jsonl(
+            tmp_path / f"{part}.jsonl",
+            [{"problem": q, "solution": f"{text}It is \\boxed{{{n + 30}}}."} for n, q in enumerate(questions)],
+        )
+        for part, text in words.items()
+    }
+    tests = [{"question": f"What is {n} plus 20?", "answer": str(n + 20)} for n in range(5)]
+    return replace(
+        get_scale("gpu", 1),
+        students=(qwen, llama),
+        alpha_student=qwen,
+        benchmarks=(str(write_jsonl(tmp_path / "test.jsonl", tests)),),
+        max_tokens=256,
+        max_new_tokens=12,
+        **{part: TraceSet(str(file), question="problem", response="solution") for part, file in files.items()},
+    )
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:

@@ -57,6 +57,25 @@ def test_problems_of_one_set_only_are_left_out_and_counted(traces):
         mix(hard, easy, 0.2)
 
 
+def test_kept_unmatched_problems_carry_the_one_trace_they_have(traces):
+    hard, easy = (part.select(rows) for part, rows in zip(traces, (range(30), range(10, N)), strict=True))
+    with pytest.warns(UserWarning, match=r"20 problems in both .* kept .*: 10 only in hard, 7 only in easy"):
+        mixed = mix(hard, easy, 0.5, unmatched="keep")
+    assert mixed["problem_id"] == traces[0]["problem_id"]
+    assert mixed["role"][:10] == ["hard"] * 10
+    assert mixed["role"][10:30].count("hard") == 10
+    assert mixed["role"][30:] == ["easy"] * 7
+    matched = {"hard": hard, "easy": easy}
+    with pytest.warns(UserWarning, match="left out"):
+        intersected = mix(**matched, alpha=0.5).to_list()
+    assert mixed.select(range(10, 30)).to_list() == intersected
+
+
+def test_an_unknown_policy_for_unmatched_problems_is_refused(traces):
+    with pytest.raises(ValueError, match="unmatched is 'union': use one of intersect, keep"):
+        mix(*traces, 0.2, unmatched="union")
+
+
 def test_two_traces_of_one_problem_are_refused(traces):
     doubled = Dataset.from_list(traces[0].to_list() + traces[0].select([0]).to_list())
     with pytest.raises(ValueError, match=f"{N + 1} traces of {N} problems"):

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 
 from mixdistill import check_parameters, get_scale
 from mixdistill.mix import RECIPES
-from mixdistill.scales import SCALES, alpha_arms, gap_arms, recipe_arm
+from mixdistill.scales import REVISIONS, SCALES, alpha_arms, gap_arms, recipe_arm
 
 INJECTED = "# Parameters\nALPHAA = 0.3\nSCALE = 'smoke'\n"
 
@@ -11,14 +13,38 @@ INJECTED = "# Parameters\nALPHAA = 0.3\nSCALE = 'smoke'\n"
 def test_every_student_gets_every_recipe_with_every_seed(name):
     scale = get_scale(name, 3)
     arms = gap_arms(scale)
-    assert len(set(arms)) == len(arms) == len(scale.students) * (1 + 3 * len(RECIPES))
+    assert len(set(arms)) == len(arms) == len(scale.students) * (1 + 3 * len(scale.recipes))
     assert len(alpha_arms(scale, scale.alpha_student, scale.alphas)) == 3 * len(scale.alphas)
+
+
+@pytest.mark.parametrize(("name", "recipes"), [("pocket", ["short", "long", "mix_long"]), ("gpu", [*RECIPES])])
+def test_a_scale_has_the_recipes_for_which_it_has_traces(name, recipes):
+    assert list(get_scale(name).recipes) == recipes
+
+
+def test_the_paper_scale_has_the_ten_students_and_trains_all_weights_below_14b():
+    paper, gpu = get_scale("paper"), get_scale("gpu")
+    assert len(set(paper.students)) == 10
+    assert set(paper.students) - set(paper.full) == {
+        "Qwen/Qwen2.5-14B-Instruct",
+        "Qwen/Qwen2.5-32B-Instruct",
+        "meta-llama/Llama-3.3-70B-Instruct",
+    }
+    assert set(gpu.students) < set(paper.students)
+    assert gpu.full == ()  # LoRA at every size: arms share their method
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_every_hub_student_is_pinned_to_a_commit(name):
+    students = [s for s in get_scale(name).students if not s.startswith("pocket/")]
+    assert all(re.fullmatch("[0-9a-f]{40}", REVISIONS[student]) for student in students)
+    assert len({REVISIONS[student] for student in students}) == len(students)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: get_scale("galaxy"), "unknown scale 'galaxy': use one of smoke, pocket"),
+        (lambda: get_scale("galaxy"), "unknown scale 'galaxy': use one of smoke, pocket, gpu, paper"),
         (lambda: get_scale("pocket", -1), "number of seeds is -1"),
         (lambda: recipe_arm("pocket/xs", "medium", 0), "unknown recipe 'medium': use one of short, long, mix_long"),
     ],

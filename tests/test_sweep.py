@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
-from mixdistill import get_scale, sweep
-from mixdistill.scales import Arm, alpha_arms, gap_arms
+from mixdistill import LoRA, finetune, get_scale, load_traces, mix, open_run, sweep
+from mixdistill.scales import Arm, alpha_arms, gap_arms, recipe_arm
+from mixdistill.sweep import run_arm, training_set
 
 SMOKE = get_scale("smoke", 1)
 
@@ -31,8 +34,6 @@ def test_bad_arms_are_refused_before_anything_is_trained(store):
 
 def test_a_failing_arm_costs_no_other(store, capfd):
     arms = [Arm("pocket/xs", "short", 0.0, seed) for seed in range(2)]
-    from mixdistill.sweep import run_arm
-
     broken = run_arm(arms[0], SMOKE).folder.parents[1]
     (broken / "manifest.json").unlink()
     (broken / "config.json").write_text("{}")
@@ -41,3 +42,46 @@ def test_a_failing_arm_costs_no_other(store, capfd):
     ):
         sweep(arms, SMOKE)
     assert run_arm(arms[1], SMOKE, stored_only=True) is not None
+
+
+def test_an_arm_is_the_run_of_a_finetune_call_with_the_same_mix(store):
+    run_arm(recipe_arm("pocket/xs", "mix_long", 1), SMOKE)
+    train = mix(load_traces("pocket/long", n=32, seed=1), load_traces("pocket/short", n=32, seed=1), 0.2, 1)
+    assert finetune("pocket/xs", train, lora=LoRA(r=16), epochs=1, seed=1, stored_only=True) is not None
+
+
+def test_real_architectures_go_through_all_recipes_from_files(real_scale, store, capfd):
+    arms = [*gap_arms(real_scale), *alpha_arms(real_scale, real_scale.alpha_student, (0.0, 0.5))]
+    for arm in arms:
+        run_arm(arm, real_scale)
+    items = sweep(arms, real_scale)
+    assert "15 arms: 15 in the run store, 0 to run" in capfd.readouterr().out  # alpha=0 is short
+    recipes = {"untouched", *real_scale.recipes}
+    assert set(items.groupby("student")["recipe"].agg(set)[real_scale.students[1]]) == recipes
+    assert len(items) == len(arms) * 5
+    configs = [open_run(path.parent).config for path in store.glob("*/manifest.json")]
+    assert len(configs) == 13
+    assert len({config["train"] for config in configs}) == 7  # six recipes and alpha=0.5
+    assert {(c["lr"], c["batch_size"], c["epochs"], c["max_tokens"]) for c in configs} == {(1e-4, 8, 2, 256)}
+
+
+def test_students_named_in_full_train_all_weights_at_their_own_rate(real_scale):
+    scale = replace(real_scale, full=(real_scale.students[0],))
+    full, lora = (run_arm(recipe_arm(student, "short", 0), scale).folder.parents[1] for student in scale.students)
+    assert (open_run(full).config["lora"], open_run(full).config["lr"]) == (None, 1e-5)
+    assert (open_run(lora).config["lora"]["r"], open_run(lora).config["lr"]) == (16, 1e-4)
+    assert (full / "model").is_dir()
+
+
+def test_with_one_trace_a_problem_a_seed_draws_the_mix_only(real_scale):
+    def train(recipe, seed):
+        return training_set(recipe_arm(real_scale.students[0], recipe, seed), real_scale)
+
+    assert train("long", 0).to_list() == train("long", 1).to_list()
+    assert train("mix_large", 0)["role"] != train("mix_large", 1)["role"]
+    assert train("mix_large", 0)["problem_id"] == train("mix_large", 1)["problem_id"]
+
+
+def test_a_recipe_without_its_trace_sets_is_refused(real_scale):
+    with pytest.raises(ValueError, match=r"'smoke' has no trace set for large and small, which 'mix_large' needs"):
+        sweep([recipe_arm("pocket/xs", "mix_large", 0)], SMOKE)

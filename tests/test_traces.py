@@ -26,6 +26,25 @@ def test_a_trace_without_answer_is_refused_with_its_row(tmp_path):
         load_traces(str(write_jsonl(tmp_path / "t.jsonl", rows)))
 
 
+def test_unusable_traces_are_dropped_only_when_asked_to_and_counted(tmp_path):
+    rows = [
+        {"question": "q", "response": "It is \\boxed{1}."},
+        {"question": "q ", "response": "Also \\boxed{1}."},
+        {"question": "r", "response": "I do not know."},
+        {"question": "s", "response": ""},
+    ]
+    file = str(write_jsonl(tmp_path / "t.jsonl", rows))
+    reasons = "1 empty, 1 without final answer, 1 further traces of a problem"
+    with pytest.warns(UserWarning, match=rf"3 of 4 traces of .* are left out: {reasons}"):
+        assert load_traces(file, unusable="drop")["response"][:] == ["It is \\boxed{1}."]
+    with pytest.raises(ValueError, match=r"column 'response' .* is empty in 1 of 4 rows"):
+        load_traces(file)
+    with pytest.raises(ValueError, match=r"no trace of .* can be used"):
+        load_traces(str(write_jsonl(tmp_path / "none.jsonl", rows[2:])), unusable="drop")
+    with pytest.raises(ValueError, match="unusable is 'ignore': use 'error', or 'drop'"):
+        load_traces(file, unusable="ignore")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pandas as pd
 
-from mixdistill.mix import RECIPES
 from mixdistill.pocket.pretrain import STUDENTS_DIR
 from mixdistill.scales import get_scale, recipe_arm
 from mixdistill.students import POCKET
@@ -24,10 +23,14 @@ def main() -> None:
     parser.add_argument("students", nargs="*", default=POCKET, help=f"default: {' '.join(POCKET)}")
     path = STUDENTS_DIR / "lr_search.csv"
     for student in parser.parse_args().students:
-        old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["student", "lr", *RECIPES, "mean"])
+        old = (
+            pd.read_csv(path)
+            if path.exists()
+            else pd.DataFrame(columns=["student", "lr", *get_scale("pocket").recipes, "mean"])
+        )
         rows = []
         for lr in GRID:
-            arms = [recipe_arm(student, recipe, SEED) for recipe in RECIPES]
+            arms = [recipe_arm(student, recipe, SEED) for recipe in get_scale("pocket").recipes]
             items = sweep(arms, replace(get_scale("pocket"), lr=lr), split="dev")
             accuracy = items.groupby("recipe")["correct"].mean()
             rows.append({"student": student, "lr": lr} | accuracy.to_dict() | {"mean": accuracy.mean()})
