@@ -1,13 +1,20 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from mixdistill import stats
 
 
-def items(values: np.ndarray, **columns) -> pd.DataFrame:
-    seeds, problems = np.indices(values.shape)
-    return pd.DataFrame({"seed": seeds.ravel(), "problem_id": problems.ravel(), "correct": values.ravel()} | columns)
+def items(values: np.ndarray, benchmarks: list[str] | None = None, **columns) -> pd.DataFrame:
+    """Graded items of `values` [seeds, problems] or [seeds, problems, samples]."""
+    values = np.asarray(values)
+    values = values if values.ndim == 3 else values[:, :, None]
+    seeds, problems, samples = (axis.ravel() for axis in np.indices(values.shape))
+    names = np.array(benchmarks or ["math"] * values.shape[1])
+    frame = {"seed": seeds, "benchmark": names[problems], "problem_id": problems, "sample": samples}
+    rates = {"reason": "equal", "finish_reason": "stop", "loop": False, "n_tokens": 10}
+    return pd.DataFrame(frame | {"correct": values.ravel()} | rates | columns)
 
 
 def test_one_seed_gives_the_ordinary_interval_of_a_mean():
@@ -15,16 +22,19 @@ def test_one_seed_gives_the_ordinary_interval_of_a_mean():
     estimate = stats.two_way_mean(values)
     half = 2.262157 * values.std(ddof=1) / np.sqrt(10)
     assert estimate.mean == pytest.approx(0.7)
+    assert estimate.se == pytest.approx(values.std(ddof=1) / np.sqrt(10))
     assert (estimate.low, estimate.high) == pytest.approx((0.7 - half, 0.7 + half))
 
 
 @pytest.mark.parametrize(("seed_sd", "problem_sd"), [(0.0, 1.0), (1.0, 0.0), (0.3, 1.0), (0.0, 0.0)])
-def test_intervals_cover_the_truth_at_least_93_times_in_100(seed_sd, problem_sd):
+@pytest.mark.parametrize("sizes", [(40,), (25, 10, 5)])
+def test_intervals_cover_the_truth_at_least_93_times_in_100(seed_sd, problem_sd, sizes):
     rng, covered, n = np.random.default_rng(0), 0, 600
+    benchmarks = np.repeat(range(len(sizes)), sizes)
     for _ in range(n):
         values = rng.normal(0, seed_sd, (4, 1)) + rng.normal(0, problem_sd, (1, 40)) + rng.normal(0, 1, (4, 40))
-        estimate = stats.two_way_mean(values)
-        covered += estimate.low <= 0 <= estimate.high
+        estimate = stats.two_way_mean(values + benchmarks, benchmarks)
+        covered += estimate.low <= np.mean(range(len(sizes))) <= estimate.high
     # Where seeds add nothing the interval is wider than it would have to be: four seeds cannot show that they add nothing.
     assert covered / n >= 0.93
     assert covered / n <= 0.99 or seed_sd == 0
@@ -36,6 +46,66 @@ def test_seeds_that_disagree_widen_the_interval():
     assert calm.mean() == wild.mean()
     width = [stats.two_way_mean(v).high - stats.two_way_mean(v).low for v in (calm, wild)]
     assert width[1] > 3 * width[0]
+
+
+def test_every_benchmark_counts_the_same_whatever_its_size():
+    values = np.array([[1] * 30 + [0] * 70])
+    names = ["aime24"] * 30 + ["math"] * 70
+    assert stats.accuracy(items(values)).mean == pytest.approx(0.3)
+    assert stats.accuracy(items(values, names)).mean == pytest.approx(0.5)
+    rates = stats.accuracy_table(items(values, names, n_tokens=np.where(values.ravel(), 5, 15)), [])
+    assert rates["mean_tokens"].item() == pytest.approx(10)
+
+
+def test_the_standard_error_of_a_mean_over_benchmarks_adds_up_those_of_the_benchmarks():
+    rng = np.random.default_rng(2)
+    easy, hard = rng.normal(0, 1, (1, 30)), rng.normal(5, 3, (1, 50))
+    both = stats.two_way_mean(np.hstack([easy, hard]), ["easy"] * 30 + ["hard"] * 50)
+    parts = [stats.two_way_mean(values).se for values in (easy, hard)]
+    assert both.se == pytest.approx(np.hypot(*parts) / 2)
+
+
+def test_samples_of_a_problem_are_not_counted_as_problems():
+    answered_alike = np.repeat(np.random.default_rng(0).integers(0, 2, (1, 30, 1)), 8, axis=2)
+    eight, one = stats.accuracy(items(answered_alike)), stats.accuracy(items(answered_alike[:, :, 0]))
+    assert eight == one
+    assert eight.n_problems == 30
+
+
+def test_samples_that_differ_narrow_the_interval():
+    one = np.random.default_rng(0).integers(0, 2, (1, 200, 1))
+    eight = np.random.default_rng(0).integers(0, 2, (1, 200, 8))
+    assert stats.accuracy(items(eight)).se < stats.accuracy(items(one)).se / 2
+
+
+@pytest.mark.parametrize(("n", "rate", "n_samples"), [(30, 0.03, 1), (30, 0.9, 4), (100, 0.5, 1), (100, 0.1, 4)])
+def test_intervals_of_accuracies_near_0_and_1_cover_too(n, rate, n_samples):
+    rng, covered, runs = np.random.default_rng(5), 0, 600
+    index = pd.MultiIndex.from_product([["aime24"], range(n)], names=["benchmark", "problem_id"])
+    for _ in range(runs):
+        ability = rng.beta(2 * rate, 2 * (1 - rate), (1, n, 1)) if n_samples > 1 else rate
+        values = (rng.random((1, n, n_samples)) < ability).mean(2)
+        estimate = stats.share(pd.DataFrame(values, columns=index))
+        assert 0 <= estimate.low <= estimate.mean <= estimate.high <= 1
+        covered += estimate.low <= rate <= estimate.high
+    assert covered / runs >= 0.93
+
+
+def test_all_right_is_not_certain():
+    estimate = stats.accuracy(items(np.ones((3, 20))))
+    assert estimate.mean == 1
+    assert estimate.high == 1
+    assert 0.8 < estimate.low < 0.9
+
+
+def test_items_that_lack_a_sample_or_repeat_one_are_refused():
+    whole = items(np.ones((2, 5, 3)))
+    with pytest.raises(ValueError, match="same number of samples"):
+        stats.accuracy(whole.iloc[:-1])
+    with pytest.raises(ValueError, match="1 of 31 items repeat"):
+        stats.accuracy(pd.concat([whole, whole.iloc[:1]]))
+    with pytest.raises(ValueError, match="a grade for every problem"):
+        stats.accuracy(whole[(whole["seed"] == 0) | (whole["problem_id"] > 0)])
 
 
 def test_a_gap_is_paired_by_seed_and_problem():
@@ -56,16 +126,145 @@ def test_a_gap_of_other_problems_is_refused():
         stats.gap(items(np.ones((2, 5))), items(np.ones((2, 6))))
 
 
-def test_all_right_is_not_certain():
-    estimate = stats.accuracy(items(np.ones((3, 20))))
-    assert estimate.mean == 1
-    assert 0.8 < estimate.low < 0.9
+def test_no_difference_in_thirty_problems_is_not_a_certain_zero():
+    same = items(np.zeros((1, 30)))
+    estimate = stats.gap(same, same)
+    assert estimate.mean == 0
+    assert 0.05 < estimate.high == -estimate.low < 0.15
+    assert stats.bootstrap(same, same) == (0, 0)  # why it is not the headline
+    assert stats.mcnemar(same, same) == 1
+
+
+def simulated_pair(rng, n_seeds: int, n: int, seed_sd: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two recipes of one true accuracy: problems differ in difficulty, recipes in the problems they suit, seeds in all."""
+
+    def outcomes() -> np.ndarray:
+        logits = difficulty + rng.normal(0, 1, (1, n)) + rng.normal(0, seed_sd, (n_seeds, 1))
+        return rng.random((n_seeds, n)) < 1 / (1 + np.exp(-logits))
+
+    difficulty = rng.normal(0, 1.5, (1, n))
+    return outcomes(), outcomes()
+
+
+@pytest.mark.parametrize(("n_seeds", "seed_sd", "bootstrap_at_least"), [(1, 0, 0.92), (5, 0.5, 0.86)])
+def test_intervals_of_gaps_cover_the_truth(n_seeds, seed_sd, bootstrap_at_least):
+    rng, headline, resampled, runs = np.random.default_rng(3), 0, 0, 250
+    for _ in range(runs):
+        left, right = (items(values) for values in simulated_pair(rng, n_seeds, 60, seed_sd))
+        estimate, (low, high) = stats.gap(left, right), stats.bootstrap(left, right, n_resamples=400)
+        headline += estimate.low <= 0 <= estimate.high
+        resampled += low <= 0 <= high
+    assert headline / runs >= 0.93
+    assert resampled / runs >= bootstrap_at_least
+
+
+def test_the_bootstrap_agrees_with_the_t_interval_where_both_hold_and_repeats_itself():
+    rng = np.random.default_rng(4)
+    left, right = (items(values, ["a"] * 200 + ["b"] * 400) for values in simulated_pair(rng, 1, 600, 0))
+    estimate, interval = stats.gap(left, right), stats.bootstrap(left, right)
+    assert interval == pytest.approx((estimate.low, estimate.high), abs=0.006)
+    assert stats.bootstrap(left, right) == interval
+    assert stats.bootstrap(left, right, seed=1) != interval
+
+
+def test_mcnemar_is_the_sign_test_of_the_problems_that_only_one_side_solves():
+    left, right = np.ones((1, 50)), np.ones((1, 50))
+    left[:, :3], right[:, 3:15] = 0, 0
+    assert stats.mcnemar(items(left), items(right)) == pytest.approx(binomtest(3, 15).pvalue)
+    assert stats.mcnemar(items(left), items(right)) == pytest.approx(0.0352, abs=1e-4)
+
+
+def test_mcnemar_stays_empty_where_outcomes_are_not_independent_or_benchmarks_would_weigh_otherwise():
+    names = ["aime24"] * 10 + ["math"] * 40
+    for values, benchmarks in (((2, 50), None), ((1, 50, 2), None), ((1, 50), names)):
+        left, right = items(np.ones(values), benchmarks), items(np.zeros(values), benchmarks)
+        assert np.isnan(stats.mcnemar(left, right))
+    equal = ["a"] * 25 + ["b"] * 25
+    assert stats.mcnemar(items(np.ones((1, 50)), equal), items(np.zeros((1, 50)), equal)) < 1e-9
+
+
+@pytest.mark.parametrize(("n", "discordance"), [(100, 0.3), (500, 0.2)])
+def test_the_detectable_gap_is_found_four_times_in_five(n, discordance):
+    rng, found, runs = np.random.default_rng(6), 0, 2000
+    true = stats.detectable_gap(n, discordance)
+    better = (discordance + true) / 2
+    for b, c, _ in rng.multinomial(n, [better, discordance - better, 1 - discordance], runs):
+        found += (b - c) / np.sqrt(b + c) > 1.96  # McNemar's test, large n
+    assert found / runs == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_detectable_gap_of_a_mean_over_benchmarks_hangs_on_the_small_ones():
+    paper = stats.detectable_gap((500, 1319, 40, 30, 675), 0.2)
+    assert paper == pytest.approx(0.0625, abs=5e-4)
+    assert stats.detectable_gap((500, 1319, 675), 0.2) < paper / 1.5
+    assert stats.detectable_gap([400] * 5, 0.2) == pytest.approx(stats.detectable_gap(2000, 0.2))
+    with pytest.raises(ValueError, match=r"discordance 0: give at least 1 problem, and a share above 0"):
+        stats.detectable_gap(100, 0)
+
+
+def test_the_observed_detectable_gap_agrees_with_the_one_from_the_discordance():
+    left, right = simulated_pair(np.random.default_rng(7), 1, 2000, 0)
+    row = stats.gap_table(arms(short=right, long=left)).iloc[0]
+    assert row["better"] + row["worse"] == pytest.approx((left != right).mean())
+    assert row["better"] - row["worse"] == pytest.approx(row["delta"])
+    assert row["detectable"] == pytest.approx(stats.detectable_gap(2000, (left != right).mean()), rel=0.03)
+
+
+def arms(benchmarks: list[str] | None = None, **recipes: np.ndarray) -> pd.DataFrame:
+    frames = [items(v, benchmarks, recipe=name, student="pocket/xs", params=1) for name, v in recipes.items()]
+    return pd.concat(frames, ignore_index=True)
 
 
 def test_the_gap_table_has_every_contrast_and_the_better_part():
-    frames = [
-        items(np.full((2, 10), value), recipe=recipe, student="pocket/xs", params=1)
-        for recipe, value in (("short", 1), ("long", 0), ("mix_long", 1))
-    ]
-    table = stats.gap_table(pd.concat(frames)).set_index("contrast")["delta"]
+    parts = {"short": np.ones((2, 10)), "long": np.zeros((2, 10)), "mix_long": np.ones((2, 10))}
+    table = stats.gap_table(arms(**parts)).set_index("contrast")["delta"]
     assert table.to_dict() == {"long-short": -1, "mix_long-short": 0, "mix_long-long": 1, "mix_long-best": 0}
+
+
+def test_the_gap_table_takes_the_recipes_that_are_there():
+    ones, zeros = np.ones((1, 10)), np.zeros((1, 10))
+    teachers = stats.gap_table(arms(small_teacher=zeros, large_teacher=ones, mix_large=ones, untouched=ones))
+    assert teachers.set_index("contrast")["delta"].to_dict() == {
+        "large_teacher-small_teacher": 1,
+        "mix_large-small_teacher": 1,
+        "mix_large-large_teacher": 0,
+        "mix_large-best": 0,
+    }
+    assert list(stats.gap_table(arms(short=ones, mix_long=zeros))["contrast"]) == ["mix_long-short"]
+    with pytest.raises(ValueError, match="no gap between the recipes short, untouched: a student needs both of long"):
+        stats.gap_table(arms(short=ones, untouched=zeros))
+
+
+def test_the_gap_table_shows_each_benchmark_on_request():
+    names = ["aime24"] * 10 + ["math"] * 30
+    short, long = np.ones((1, 40)), np.array([[0] * 10 + [1] * 30])
+    frame = arms(names, short=short, long=long)
+    each = stats.gap_table(frame, by_benchmark=True)
+    assert each.set_index("benchmark")["delta"].to_dict() == {"aime24": -1, "math": 0}
+    assert each["mcnemar_p"].to_list() == [pytest.approx(2 / 2**10), 1]
+    mean = stats.gap_table(frame)
+    assert mean["delta"].to_list() == [-0.5]
+    assert mean["n_problems"].to_list() == [40]
+    assert "benchmark" in stats.readable_gaps(each)
+    assert list(stats.readable_gaps(mean)["verdict"]) == ["below 0"]
+
+
+def test_tables_show_how_completions_end():
+    ends = {"finish_reason": ["length", "stop", "stop", "stop"], "reason": ["no_answer", "no_answer", "equal", "equal"]}
+    short = items(np.ones((1, 4)), recipe="short", student="s", params=1)
+    long = items(np.ones((1, 4)), recipe="long", student="s", params=1, loop=[True, False, False, False]).assign(
+        **ends, n_tokens=40
+    )
+    row = stats.accuracy_table(long, ["student", "recipe"]).iloc[0]
+    assert row[["truncated", "no_answer", "loop", "mean_tokens"]].to_list() == [0.25, 0.5, 0.25, 40]
+    gap = stats.gap_table(pd.concat([short, long])).iloc[0]
+    assert gap[["diff_truncated", "diff_no_answer", "diff_loop", "diff_tokens"]].to_list() == [0.25, 0.5, 0.25, 30]
+    assert np.isnan(stats.accuracy_table(long.drop(columns="loop"), [])["loop"].item())
+
+
+def test_the_papers_table_has_a_column_a_benchmark_and_their_mean():
+    names = ["math"] * 10 + ["aime24"] * 10
+    frame = arms(names, short=np.array([[1] * 10 + [0] * 10]), untouched=np.zeros((1, 20)))
+    wide = stats.paper_table(frame).set_index("recipe")
+    assert list(wide.columns) == ["student", "math", "aime24", "mean", "truncated", "no_answer", "loop", "mean_tokens"]
+    assert [cell.split()[0] for cell in wide.loc["short", ["math", "aime24", "mean"]]] == ["100.0", "0.0", "50.0"]
