@@ -19,10 +19,20 @@ STYLE = {
     "short": ("#0072B2", "o", "short CoT"),
     "long": ("#D55E00", "^", "long CoT"),
     "mix_long": ("#009E73", "D", "Mix-Long"),
+    "small_teacher": ("#0072B2", "o", "small teacher"),
+    "large_teacher": ("#D55E00", "^", "large teacher"),
+    "mix_large": ("#009E73", "D", "Mix-Large"),
+}
+# Recipes and contrasts of the paper's two gaps, each of which has a figure.
+FAMILY = {
+    "long": ("untouched", "short", "long", "mix_long"),
+    "large": ("untouched", "small_teacher", "large_teacher", "mix_large"),
 }
 CONTRAST = {
     "long-short": ("#D55E00", "^", "long - short (the gap)"),
     "mix_long-best": ("#009E73", "D", "Mix-Long - better of the two"),
+    "large_teacher-small_teacher": ("#D55E00", "^", "large - small teacher (the gap)"),
+    "mix_large-best": ("#009E73", "D", "Mix-Large - better of the two"),
 }
 
 
@@ -48,20 +58,26 @@ def save_figure(figure: Figure, name: str, scale: str) -> str:
     return shown(path)
 
 
-def learnability_gap(accuracy: pd.DataFrame, gaps: pd.DataFrame, guess: list[float | None] | None = None) -> Figure:
+def learnability_gap(
+    accuracy: pd.DataFrame, gaps: pd.DataFrame, guess: list[float | None] | None = None, family: str = "long"
+) -> Figure:
     """Accuracy of every student by recipe, and the gaps by student size.
 
     Arguments:
         accuracy, gaps: the tables of learnability_gap.csv and gaps.csv.
         guess: the reader's own `long - short` in points, a student each; drawn beside the measurement where not None.
+        family: `long` for long and short traces, `large` for large and small teachers.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.3))
     sizes = accuracy.drop_duplicates("student").sort_values("params")
-    for i, (recipe, (color, marker, label)) in enumerate(STYLE.items()):
+    for i, recipe in enumerate(FAMILY[family]):
+        color, marker, label = STYLE[recipe]
         rows = accuracy[accuracy["recipe"] == recipe].sort_values("params")
         x = rows["params"] * 1.035 ** (i - 1.5)  # side by side, so that no bar hides another
         _points(left, x, rows, "accuracy", color, marker, label, dashed=recipe == "untouched")
-    for i, (contrast, (color, marker, label)) in enumerate(CONTRAST.items()):
+    contrasts = [name for name in CONTRAST if name.startswith((family, f"mix_{family}"))]
+    for i, contrast in enumerate(contrasts):
+        color, marker, label = CONTRAST[contrast]
         rows = gaps[gaps["contrast"] == contrast].sort_values("params")
         _points(right, rows["params"] * 1.035 ** (i - 0.5), rows, "delta", color, marker, label)
     if guess and any(value is not None for value in guess):
@@ -172,7 +188,7 @@ def _points(
 def _size_axis(axes, sizes: pd.DataFrame) -> None:
     axes.set_xscale("log")
     names = [
-        f"{student.split('/')[-1]}\n{params / 1000:.0f}k"
+        f"{student.split('/')[-1].removesuffix('-Instruct')}\n{size_text(params)}"
         for student, params in zip(sizes["student"], sizes["params"], strict=True)
     ]
     axes.set_xticks(sizes["params"], names)
@@ -180,9 +196,16 @@ def _size_axis(axes, sizes: pd.DataFrame) -> None:
     axes.set_xlabel("student, parameters")
 
 
+def size_text(params: int) -> str:
+    """29k, 487k, 1.5B."""
+    return (
+        f"{params / 1e3:.0f}k" if params < 1e6 else f"{params / 1e6:.1f}M" if params < 1e8 else f"{params / 1e9:.1f}B"
+    )
+
+
 def _caption(figure: Figure, table: pd.DataFrame) -> None:
     n, seeds = table["n_problems"].max(), table["n_seeds"].max()
-    text = f"n = {n} test problems, {seeds} seeds of data and training; bars: 95% intervals over seeds and problems"
+    text = f"n = {n} test problems, {seeds} {'seed' if seeds == 1 else 'seeds'} of data and training; bars: 95% intervals over seeds and problems"
     figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.text(0.01, 0.01, text, fontsize=8)
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import cached_file
 
 from mixdistill.chat import stop_token_id
 
@@ -129,10 +130,10 @@ def fingerprint(name: str, revision: str | None = None) -> str:
     source = student_source(name)
     if not Path(source).is_dir():
         try:
-            commit = AutoConfig.from_pretrained(source, revision=revision)._commit_hash
+            config = cached_file(source, "config.json", revision=revision)
         except (OSError, ValueError) as error:
             raise ValueError(_cannot_load(name, error)) from error
-        return f"hub:{commit}"
+        return f"hub:{Path(config).parent.name}"  # the cache keeps files in a folder named by the commit
     digest = hashlib.sha256()
     files = [path for path in Path(source).iterdir() if path.suffix in (".safetensors", ".jinja")]
     for path in [*sorted(files), Path(source, "config.json"), Path(source, "tokenizer.json")]:

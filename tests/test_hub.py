@@ -7,20 +7,20 @@ from test_problems import PUBLISHED
 from mixdistill.problems import BENCHMARKS
 
 
-def data_set(name: str) -> dict[str, bytes]:
-    """The repository of a benchmark with one row, laid out as published."""
+def data_set(name: str, rows: list[dict]) -> dict[str, bytes]:
+    """The repository of a benchmark, laid out as published."""
     benchmark = BENCHMARKS[name]
     split = benchmark.hub_split or "test"
     card = (
         f"---\nconfigs:\n- config_name: {benchmark.config or 'default'}\n"
         f"  data_files:\n  - split: {split}\n    path: data/{split}.jsonl\n---\n"
     )
-    return {"README.md": card.encode(), f"data/{split}.jsonl": jsonl([PUBLISHED[name][0]])}
+    return {"README.md": card.encode(), f"data/{split}.jsonl": jsonl(rows)}
 
 
 @pytest.fixture(scope="module")
 def hub():
-    repos = {benchmark.hub: data_set(name) for name, benchmark in BENCHMARKS.items()}
+    repos = {benchmark.hub: data_set(name, [PUBLISHED[name][0]]) for name, benchmark in BENCHMARKS.items()}
     repos["open/data"] = {"test.jsonl": jsonl([{"question": "1+1?", "answer": 2.0}])}
     with serve(repos) as address:
         yield address
