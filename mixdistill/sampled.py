@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mixdistill.grade import equal
-from mixdistill.stats import Estimate, problem_table, share
+from mixdistill.stats import Estimate, problem_table, require, share
 
 
 def sampled_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -19,8 +19,9 @@ def sampled_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     Arguments:
         items: one row a seed, problem and sample, with columns seed, benchmark, problem_id, sample, correct and answer.
 
-    Raises ValueError where `stats.accuracy` does.
+    Raises ValueError where `stats.accuracy` does, and for a missing column.
     """
+    require(items, *by, "answer")
     rows = []
     for name, group in items.groupby(by, sort=False) if by else [((), items)]:
         correct = problem_table(group)
@@ -73,10 +74,10 @@ def _votes(items: pd.DataFrame) -> pd.DataFrame:
     """One row a seed and problem; column k holds maj@k."""
     keys = ["seed", "benchmark", "problem_id"]
     groups = items.sort_values("sample", kind="stable").groupby(keys, sort=False)
-    scores = pd.DataFrame(
-        {key: majority(group["answer"].tolist(), group["correct"].tolist()) for key, group in groups}
-    ).T
-    return scores.rename(columns=lambda i: i + 1).rename_axis(index=keys).reset_index()
+    scores = {key: majority(group["answer"].tolist(), group["correct"].tolist()) for key, group in groups}
+    table = pd.DataFrame.from_dict(scores, orient="index")
+    table.index = pd.MultiIndex.from_tuples(table.index, names=keys)
+    return table.rename(columns=lambda i: i + 1).reset_index().assign(sample=0)
 
 
 def _columns(estimate: Estimate, n_samples: int) -> dict[str, float]:

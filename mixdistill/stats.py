@@ -1,7 +1,6 @@
 """Accuracies and gaps with 95% intervals that cover the problems, the samples drawn of them and the training seeds.
 
-Items are one row a seed, problem and sample, with the columns of `evaluate` and `sweep`; without a column `sample` each problem
-has one. Three rules hold throughout:
+Items are one row a seed, problem and sample, with the columns of `evaluate.Scores` and `sweep`. Three rules hold throughout:
 
 - The problem is the unit. Its samples are averaged first, so standard errors are clustered by problem (Miller, Adding Error Bars
   to Evals, 2024, section 2.2): ten samples of 30 problems are 30 observations, not 300.
@@ -172,7 +171,7 @@ def accuracy_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """One row for each value of the columns `by` (none: one row): accuracy, standard error, interval, counts, and rates.
 
     With `benchmark` in `by` a row is a benchmark, without it the mean over the benchmarks. Rates, weighted like the accuracy: of
-    completions cut at the limit (`truncated`), without an answer, ending in a loop (NaN where items do not say), and mean tokens.
+    completions cut at the limit (`truncated`), without an answer and ending in a loop; and mean tokens.
     """
     rows = []
     for name, group in items.groupby(by, sort=False) if by else [((), items)]:
@@ -290,9 +289,12 @@ def problem_table(items: pd.DataFrame, column: str = "correct") -> pd.DataFrame:
     Raises ValueError if a seed lacks a problem, a sample is there twice, or problems differ in their number of samples.
     """
     keys = ["seed", "benchmark", "problem_id"]
-    sampled = [*keys, "sample"] if "sample" in items else keys
-    if twice := int(items.duplicated(sampled).sum()):
-        raise ValueError(f"{twice} of {len(items)} items repeat the {', '.join(sampled)} of another: give each once")
+    if missing := [name for name in (*keys, "sample", column) if name not in items]:
+        raise ValueError(
+            f"the items lack {', '.join(missing)}, they have {', '.join(map(str, items))}: add the columns"
+        )
+    if twice := int(items.duplicated([*keys, "sample"]).sum()):
+        raise ValueError(f"{twice} of {len(items)} items repeat seed, problem and sample of another: give each once")
     groups = items.groupby(keys)[column]
     sizes, table = groups.size(), groups.mean().unstack(["benchmark", "problem_id"])
     if table.empty or table.isna().any(axis=None) or sizes.nunique() > 1:
@@ -301,6 +303,14 @@ def problem_table(items: pd.DataFrame, column: str = "correct") -> pd.DataFrame:
             f"item: {table.shape[0]} seeds, {table.shape[1]} problems, {sorted(sizes.unique().tolist())} samples"
         )
     return table.sort_index(axis=1)
+
+
+def require(items: pd.DataFrame, *columns: str) -> None:
+    """Raise ValueError if the items lack one of these columns."""
+    if missing := [name for name in columns if name not in items]:
+        raise ValueError(
+            f"the items lack {', '.join(missing)}, they have {', '.join(map(str, items))}: add the columns"
+        )
 
 
 def _differences(items: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
@@ -326,7 +336,7 @@ def _rates(items: pd.DataFrame) -> dict[str, float]:
     rates = {
         "truncated": items["finish_reason"] == "length",
         "no_answer": items["reason"] == "no_answer",
-        "loop": items["loop"].astype(float) if "loop" in items else nan,
+        "loop": items["loop"],
         "mean_tokens": items["n_tokens"],
     }
     return pd.DataFrame(rates).groupby(items["benchmark"]).mean().mean().to_dict()

@@ -23,7 +23,18 @@ from mixdistill.students import ONE_THREAD_BELOW, n_params
 from mixdistill.traces import load_traces
 
 HEARTBEAT = 30  # seconds without a finished arm until a line says who is at work
-COLUMNS = ["benchmark", "problem_id", "level", "sample", "correct", "reason", "finish_reason", "loop", "n_tokens"]
+COLUMNS = [
+    "benchmark",
+    "problem_id",
+    "level",
+    "sample",
+    "answer",
+    "correct",
+    "reason",
+    "finish_reason",
+    "loop",
+    "n_tokens",
+]
 
 
 def sweep(arms: list[Arm], scale: Scale, split: str = "test") -> pd.DataFrame:

@@ -102,6 +102,8 @@ def test_items_that_lack_a_sample_or_repeat_one_are_refused():
     whole = items(np.ones((2, 5, 3)))
     with pytest.raises(ValueError, match="same number of samples"):
         stats.accuracy(whole.iloc[:-1])
+    with pytest.raises(ValueError, match="the items lack sample, they have seed, benchmark"):
+        stats.accuracy(whole.drop(columns="sample"))
     with pytest.raises(ValueError, match="1 of 31 items repeat"):
         stats.accuracy(pd.concat([whole, whole.iloc[:1]]))
     with pytest.raises(ValueError, match="a grade for every problem"):
@@ -146,9 +148,9 @@ def simulated_pair(rng, n_seeds: int, n: int, seed_sd: float) -> tuple[np.ndarra
     return outcomes(), outcomes()
 
 
-@pytest.mark.parametrize(("n_seeds", "seed_sd", "bootstrap_at_least"), [(1, 0, 0.92), (5, 0.5, 0.86)])
+@pytest.mark.parametrize(("n_seeds", "seed_sd", "bootstrap_at_least"), [(1, 0, 0.9), (5, 0.5, 0.85)])
 def test_intervals_of_gaps_cover_the_truth(n_seeds, seed_sd, bootstrap_at_least):
-    rng, headline, resampled, runs = np.random.default_rng(3), 0, 0, 250
+    rng, headline, resampled, runs = np.random.default_rng(3), 0, 0, 150
     for _ in range(runs):
         left, right = (items(values) for values in simulated_pair(rng, n_seeds, 60, seed_sd))
         estimate, (low, high) = stats.gap(left, right), stats.bootstrap(left, right, n_resamples=400)
@@ -259,7 +261,6 @@ def test_tables_show_how_completions_end():
     assert row[["truncated", "no_answer", "loop", "mean_tokens"]].to_list() == [0.25, 0.5, 0.25, 40]
     gap = stats.gap_table(pd.concat([short, long])).iloc[0]
     assert gap[["diff_truncated", "diff_no_answer", "diff_loop", "diff_tokens"]].to_list() == [0.25, 0.5, 0.25, 30]
-    assert np.isnan(stats.accuracy_table(long.drop(columns="loop"), [])["loop"].item())
 
 
 def test_the_papers_table_has_a_column_a_benchmark_and_their_mean():
