@@ -27,6 +27,7 @@ COLUMNS = [
     "benchmark",
     "problem_id",
     "level",
+    "subject",
     "sample",
     "answer",
     "correct",
