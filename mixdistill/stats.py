@@ -197,10 +197,10 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
     """The gaps of every student, for the recipes that are there: long-short, mix_long-short, mix_long-long, and mix_long-best,
     the mix minus the better of its two parts; the same for large_teacher, small_teacher and mix_large.
 
-    The better part is chosen by its mean over all seeds, which can only make the mix look worse.
+    The better part of a row is chosen by its mean over all seeds, which can only make the mix look worse.
 
     Arguments:
-        by_benchmark: a row for each benchmark too, instead of the mean over them.
+        by_benchmark: a row for each benchmark instead of their mean.
 
     Returns: one row a gap.
         delta, se, ci_low, ci_high: see `gap`; the headline.
