@@ -65,9 +65,10 @@ def test_finish_reasons_tell_stopped_from_cut(student, prompts):
     assert complete(student, prompts[:1], 60)[0].finish_reason == "stop"
 
 
-def test_sampling_follows_its_seed(student, prompts):
+@pytest.mark.parametrize("engine", ["static", "continuous"])
+def test_sampling_follows_its_seed(student, prompts, engine):
     def texts(seed):
-        return [c.text for c in complete(student, prompts, 40, Sampling(temperature=1.5, seed=seed))]
+        return [c.text for c in complete(student, prompts, 40, Sampling(temperature=1.5, seed=seed), engine)]
 
     assert texts(0) == texts(0)
     assert texts(0) != texts(1)
