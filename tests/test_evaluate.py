@@ -15,9 +15,9 @@ QUIET = {"progress": False}
 def test_scores_are_the_mean_of_the_items_with_an_interval_around():
     scores = evaluate("pocket/s", ["pocket/easy", "pocket/hard"], n=20, **QUIET)
     table = scores.table().set_index("benchmark")
-    assert list(table.index) == ["pocket/easy", "pocket/hard", "all"]
+    assert list(table.index) == ["pocket/easy", "pocket/hard", "mean"]
     assert list(table["n_problems"]) == [20, 20, 40]
-    assert table.loc["all", "accuracy"] == pytest.approx(scores.items["correct"].mean())
+    assert table.loc["mean", "accuracy"] == pytest.approx(scores.items["correct"].mean())
     assert (table["ci_low"] < table["accuracy"]).all()
     assert (table["accuracy"] < table["ci_high"]).all()
     assert "<table" in scores._repr_html_()
