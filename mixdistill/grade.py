@@ -1,24 +1,48 @@
-"""Does a completion end in the right answer? Extraction first, then equality, both by fixed rules.
+"""Does a completion end in the right answer? Extraction first, then equality, both by fixed rules (`docs/grading.md`).
 
-| kind     | final answer of a completion                          |
-|----------|-------------------------------------------------------|
-| `pocket` | the token after the last `answer`                     |
-| `math`   | the content of the last `\\boxed{}` or `\\fbox{}`        |
-| `gsm8k`  | the last `\\boxed{}`; else what follows the last `####` |
+| kind     | final answer of a completion                                                                   |
+|----------|------------------------------------------------------------------------------------------------|
+| `pocket` | the token after the last `answer`                                                              |
+| `math`   | the content of the last `\\boxed{}` or `\\fbox{}`; also `\\boxed 5`; none if that box never closes |
+| `gsm8k`  | the last box; else the number or else the line behind the last `####`; else the last number      |
 
-No answer is wrong, and counted as `no_answer`.
+No answer is wrong, and counted as `no_answer`. Answers of `math` and `gsm8k` are compared by `mixdistill.answers`; what needs
+computer algebra goes to a process of its own (`mixdistill.math_worker`), which is started at the first such pair.
 """
 
+import atexit
+import json
+import os
 import re
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from pathlib import Path
+from time import monotonic
+
+from mixdistill.answers import compare
 
 KINDS = ("pocket", "math", "gsm8k")
+SECONDS = 5.0  # for the computer algebra of one answer
+N_WORKERS = 2
+BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+NUMBER = re.compile(r"(?:(?<![\w)])[-\u2212])?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?")
 
 
 @dataclass(frozen=True)
 class Grade:
-    """`reason` is `equal`, `different` or `no_answer`; `answer` is what was extracted, None without one."""
+    """`answer` is what was extracted, None without one. `reason` is one of
+
+    - `equal`, `different`;
+    - `no_answer`: the completion holds none;
+    - `unparsable`: not the same text, and gold or answer could not be read as mathematics;
+    - `limit`: the comparison ran out of its 5 seconds or 2 GB.
+    """
 
     correct: bool
     answer: str | None
@@ -26,15 +50,25 @@ class Grade:
 
 
 def grade(response: str, gold: str, kind: str = "math") -> Grade:
-    """Grade a whole completion against the gold answer.
+    """Grade a whole completion against the gold answer. Usable from any thread.
 
     Raises ValueError for an unknown `kind`.
     """
     answer = final_answer(response, kind)
+    if kind == "gsm8k" and "####" in gold:  # the data set's worked solution
+        gold = final_answer(gold, kind) or ""
     if answer is None:
         return Grade(False, None, "no_answer")
-    same = equal(gold, answer)
-    return Grade(same, answer, "equal" if same else "different")
+    reason = ("equal" if gold == answer else "different") if kind == "pocket" else _verdict(str(gold), answer)
+    return Grade(reason == "equal", answer, reason)
+
+
+def grade_all(responses: Sequence[str], golds: Sequence[str], kind: str = "math") -> list[Grade]:
+    """`grade` for many completions, two at a time."""
+    if len(responses) != len(golds):
+        raise ValueError(f"{len(responses)} responses for {len(golds)} gold answers: give one gold answer a response")
+    with ThreadPoolExecutor(N_WORKERS) as pool:
+        return list(pool.map(lambda pair: grade(*pair, kind), zip(responses, golds, strict=True)))
 
 
 def final_answer(response: str, kind: str) -> str | None:
@@ -45,42 +79,130 @@ def final_answer(response: str, kind: str) -> str | None:
         return words[marks[-1] + 1] if marks else None
     if kind not in KINDS:
         raise ValueError(f"unknown kind of answer {kind!r}: use one of {', '.join(KINDS)}")
-    boxed = last_boxed(response)
-    if boxed is None and kind == "gsm8k" and "####" in response:
-        lines = response.rsplit("####", 1)[1].strip().splitlines()
-        return lines[0].strip() if lines else None
-    return boxed
+    if kind == "math" or BOX.search(response):
+        return last_boxed(response)
+    if "####" in response:
+        line = response.rsplit("####", 1)[1].strip().split("\n")[0].strip()
+        number = NUMBER.match(line)
+        return (number[0] if number else line) or None
+    numbers = [match[0] for match in NUMBER.finditer(response)]
+    return numbers[-1] if numbers else None
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{...}` or `\\fbox{...}`, nested braces included; None if it never closes."""
-    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
-    if start < 0:
+    """The content of the last `\\boxed{...}`, `\\fbox{...}` or `\\boxed 5`, nested braces included.
+
+    None without one, if the last one never closes (a completion that was cut), or if it is empty.
+    """
+    boxes = list(BOX.finditer(text))
+    if not boxes:
         return None
-    first = text.index("{", start) + 1
-    depth = 1
-    for at in range(first, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
+    first = boxes[-1].end()
+    if text[first : first + 1] != "{":
+        bare = re.match(r"[^\s$\\{}]+", text[first:])
+        return bare[0].rstrip(".,;") or None if bare else None
+    depth = 0
+    for brace in re.finditer(r"(?<!\\)(?:\\\\)*[{}]", text[first:]):
+        depth += 1 if brace[0][-1] == "{" else -1
         if depth == 0:
-            return text[first:at].strip()
+            return text[first + 1 : first + brace.end() - 1].strip() or None
     return None
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Same text after removing `$`, spaces, `\\left`, `\\right` and thousands commas, or the same decimal number.
+    """Whether two final answers are the same by the policy in `docs/grading.md`."""
+    return _verdict(str(gold), str(answer)) == "equal"
 
-    Stricter than a person: `1/2` and `0.5` differ. It never accepts a different value.
-    """
-    left, right = _normal(gold), _normal(answer)
-    if left == right:
-        return True
+
+@lru_cache(maxsize=10_000)
+def _verdict(gold: str, answer: str) -> str:
+    """The `reason` of a grade."""
+    deadline = monotonic() + SECONDS
+    doubts = []
+
+    def ask(question: str, left: str, right: str) -> bool:
+        verdict = "limit" if monotonic() >= deadline else _ask_worker(question, left, right, deadline - monotonic())
+        if verdict == "limit":
+            raise TimeoutError
+        if verdict == "unparsable":
+            doubts.append((left, right))
+        return verdict == "equal"
+
     try:
-        return Decimal(left) == Decimal(right)
-    except InvalidOperation:
-        return False
+        if compare(gold, answer, ask):
+            return "equal"
+    except TimeoutError:
+        return "limit"
+    return "unparsable" if doubts else "different"
 
 
-def _normal(text: str) -> str:
-    text = str(text).replace("\\left", "").replace("\\right", "").replace("\\dfrac", "\\frac").replace("$", "")
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    return re.sub(r"\s|\\[!,;: ]", "", text).rstrip(".")
+@dataclass(frozen=True)
+class _Pool:
+    """The workers of this process: those that wait, and a place for each that may run."""
+
+    free: list[subprocess.Popen]
+    places: threading.Semaphore
+
+
+_pools: dict[int, _Pool] = {}  # by process id: a fork must not talk into its parent's pipes
+
+
+def _ask_worker(question: str, gold: str, answer: str, seconds: float) -> str:
+    """Ask a worker, a new one where none waits. One that ran out of time or memory is gone; the next question starts another."""
+    pool = _pools.setdefault(os.getpid(), _Pool([], threading.Semaphore(N_WORKERS)))
+    with pool.places:
+        worker = _free_worker(pool)
+        try:
+            worker.stdin.write(
+                json.dumps({"question": question, "gold": gold, "answer": answer, "seconds": seconds}) + "\n"
+            )
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        except BaseException:  # such as an interrupt: its answer must not become that of the next question
+            _end_worker(worker)
+            raise
+        if line:
+            pool.free.append(worker)
+            return json.loads(line)
+        _end_worker(worker)
+        return "limit"
+
+
+def _free_worker(pool: _Pool) -> subprocess.Popen:
+    with suppress(IndexError):  # none is left
+        while True:
+            worker = pool.free.pop()
+            if worker.poll() is None:
+                return worker
+            _end_worker(worker)  # killed while it waited
+    return _start_worker()
+
+
+def _start_worker() -> subprocess.Popen:
+    # -P and the path instead of -m: `import mixdistill` would load torch.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py"))]
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    worker = subprocess.Popen(command, **pipe, env=os.environ | {"PYTHONHASHSEED": "0"})
+    if worker.stdout.readline() != "ready\n":
+        _end_worker(worker)
+        raise RuntimeError(
+            f"the process that compares mathematical expressions did not start: `python -m pip install -r requirements.txt`, or "
+            f"run `python {Path(__file__).parent.name}/math_worker.py` to see why"
+        )
+    return worker
+
+
+def _end_worker(worker: subprocess.Popen) -> None:
+    worker.kill()
+    worker.wait()
+    worker.stdout.close()
+    with suppress(BrokenPipeError):
+        worker.stdin.close()
+
+
+@atexit.register
+def _end_workers() -> None:
+    for worker in _pools.get(os.getpid(), _Pool([], threading.Semaphore())).free:
+        _end_worker(worker)
