@@ -70,6 +70,7 @@ class Scale:
     max_tokens: int | None = None  # of a training example; None: the student's context
     too_long: str = "error"  # what becomes of longer examples, as in `finetune`
     max_new_tokens: int | None = None  # of an answer; None: what the context leaves, at most 16,000
+    gpus: int = 1  # that it is meant for; `plan` assumes as many where it finds none
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -152,6 +153,7 @@ SCALES = {
     "paper": replace(
         REAL,
         name="paper",
+        gpus=8,
         students=(
             *(f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B", "14B", "32B")),
             *(f"meta-llama/Llama-{size}-Instruct" for size in ("3.2-1B", "3.2-3B", "3.1-8B", "3.3-70B")),

@@ -51,14 +51,14 @@ def sweep(arms: list[Arm], scale: Scale, split: str = "test") -> pd.DataFrame:
         RuntimeError: arms failed; says which, and why the first did.
     """
     # The same training under two names (alpha=0 and short) is one piece of work.
-    work = {_work(arm): arm for arm in arms}
+    work = {same_work(arm): arm for arm in arms}
     scores = {key: run_arm(arm, scale, split, stored_only=True) for key, arm in work.items()}
     todo = [arm for key, arm in work.items() if scores[key] is None]
     print(f"{len(work)} arms: {len(work) - len(todo)} in the run store, {len(todo)} to run", flush=True)
     if todo:
         _run_all(todo, scale, split)
         scores = {key: run_arm(arm, scale, split) for key, arm in work.items()}
-    return pd.concat([_items(arm, scores[_work(arm)]) for arm in arms], ignore_index=True)
+    return pd.concat([_items(arm, scores[same_work(arm)]) for arm in arms], ignore_index=True)
 
 
 def run_arm(arm: Arm, scale: Scale, split: str = "test", stored_only: bool = False) -> Scores | None:
@@ -119,11 +119,11 @@ def trace_set(scale: Scale, part: str, seed: int) -> Dataset:
 
 @lru_cache(maxsize=256)
 def _mixed(hard: TraceSet, easy: TraceSet, alpha: float, n: int | None, seed: int, unmatched: str) -> Dataset:
-    return mix(_traces(hard, n, seed), _traces(easy, n, seed), alpha, seed, unmatched)
+    return mix(trace_set(hard, n, seed), trace_set(easy, n, seed), alpha, seed, unmatched)
 
 
 @lru_cache(maxsize=64)
-def _traces(traces: TraceSet, n: int | None, seed: int) -> Dataset:
+def trace_set(traces: TraceSet, n: int | None, seed: int) -> Dataset:
     return load_traces(
         traces.source,
         n=n,
@@ -140,8 +140,8 @@ def evaluation_problems(benchmark: str, n: int | None, split: str) -> list[Probl
     return load_problems(benchmark, n=n, split=split)
 
 
-def _work(arm: Arm) -> tuple:
-    """What an arm trains, whatever its recipe is called."""
+def same_work(arm: Arm) -> tuple:
+    """What an arm trains, whatever its recipe is called: equal for alpha=0 and short."""
     return (arm.student, arm.alpha, arm.seed) + ((arm.hard, arm.easy) if arm.alpha is not None else ())
 
 
