@@ -16,7 +16,7 @@ from mixdistill import runs, stats
 from mixdistill.chat import render_prompts
 from mixdistill.finetune import TRAINING_VERSION, load_trained
 from mixdistill.generate import Completion, Sampling, check_engine, complete, default_engine, length_sorted_batches
-from mixdistill.grade import grade
+from mixdistill.grade import Grade, grade_all
 from mixdistill.memory import kv_bytes
 from mixdistill.problems import Problem, load_problems
 from mixdistill.runs import Run
@@ -148,9 +148,11 @@ def _evaluate(
         # Each batch has a seed of its own, so that a resumed evaluation samples what an undisturbed one does.
         choice = replace(sampling, seed=sampling.seed + number)
         completions = complete_batch([prompts[requests[at][0]] for at in batch], room, choice)
+        asked = [problems[requests[at][0]] for at in batch]
+        verdicts = _graded(asked, completions)
         rows = [
-            {"index": at} | _row(problems[requests[at][0]], requests[at][1], len(prompts[requests[at][0]]), completion)
-            for at, completion in zip(batch, completions, strict=True)
+            {"index": at} | _row(problem, requests[at][1], len(prompts[requests[at][0]]), completion, verdict)
+            for at, problem, completion, verdict in zip(batch, asked, completions, verdicts, strict=True)
         ]
         with file.open("a") as out:
             out.write("".join(json.dumps(row) + "\n" for row in rows))
@@ -176,8 +178,16 @@ def _open(run: Run, engine: str) -> tuple[PreTrainedTokenizerBase, int, Complete
     return open_vllm(student_source(run.student), run.config["revision"], adapter, lora["r"] if lora else 0)
 
 
-def _row(problem: Problem, sample: int, n_prompt_tokens: int, completion: Completion) -> dict:
-    verdict = grade(completion.text, problem.answer, problem.kind)
+def _graded(problems: list[Problem], completions: list[Completion]) -> list[Grade]:
+    verdicts: dict[int, Grade] = {}
+    for kind in {problem.kind for problem in problems}:
+        places = [at for at, problem in enumerate(problems) if problem.kind == kind]
+        texts, golds = [completions[at].text for at in places], [problems[at].answer for at in places]
+        verdicts |= zip(places, grade_all(texts, golds, kind), strict=True)
+    return [verdicts[at] for at in range(len(problems))]
+
+
+def _row(problem: Problem, sample: int, n_prompt_tokens: int, completion: Completion, verdict: Grade) -> dict:
     return {
         "benchmark": problem.source,
         "problem_id": problem.id,

@@ -12,6 +12,7 @@ import papermill
 from traitlets.config import Config
 
 from mixdistill import stats
+from mixdistill.plan import check_machine
 from mixdistill.plots import figures_dir
 from mixdistill.runs import REPO, runs_dir, shown
 from mixdistill.scales import SCALES, get_scale
@@ -25,9 +26,9 @@ def reproduce(scale: str, n_seeds: int = 0, publish: bool = False) -> None:
 
     The executed notebooks go to `notebooks/SCALE/` in the run store; with `publish` they also replace those in `notebooks/`.
 
-    Raises ValueError for an unknown scale or a bad number of seeds, before anything runs.
+    Raises ValueError for an unknown scale, a bad number of seeds, or a machine that can not run the scale, before anything runs.
     """
-    get_scale(scale, n_seeds)
+    check_machine(get_scale(scale, n_seeds))
     started = time.time()
     folder = runs_dir() / "notebooks" / scale
     folder.mkdir(parents=True, exist_ok=True)

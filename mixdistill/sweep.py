@@ -112,11 +112,6 @@ def training_set(arm: Arm, scale: Scale) -> Dataset:
     )
 
 
-def trace_set(scale: Scale, part: str, seed: int) -> Dataset:
-    """The traces that play a part (`long`, `short`, `large`, `small`) at a scale."""
-    return _traces(getattr(scale, part), scale.n_train, seed)
-
-
 @lru_cache(maxsize=256)
 def _mixed(hard: TraceSet, easy: TraceSet, alpha: float, n: int | None, seed: int, unmatched: str) -> Dataset:
     return mix(trace_set(hard, n, seed), trace_set(easy, n, seed), alpha, seed, unmatched)
