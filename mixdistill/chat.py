@@ -1,7 +1,7 @@
 """A problem and a trace as the student sees them: token ids by its chat template, and which of them are trained."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +27,7 @@ class Example:
 
     input_ids: list[int]
     n_prompt: int
+    row: int = -1  # of the trace set that it comes from
 
     @property
     def loss_mask(self) -> list[bool]:
@@ -98,7 +99,7 @@ def render_traces(tokenizer: PreTrainedTokenizerBase, traces: Dataset, max_token
     if too_long not in ("error", "drop"):
         raise ValueError(f"too_long is {too_long!r}: use 'error', or 'drop' to leave longer examples out")
     rows = zip(traces["question"][:], traces["response"][:], traces["kind"][:], strict=True)
-    examples = [render(tokenizer, question, response, kind) for question, response, kind in rows]
+    examples = [replace(render(tokenizer, *trace), row=row) for row, trace in enumerate(rows)]
     long = [i for i, example in enumerate(examples) if len(example.input_ids) > max_tokens]
     if long and too_long == "error":
         longest = max(len(example.input_ids) for example in examples)

@@ -1,26 +1,48 @@
-"""Supervised fine-tuning of a student on a trace set: one flat loop, LoRA or full, resumable at any moment."""
+"""Supervised fine-tuning of a student on a trace set: one flat loop, LoRA or full, resumable at any moment.
 
+In the order of a step: `packing` (examples -> batches), `attention`, `loss`, `checkpoints`; around it `memory_plan` (what fits),
+`lora`, `progress`, and for several GPUs `parallel` and `launch`.
+"""
+
+import contextlib
 import hashlib
 import json
 import math
-import shutil
+import sys
 import time
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
 
-from mixdistill import runs
+from mixdistill import launch, runs
+from mixdistill.attention import attention_for, packs
 from mixdistill.chat import Example, render_traces
+from mixdistill.checkpoints import (
+    load_checkpoint,
+    load_trained,
+    remove_unfinished,
+    save_checkpoint,
+    save_metrics,
+    save_trained,
+)
+from mixdistill.lora import LoRA, merge, trainable_model
+from mixdistill.memory_plan import choose_memory_plan, is_out_of_memory, out_of_memory_advice
+from mixdistill.packing import pack, pad, share_of, token_groups
+from mixdistill.parallel import only_last_synchronised, prepared, summed_over_processes
+from mixdistill.progress import flops_per_token, peak_memory, progress_line
 from mixdistill.runs import Run
-from mixdistill.students import Student, fingerprint, load_student
+from mixdistill.students import fingerprint, load_student
 from mixdistill.traces import check_traces
 
+__all__ = ["LoRA", "default_lr", "finetune", "load_trained", "merge", "schedule", "train_run"]
+
 # Raised whenever the same configuration would train another student than before, so that old runs are not taken for new.
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 
 # LoRA learning rate of the pocket students: of 2e-3 .. 3.2e-2 the one with the best mean accuracy over short, long and
 # mix_long on development problems (`python -m mixdistill.pocket.choose_lr`).
@@ -31,23 +53,6 @@ LOG_EVERY = 10  # steps
 PROGRESS_EVERY = 15  # seconds
 
 
-@dataclass(frozen=True)
-class LoRA:
-    """Low-rank adapters on all linear layers but the head: rank, alpha (None: 2r), dropout."""
-
-    r: int = 16
-    alpha: int | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.r < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRA(r={self.r}, dropout={self.dropout}): r is at least 1, dropout in 0..1")
-
-    @property
-    def scaled_alpha(self) -> int:
-        return 2 * self.r if self.alpha is None else self.alpha
-
-
 def finetune(
     student: str,
     train: Dataset,
@@ -56,20 +61,27 @@ def finetune(
     lr: float | None = None,
     epochs: int = 2,
     batch_size: int = 32,
-    micro_batch_size: int = 8,
+    micro_batch_size: int | None = None,
+    micro_batch_tokens: int | None = None,
     warmup: float = 0.1,
     max_tokens: int | None = None,
     too_long: str = "error",
     seed: int = 0,
     revision: str | None = None,
     checkpoint_every: int = 100,
+    checkpointing: bool | None = None,
+    offload: bool | None = None,
+    compile: bool = False,
+    gpus: int = 1,
+    shard: bool | None = None,
     progress: bool = True,
     stored_only: bool = False,
 ) -> Run | None:
     """Fine-tune a student on traces; a run that the store already holds is returned at once.
 
     The loss is the mean cross-entropy of all response tokens of a step, stop token included, prompts not. AdamW without
-    weight decay, linear warmup, cosine to 0, gradients clipped at norm 1.
+    weight decay, linear warmup, cosine to 0, gradients clipped at norm 1. How a step is cut into passes and where they run is
+    no part of what a run is: it changes rounding only, and a run may go on with other settings after it was stopped.
 
     Arguments:
         student: as in `load_student`.
@@ -77,29 +89,42 @@ def finetune(
         lora: adapters; None trains all weights.
         lr: peak learning rate; None takes the pocket students' own, or the paper's (1e-4 with LoRA, 1e-5 without).
         epochs: passes over `train`.
-        batch_size: examples a step.
-        micro_batch_size: examples a forward pass; the result is the same up to rounding.
+        batch_size: examples a step, over all GPUs.
+        micro_batch_size: examples a forward pass at most; None leaves it to the tokens.
+        micro_batch_tokens: tokens a forward pass, padding included; a longer example goes alone. None, here and for
+            checkpointing, offload and shard: by an estimate of the memory (`choose_memory_plan`), which the log states.
         warmup: share of the steps.
         max_tokens: longest example; None means the student's context.
-        too_long: what to do with longer examples, `error` or `drop` (counted in the manifest).
+        too_long: what to do with longer examples, `error` or `drop` (listed in the manifest).
         seed: of adapter weights, order of the examples, and dropout.
         revision: commit of a Hub model.
         checkpoint_every: steps; a killed run goes on from the last checkpoint and ends as if it had not been killed.
+        checkpointing: compute each layer again in the backward pass instead of keeping what it needs.
+        offload: let what checkpointing keeps wait in the host's memory.
+        compile: compile the decoder layers; takes minutes, pays off for hours.
+        gpus: processes of this machine, one a GPU.
+        shard: share the weights out over the GPUs (FSDP2) instead of a copy on each (DDP).
         progress: print a line now and then.
         stored_only: train nothing; return None if the store has no such run.
 
     Raises:
         ValueError: bad arguments, an unknown student, traces that do not fit.
-        RuntimeError: the loss is not finite.
+        RuntimeError: the loss is not finite, memory ran out (what to lower is said), or a process failed.
+        OSError: the disk is full; the last checkpoint is whole.
     """
-    counts = {
+    arguments = {
+        name: value for name, value in locals().items() if name not in ("train", "stored_only", "gpus", "lora")
+    }
+    settings = {
         "epochs": epochs,
         "batch_size": batch_size,
         "micro_batch_size": micro_batch_size,
+        "micro_batch_tokens": micro_batch_tokens,
         "checkpoint_every": checkpoint_every,
+        "gpus": gpus,
     }
-    for name, value in counts.items():
-        if value < 1:
+    for name, value in settings.items():
+        if value is not None and value < 1:
             raise ValueError(f"{name} is {value}: it is at least 1")
     check_traces(train)
     lr = default_lr(student, lora) if lr is None else lr
@@ -118,7 +143,6 @@ def finetune(
             "lr": lr,
             "epochs": epochs,
             "batch_size": batch_size,
-            "micro_batch_size": micro_batch_size,
             "warmup": warmup,
             "max_tokens": max_tokens,
             "too_long": too_long,
@@ -127,129 +151,186 @@ def finetune(
     )
     if stored_only:
         return run if runs.finished(run) else None
-    if not runs.finished(run):
-        with runs.lock(run.folder):
-            if not runs.finished(run):  # another process may have trained it while we waited
+    if runs.finished(run):
+        return run
+    if gpus > 1:
+        if gpus > torch.cuda.device_count():
+            raise ValueError(f"gpus is {gpus}, this machine has {torch.cuda.device_count()}: ask for at most that many")
+        arm = launch.save_arm(run.folder, train, arguments | {"lora": asdict(lora) if lora else None})
+        launch.torchrun(arm, gpus)  # never a fork: CUDA may be in use here
+        return run
+    state = PartialState(cpu=not torch.cuda.is_available())
+    with runs.lock(run.folder) if state.is_main_process else contextlib.nullcontext():
+        # Another process may have trained it while we waited.
+        (finished,) = broadcast_object_list([runs.finished(run)])
+        if not finished:
+            if state.is_main_process:
+                remove_unfinished(run.folder)
                 runs.start(run)
-                train_run(run, train, lora, checkpoint_every, progress)
+            overrides = {"micro_batch_tokens": micro_batch_tokens, "checkpointing": checkpointing, "offload": offload}
+            train_run(
+                run, train, lora, overrides | {"shard": shard}, micro_batch_size, checkpoint_every, compile, progress
+            )
+        state.wait_for_everyone()
     return run
 
 
-def train_run(run: Run, train: Dataset, lora: LoRA | None, checkpoint_every: int, progress: bool) -> None:
-    """The training loop: load, render, step, save."""
-    config, started = run.config, time.time()
-    student = load_student(config["student"], config["revision"])
+def train_run(
+    run: Run,
+    train: Dataset,
+    lora: LoRA | None,
+    overrides: dict,
+    max_rows: int | None,
+    checkpoint_every: int,
+    compile: bool,
+    progress: bool,
+) -> None:
+    """The training loop: load, render, step, save. Every process of a run calls it and takes its share of each step."""
+    config, state, started = run.config, PartialState(), time.time()
+    device, world, main = state.device, state.num_processes, state.is_main_process
+    student = load_student(config["student"], config["revision"], device="cpu")
     limit = min(config["max_tokens"] or student.context, student.context)
     examples = render_traces(student.tokenizer, train, limit, config["too_long"])
+    longest = max(len(example.input_ids) for example in examples)
+
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    rank = lora.r if lora else None
+    plan = choose_memory_plan(student.model.config, longest, free, lora_rank=rank, gpus=world, **overrides)
+    attention = attention_for(device)
+    if packs(attention):
+        student.model.set_attn_implementation(attention)
+    if not plan.shard:  # else FSDP2 moves what is this GPU's
+        student.model.to(device)
     model = trainable_model(student, lora, config["seed"])
+    loss_of = prepared(model, plan, compile, state)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config["lr"], betas=BETAS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=config["lr"], betas=BETAS, weight_decay=0.0, fused=True)
 
     steps_per_epoch = math.ceil(len(examples) / config["batch_size"])
     n_steps = steps_per_epoch * config["epochs"]
-    step, log, seconds_before = load_checkpoint(run.folder, parameters, optimizer)
-    total, recent, spoke = log[-1]["tokens"] if log else 0, [], time.time()
+    fresh = {"step": 0, "log": [], "recent": [], "counts": {}, "seconds": 0.0}
+    before = load_checkpoint(run.folder, parameters, optimizer) or fresh
+    step, log, counts = before["step"], before["log"], Counter(before["counts"])
+    recent = [
+        torch.tensor(pair, device=device) for pair in before["recent"]
+    ]  # (loss, gradient norm) since the last log line
+    spoke, flops = time.time(), flops_per_token(model)
+    if progress and main:
+        print(
+            f"{run.folder.name}: {len(examples)} examples, {n_steps} steps, attention {attention}, {plan}", flush=True
+        )
+
+    def checkpoint() -> None:
+        pairs = summed_over_processes(torch.stack(recent), world).tolist() if recent else []
+        seconds = before["seconds"] + time.time() - started
+        done = {"step": step, "log": log, "recent": pairs, "counts": dict(counts), "seconds": seconds}
+        save_checkpoint(run.folder, done, parameters, optimizer)
 
     model.train()
     while step < n_steps:
         batch = batch_of(examples, step, steps_per_epoch, config["batch_size"], config["seed"])
-        n_supervised = sum(len(example.input_ids) - example.n_prompt for example in batch)
-        loss = 0.0
-        for at in range(0, len(batch), config["micro_batch_size"]):
-            # Divided by the tokens of the whole step, so that accumulation weighs every token the same.
-            micro = batch[at : at + config["micro_batch_size"]]
-            part = response_loss(model, micro, student.tokenizer.pad_token_id) / n_supervised
-            part.backward()
-            loss += part.detach()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = config["lr"] * schedule(step, n_steps, config["warmup"])
+        lengths = [len(example.input_ids) for example in batch]
+        n_supervised = sum(lengths) - sum(example.n_prompt for example in batch)
+        groups = token_groups(lengths, plan.micro_batch_tokens, packs(attention), max_rows)
+        groups = share_of(groups, state.process_index, world)
+        if (
+            lora and lora.dropout
+        ):  # what is dropped depends on the step only, so a checkpoint needs no generator's state
+            torch.manual_seed((config["seed"] << 40) + step * world + state.process_index)
+        loss = torch.zeros((), device=device)
+        try:
+            for at, group in enumerate(groups):
+                chosen = [batch[i] for i in group] or [NOTHING]
+                passed = pack(chosen) if packs(attention) else pad(chosen, student.tokenizer.pad_token_id)
+                with only_last_synchronised(loss_of, at == len(groups) - 1):
+                    # Divided by the tokens of the whole step, so that every token weighs the same in whatever pass and
+                    # process it is. DDP and FSDP2 take the mean over the processes where the sum is meant.
+                    part = loss_of(passed.to(device)) / n_supervised
+                    (part * world).backward()
+                loss += part.detach()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            optimizer.zero_grad()
+            if world == 1:  # others wait in the middle of their step, and no one can be asked for its share
+                checkpoint()
+            advice = out_of_memory_advice(plan, longest, limit, world)
+            raise RuntimeError(
+                f"out of memory at step {step + 1} of {n_steps} ({plan}): {advice}, and call finetune again, which goes on "
+                "from the last checkpoint"
+            ) from error
+        for param_group in optimizer.param_groups:
+            param_group["lr"] = config["lr"] * schedule(step, n_steps, config["warmup"])
         optimizer.step()
         optimizer.zero_grad()
         step += 1
-        recent.append(loss)
-        total += sum(len(example.input_ids) for example in batch)
+        recent.append(torch.stack([loss, norm.full_tensor() if plan.shard else norm]))
+        counts.update(steps=1, tokens=sum(lengths), supervised=n_supervised)
 
         if step % LOG_EVERY == 0 or step == n_steps:
-            mean_loss = torch.stack(recent).mean().item()
-            if not math.isfinite(mean_loss):
-                raise RuntimeError(
-                    f"the loss of {config['student']} is {mean_loss} at step {step}: lower lr (it is {config['lr']}); "
-                    f"the last good checkpoint is kept in {run.folder.name}"
-                )
-            log.append({"step": step, "loss": mean_loss, "lr": optimizer.param_groups[0]["lr"], "tokens": total})
+            pairs = summed_over_processes(torch.stack(recent), world).tolist()  # the one wait for the GPU
+            bad = [i for i, pair in enumerate(pairs) if not all(map(math.isfinite, pair))]
+            if bad:
+                at = step - len(pairs) + bad[0]
+                batch = batch_of(examples, at, steps_per_epoch, config["batch_size"], config["seed"])
+                raise not_finite(run, train, batch, at + 1, pairs[bad[0]])
+            mean_loss = sum(loss for loss, _ in pairs) / len(pairs)
+            rate = optimizer.param_groups[0]["lr"]
+            row = {"step": step, "loss": mean_loss, "lr": rate, "grad_norm": pairs[-1][1], "tokens": counts["tokens"]}
+            log.append(row | {"supervised_tokens": counts["supervised"]})
             recent = []
-        # A checkpoint falls on a log line, so the resumed loss curve has the same points.
-        if step % (LOG_EVERY * math.ceil(checkpoint_every / LOG_EVERY)) == 0 and step < n_steps:
-            save_checkpoint(run.folder, step, log, seconds_before + time.time() - started, parameters, optimizer)
-        if progress and time.time() - spoke > PROGRESS_EVERY:
-            spoke = time.time()
-            left = (spoke - started) / step * (n_steps - step) / 60
-            print(f"{run.folder.name}: step {step}/{n_steps}, loss {loss.item():.3f}, {left:.1f} min left", flush=True)
+            if progress and main and time.time() - spoke > PROGRESS_EVERY:
+                spoke = time.time()
+                here = counts - Counter(before["counts"])
+                print(progress_line(run, n_steps, log[-1], here, spoke - started, flops, world, device), flush=True)
+        if step % checkpoint_every == 0 and step < n_steps:
+            checkpoint()
 
-    save_trained(run.folder, model, student, lora)
-    runs.replace(
-        run.folder / "metrics.jsonl", lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in log))
-    )
-    facts = {
-        "n_examples": len(examples),
-        "n_too_long_dropped": len(train) - len(examples),
-        "n_steps": n_steps,
-        "n_trained_params": sum(p.numel() for p in parameters),
-        "tokens": total,
-        "supervised_tokens": config["epochs"] * sum(len(e.input_ids) - e.n_prompt for e in examples),
-        "seconds": round(seconds_before + time.time() - started, 2),
-        "seed": config["seed"],
-    }
-    runs.write_json(run.folder / "manifest.json", facts | runs.machine())
-    (run.folder / "checkpoint.pt").unlink(missing_ok=True)
-
-
-def response_loss(model: torch.nn.Module, examples: list[Example], pad: int) -> torch.Tensor:
-    """Summed cross-entropy of the response tokens (stop tokens included) of a batch; a scalar.
-
-    Only positions that predict a response token reach the head: at a vocabulary of 150,000 the others would cost most of
-    the memory.
-    """
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    width = max(len(example.input_ids) for example in examples)
-    ids = torch.tensor([e.input_ids + [pad] * (width - len(e.input_ids)) for e in examples], device=causal.device)
-    target = torch.zeros_like(ids, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        target[row, example.n_prompt : len(example.input_ids)] = True
-    # Padded on the right under a causal mask, no real token ever sees padding: no attention mask is needed.
-    with torch.autocast(causal.device.type, torch.bfloat16, enabled=causal.device.type == "cuda"):
-        hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = causal.get_output_embeddings()(hidden[:, :-1][target[:, 1:]])
-    return F.cross_entropy(logits.float(), ids[:, 1:][target[:, 1:]], reduction="sum")
+    save_trained(run.folder, model, student)
+    if main:
+        save_metrics(run.folder, log)
+        kept = {example.row for example in examples}
+        facts = {
+            "n_examples": len(examples),
+            "n_too_long_dropped": len(train) - len(examples),
+            "rows_too_long_dropped": [row for row in range(len(train)) if row not in kept],
+            "n_steps": n_steps,
+            "n_trained_params": sum(p.numel() for p in parameters),
+            "tokens": counts["tokens"],
+            "supervised_tokens": counts["supervised"],
+            "seconds": round(before["seconds"] + time.time() - started, 2),
+            "seed": config["seed"],
+            "processes": world,
+            "attention": attention,
+            "memory_plan": asdict(plan),
+            "peak_memory_bytes": peak_memory(device),
+        }
+        runs.write_json(run.folder / "manifest.json", facts | runs.machine())
+        (run.folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def trainable_model(student: Student, lora: LoRA | None, seed: int) -> torch.nn.Module:
-    """The student with fresh adapters, or with all its weights in float32 where `lora` is None."""
-    torch.manual_seed(seed)
-    if lora is None:
-        return student.model.float()
-    return get_peft_model(
-        student.model,
-        LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.scaled_alpha,
-            lora_dropout=lora.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
+NOTHING = Example([0], n_prompt=1)  # what a process is given for which nothing is left
+
+
+def not_finite(run: Run, train: Dataset, batch: list[Example], step: int, pair: list[float]) -> RuntimeError:
+    """Store which examples a step had whose loss or gradient was not finite; returns what to raise."""
+    rows = [example.row for example in batch]
+    loss, norm = (repr(value) for value in pair)  # NaN is no JSON
+    seen = {"step": step, "loss": loss, "grad_norm": norm, "rows": rows, "problem_ids": train[rows]["problem_id"]}
+    runs.write_json(run.folder / "not_finite.json", seen)
+    return RuntimeError(
+        f"the loss of {run.student} is {loss} and its gradient's norm {norm} at step {step}: lower lr (it is "
+        f"{run.config['lr']}), or look at the examples listed in not_finite.json; it and the last good checkpoint are in "
+        f"{run.folder.name}"
     )
 
 
 def batch_of(examples: list[Example], step: int, steps_per_epoch: int, batch_size: int, seed: int) -> list[Example]:
-    """The examples of a step, each epoch in a new order that depends on seed and epoch only.
-
-    Within the step they go by length, so that micro-batches hold little padding.
-    """
+    """The examples of a step, each epoch in a new order that depends on seed and epoch only."""
     epoch, at = divmod(step, steps_per_epoch)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(1_000_003 * seed + epoch)).tolist()
-    batch = [examples[i] for i in order[at * batch_size : (at + 1) * batch_size]]
-    return sorted(batch, key=lambda example: len(example.input_ids))
+    return [examples[i] for i in order[at * batch_size : (at + 1) * batch_size]]
 
 
 def schedule(step: int, n_steps: int, warmup: float) -> float:
@@ -258,69 +339,6 @@ def schedule(step: int, n_steps: int, warmup: float) -> float:
     if step < n_warmup:
         return (step + 1) / n_warmup
     return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
-
-
-def save_checkpoint(folder: Path, step: int, log: list[dict], seconds: float, parameters, optimizer) -> None:
-    state = {
-        "step": step,
-        "log": log,
-        "seconds": seconds,
-        "parameters": [p.detach() for p in parameters],
-        "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
-    }
-    runs.replace(folder / "checkpoint.pt", lambda path: torch.save(state, path))
-
-
-def load_checkpoint(folder: Path, parameters, optimizer) -> tuple[int, list[dict], float]:
-    """Restore parameters, optimizer and random state; returns (steps done, loss curve, seconds spent)."""
-    path = folder / "checkpoint.pt"
-    if not path.is_file():
-        return 0, [], 0.0
-    try:
-        state = torch.load(path, weights_only=True)  # tensors and numbers only
-    except Exception as error:  # torch has many for a damaged file
-        raise ValueError(
-            f"{str(path)!r} is damaged ({type(error).__name__}): delete the folder {str(folder)!r} and run again"
-        ) from error
-    for parameter, saved in zip(parameters, state["parameters"], strict=True):
-        parameter.data.copy_(saved)
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
-    return state["step"], state["log"], state["seconds"]
-
-
-def save_trained(folder: Path, model: torch.nn.Module, student: Student, lora: LoRA | None) -> None:
-    """Write `adapter/`, or after full fine-tuning `model/`, which can be a student itself."""
-
-    def write(path: Path) -> None:
-        if lora is None:
-            model.save_pretrained(path)
-            student.tokenizer.save_pretrained(path)
-        else:
-            model.peft_config["default"].base_model_name_or_path = student.name  # not a path of this machine
-            model.save_pretrained(path, save_embedding_layers=False)
-
-    target = folder / ("model" if lora is None else "adapter")
-    shutil.rmtree(target, ignore_errors=True)  # of a run killed between here and its manifest
-    runs.replace(target, write)
-
-
-def load_trained(run: Run) -> Student:
-    """The student of a run: the untouched one, or with the run's adapter or weights."""
-    student = load_student(run.config["student"], run.config["revision"])
-    if not run.trained:
-        return student
-    if run.config["lora"] is None:
-        model = type(student.model).from_pretrained(run.folder / "model", use_safetensors=True)
-        student.model.load_state_dict(model.state_dict())
-        return student
-    if not (run.folder / "adapter" / "adapter_model.safetensors").is_file():
-        raise ValueError(f"the run {str(run.folder)!r} has lost its adapter: delete the folder and call finetune again")
-    config = student.model.generation_config
-    student.model = PeftModel.from_pretrained(student.model, run.folder / "adapter").eval()
-    student.model.generation_config = config
-    return student
 
 
 def default_lr(student: str, lora: LoRA | None) -> float:
@@ -335,3 +353,21 @@ def data_fingerprint(train: Dataset) -> str:
     for row in zip(train["question"][:], train["response"][:], train["kind"][:], strict=True):
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()[:32]
+
+
+def main() -> None:
+    """`torchrun ... -m mixdistill.finetune ARM.json`, or under `accelerate launch`."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m mixdistill.finetune ARM.json")
+    try:
+        train, arguments = launch.load_arm(Path(sys.argv[1]))
+        lora = arguments.pop("lora")
+        finetune(train=train, lora=LoRA(**lora) if lora else None, **arguments)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"Error: {error}")
+    finally:
+        PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

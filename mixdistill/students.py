@@ -50,12 +50,13 @@ class Student:
         return next(self.model.parameters()).device
 
 
-def load_student(name: str, revision: str | None = None) -> Student:
+def load_student(name: str, revision: str | None = None, device: str | None = None) -> Student:
     """Load a student onto the GPU in bfloat16 if there is one, else onto the CPU in float32.
 
     Arguments:
         name: `pocket/xs`, a Hub id such as `Qwen/Qwen2.5-0.5B-Instruct`, or a local folder in Hugging Face form.
         revision: commit of a Hub model.
+        device: `cpu` to leave the weights there, in the type that they would have elsewhere.
 
     Raises:
         ValueError: no such student, no safetensors weights, or a tokenizer without chat template.
@@ -72,7 +73,7 @@ def load_student(name: str, revision: str | None = None) -> Student:
         )
     except (OSError, ValueError) as error:
         raise ValueError(_cannot_load(name, error)) from error
-    model.to("cuda" if cuda else "cpu").eval()
+    model.to(device or ("cuda" if cuda else "cpu")).eval()
     if not cuda:
         torch.set_num_threads(1 if model.num_parameters() < ONE_THREAD_BELOW else max_threads)
     if tokenizer.pad_token_id is None:

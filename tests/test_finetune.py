@@ -4,13 +4,12 @@ import json
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from mixdistill import LoRA, finetune, load_student, load_traces, mix, runs
-from mixdistill.chat import render_traces
-from mixdistill.finetune import load_trained, response_loss, schedule, trainable_model
+from mixdistill.finetune import load_trained, schedule
+from mixdistill.lora import trainable_model
 from mixdistill.pocket.pretrain import STUDENTS_DIR
 from mixdistill.problems import load_problems
 
@@ -115,35 +114,18 @@ def test_a_full_disk_leaves_the_last_good_file_and_no_rubbish(tmp_path):
     assert runs.read_json(tmp_path / "a.json") == {"whole": 1}
 
 
-def test_the_loss_is_plain_cross_entropy_over_response_tokens(qwen, llama, math_traces):
-    for name in (qwen, llama):
-        student = load_student(name)
-        examples = render_traces(student.tokenizer, math_train(math_traces), 512, "error")
-        expected = 0.0
-        for example in examples:
-            ids = torch.tensor([example.input_ids])
-            logits = student.model(ids).logits[0, :-1]
-            losses = F.cross_entropy(logits, ids[0, 1:], reduction="none")
-            expected += losses[example.n_prompt - 1 :].sum().item()
-        loss = response_loss(student.model, examples, student.tokenizer.pad_token_id).item()
-        assert loss == pytest.approx(expected, rel=1e-5)
-
-
-def test_micro_batches_accumulate_to_the_gradient_of_the_whole_batch():
-    student = load_student("pocket/xs")
-    examples = render_traces(student.tokenizer, pocket_train(13), 256, "error")
-    model = trainable_model(student, LoRA(r=4), seed=0)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def gradient(size: int) -> torch.Tensor:
-        model.zero_grad()
-        for at in range(0, len(examples), size):
-            response_loss(model, examples[at : at + size], 0).backward()
-        return torch.cat([p.grad.flatten() for p in parameters])
-
-    whole = gradient(len(examples))
-    assert whole.norm() > 0
-    torch.testing.assert_close(gradient(4), whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
+@pytest.mark.parametrize(
+    "settings", [{"micro_batch_tokens": 60}, {"micro_batch_tokens": 9999}, {"micro_batch_size": 3}]
+)
+def test_a_step_in_many_passes_equals_one_big_batch(monkeypatch, tmp_path, settings):
+    """With unequal numbers of supervised tokens in the passes."""
+    whole = finetune("pocket/xs", pocket_train(13), **SETTINGS | {"batch_size": 13})
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "elsewhere"))
+    parts = finetune("pocket/xs", pocket_train(13), **SETTINGS | {"batch_size": 13}, **settings)
+    assert parts.config == whole.config
+    assert parts.metrics()["loss"].to_list() == pytest.approx(whole.metrics()["loss"].to_list(), rel=1e-6)
+    for name, weight in adapter(whole).items():
+        torch.testing.assert_close(adapter(parts)[name], weight, rtol=1e-3, atol=1e-5)
 
 
 def test_adapters_sit_on_all_linear_layers_but_the_head(qwen, llama):
@@ -205,17 +187,24 @@ def test_problems_are_no_traces():
         finetune("pocket/xs", table)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch):
-    monkeypatch.setattr(
-        training,
-        "response_loss",
-        lambda model, *_: (
-            next(model.parameters()).sum() * 0
-            + sum(p.sum() for p in model.parameters() if p.requires_grad) * float("nan")
-        ),
-    )
-    with pytest.raises(RuntimeError, match=r"loss of pocket/xs is nan at step 8: lower lr"):
-        finetune("pocket/xs", pocket_train(), **SETTINGS)
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(llama, tmp_path, math_traces):
+    student = load_student(llama)
+    word = student.tokenizer("What is 7")["input_ids"][-1]
+    student.model.get_input_embeddings().weight.data[word] = float("inf")  # one word poisons the examples that hold it
+    folder = tmp_path / "poisoned"
+    student.model.save_pretrained(folder)
+    student.tokenizer.save_pretrained(folder)
+    train = math_train(math_traces)
+    with pytest.raises(
+        RuntimeError, match=r"is nan and its gradient's norm nan at step \d+: lower lr .* not_finite.json"
+    ):
+        finetune(str(folder), train, **SETTINGS | {"batch_size": 1})
+    (path,) = runs.runs_dir().rglob("not_finite.json")
+    batch = runs.read_json(path)
+    (question,) = train[batch["rows"]]["question"]
+    assert word in student.tokenizer(question)["input_ids"]
+    assert batch["problem_ids"] == train[batch["rows"]]["problem_id"]
+    assert not (path.parent / "manifest.json").exists()
 
 
 def test_students_without_safetensors_are_refused(qwen, tmp_path, math_traces):

@@ -1,0 +1,71 @@
+"""Attention of packed examples on CUDA: each token sees the earlier ones of its own example, and nothing is padded."""
+
+from collections.abc import Collection
+
+import torch
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+VARLEN = "mixdistill_varlen"
+
+
+def attention_for(device: torch.device) -> str:
+    """The attention to train with on this device; what `choose_attention` says of what is found here."""
+    if device.type != "cuda":
+        return choose_attention(device.type, None, ())
+    found = {"flash_attention_2": is_flash_attn_2_available(), "flash_attention_3": is_flash_attn_3_available()}
+    installed = [name for name, there in found.items() if there]
+    return choose_attention("cuda", torch.cuda.get_device_capability(device), installed)
+
+
+def choose_attention(device_type: str, capability: tuple[int, int] | None, installed: Collection[str]) -> str:
+    """Name of an attention implementation of transformers.
+
+    FlashAttention 3 where it is installed and runs (Hopper), else FlashAttention 2 where it is installed, else PyTorch's own
+    variable-length attention; all need Ampere (compute capability 8.0) or newer. Elsewhere `sdpa`, and examples are padded.
+    """
+    if device_type != "cuda" or capability < (8, 0):
+        return "sdpa"
+    if "flash_attention_3" in installed and capability[0] == 9:
+        return "flash_attention_3"
+    return "flash_attention_2" if "flash_attention_2" in installed else VARLEN
+
+
+def packs(attention: str) -> bool:
+    """Whether it keeps packed examples apart without paying for the pairs that it masks."""
+    return attention != "sdpa"
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **lengths: torch.Tensor | int,
+) -> tuple[torch.Tensor, None]:
+    """`torch.nn.attention.varlen` behind the signature of transformers: [1, heads, tokens, size] -> [1, tokens, heads, size].
+
+    `lengths` holds the `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k` given to the model, computed once a batch.
+    """
+    if dropout:
+        raise ValueError(f"attention dropout is {dropout}: it is not supported here, set attention_dropout to 0")
+    out = varlen_attn(
+        # Positions rotated in float32 come out in float32; the value still has the kernel's type.
+        *(states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value)),
+        lengths["cu_seq_lens_q"],
+        lengths["cu_seq_lens_k"],
+        lengths["max_length_q"],
+        lengths["max_length_k"],
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out[None], None
+
+
+AttentionInterface.register(VARLEN, varlen_attention)
