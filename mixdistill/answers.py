@@ -88,7 +88,7 @@ def normal(text: str) -> str:
         text = text.replace(char, f"{latex} ")
     for pattern, replacement in SYNONYMS:
         text = re.sub(pattern, replacement, text)
-    text = re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
+    text = re.sub(r"\s+", " ", text).strip().rstrip(".\\ ")
     text = text.replace(" ", "") if re.fullmatch(r"[1-9]\d{0,2}(?: \d{3})+", text) else text
     thousands = re.fullmatch(r"((?:\\\$ ?)?[-+]?(?:\\\$ ?)?[1-9]\d{0,2}(?:,\d{3})+(?!\d))([^,]*)", text)
     return thousands[1].replace(",", "") + thousands[2] if thousands else text
@@ -179,7 +179,8 @@ def _same_relations(gold: str, answer: str, ask) -> bool:
     (gold_name, values), (answer_name, others) = _named(gold), _named(answer)
     named_alike = gold_name and answer_name and _text(gold_name) == _text(answer_name)
     if named_alike or not (left_signs and right_signs):
-        is_value = (gold_name or not left_signs) and len(values) == 1  # an equation such as x + y = 3 is none
+        # An equation such as x + y = 3 is no value.
+        is_value = (gold_name or set(left_signs) <= {r"\approx"}) and len(values) == 1
         return bool(is_value) and all(_same(values[0], value, ask) for value in others)
     if left_signs == right_signs == ["="]:
         return _ask("equation", _difference(left, "="), _difference(right, "="), ask)

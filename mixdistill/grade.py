@@ -28,7 +28,9 @@ from time import monotonic
 from mixdistill.answers import compare
 
 KINDS = ("pocket", "math", "gsm8k")
-SECONDS = 5.0  # for the computer algebra of one answer
+SECONDS = (
+    8.0  # for the computer algebra of one answer; half of them of processor time, so that a busy machine grades alike
+)
 N_WORKERS = 2
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 NUMBER = re.compile(r"(?:(?<![\w)])[-\u2212])?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?")
@@ -41,7 +43,7 @@ class Grade:
     - `equal`, `different`;
     - `no_answer`: the completion holds none;
     - `unparsable`: not the same text, and gold or answer could not be read as mathematics;
-    - `limit`: the comparison ran out of its 5 seconds or 2 GB.
+    - `limit`: the comparison ran out of its 3.5 seconds of processor time, 7 seconds or 2 GB.
     """
 
     correct: bool
@@ -117,15 +119,17 @@ def equal(gold: str, answer: str) -> bool:
 @lru_cache(maxsize=10_000)
 def _verdict(gold: str, answer: str) -> str:
     """The `reason` of a grade."""
-    deadline = monotonic() + SECONDS
+    left = SECONDS
     doubts = []
 
-    def ask(question: str, left: str, right: str) -> bool:
-        verdict = "limit" if monotonic() >= deadline else _ask_worker(question, left, right, deadline - monotonic())
-        if verdict == "limit":
+    def ask(question: str, one: str, other: str) -> bool:
+        nonlocal left
+        verdict, seconds = _ask_worker({"question": question, "gold": one, "answer": other, "seconds": left})
+        left -= seconds
+        if verdict == "limit" or left <= 0:
             raise TimeoutError
         if verdict == "unparsable":
-            doubts.append((left, right))
+            doubts.append((one, other))
         return verdict == "equal"
 
     try:
@@ -147,15 +151,17 @@ class _Pool:
 _pools: dict[int, _Pool] = {}  # by process id: a fork must not talk into its parent's pipes
 
 
-def _ask_worker(question: str, gold: str, answer: str, seconds: float) -> str:
-    """Ask a worker, a new one where none waits. One that ran out of time or memory is gone; the next question starts another."""
+def _ask_worker(task: dict) -> tuple[str, float]:
+    """A worker's verdict and the seconds it took; a new worker where none waits.
+
+    One that ran out of time or memory is gone; the next question starts another.
+    """
     pool = _pools.setdefault(os.getpid(), _Pool([], threading.Semaphore(N_WORKERS)))
     with pool.places:
         worker = _free_worker(pool)
+        started = monotonic()
         try:
-            worker.stdin.write(
-                json.dumps({"question": question, "gold": gold, "answer": answer, "seconds": seconds}) + "\n"
-            )
+            worker.stdin.write(json.dumps(task) + "\n")
             worker.stdin.flush()
             line = worker.stdout.readline()
         except BrokenPipeError:
@@ -163,11 +169,11 @@ def _ask_worker(question: str, gold: str, answer: str, seconds: float) -> str:
         except BaseException:  # such as an interrupt: its answer must not become that of the next question
             _end_worker(worker)
             raise
-        if line:
-            pool.free.append(worker)
-            return json.loads(line)
-        _end_worker(worker)
-        return "limit"
+        if not line:
+            _end_worker(worker)
+            return "limit", SECONDS
+        pool.free.append(worker)
+        return json.loads(line), monotonic() - started
 
 
 def _free_worker(pool: _Pool) -> subprocess.Popen:

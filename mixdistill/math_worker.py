@@ -1,6 +1,6 @@
 """Do two LaTeX expressions mean the same? A process of its own, with limits, that `grade` starts and asks.
 
-`python math_worker.py` reads one JSON line a question, `{"question": "value", "gold": ..., "answer": ..., "seconds": 5}`, and
+`python math_worker.py` reads one JSON line a question, `{"question": "value", "gold": ..., "answer": ..., "seconds": 7}`, and
 writes one a verdict: `equal`, `different`, `unparsable` or `limit`. It imports nothing of the package: no torch.
 
 Math-Verify's parser reads (`latex2sympy2_extended`); its `verify` does not decide, because it compares with an absolute tolerance
@@ -47,13 +47,16 @@ class Unreadable(Exception):
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the system ends the process, whatever sympy is busy with
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the system ends the process, whatever sympy is busy with
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted notebook keeps its worker
     print("ready", flush=True)
     for line in sys.stdin:
         task = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, task["seconds"] / 2)
         signal.setitimer(signal.ITIMER_REAL, task["seconds"])
         verdict = decide(task["question"], task["gold"], task["answer"])
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(verdict), flush=True)
 

@@ -145,7 +145,7 @@ def same_decimal(gold: str, other: str) -> bool:
 
 
 def test_one_poisoned_answer_costs_its_seconds_and_no_other_item(monkeypatch):
-    monkeypatch.setattr(grade_module, "SECONDS", 1.0)
+    monkeypatch.setattr(grade_module, "SECONDS", 2.0)
     poisoned = TOO_HARD.format(1)
     responses = [f"\\boxed{{{answer}}}" for answer in ("\\sqrt{8}", poisoned, "2\\sqrt{3}", "\\sqrt{20}", "1")]
     golds = ["2\\sqrt{2}", TOO_HARD.format(2), "\\sqrt{12}", "2\\sqrt{5}", "2"]
@@ -156,7 +156,7 @@ def test_one_poisoned_answer_costs_its_seconds_and_no_other_item(monkeypatch):
 
 
 def test_a_list_of_poisoned_answers_costs_no_more_than_one(monkeypatch):
-    monkeypatch.setattr(grade_module, "SECONDS", 1.0)
+    monkeypatch.setattr(grade_module, "SECONDS", 2.0)
     gold, answer = (",".join(TOO_HARD.format(n) for n in range(start, start + 30)) for start in (100, 200))
     started = monotonic()
     assert grade(f"\\boxed{{{answer}}}", gold).reason == "limit"
