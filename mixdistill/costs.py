@@ -17,7 +17,7 @@ from mixdistill import memory
 from mixdistill.chat import render_traces
 from mixdistill.hardware import Gpu
 from mixdistill.scales import REVISIONS, Arm, Scale, TraceSet
-from mixdistill.students import load_tokenizer, student_source
+from mixdistill.students import POCKET, load_tokenizer, student_source
 from mixdistill.sweep import evaluation_problems, trace_set, training_set
 
 # What has to be assumed. Utilisations are shares of the GPU's dense bfloat16 peak and of its memory bandwidth.
@@ -52,10 +52,10 @@ def trace_sizes(scale: Scale) -> pd.DataFrame:
             continue
         commit = "-"
         if traces.source.startswith("pocket/"):
-            lengths = _lengths(trace_set(traces, scale.n_train, 0), scale.students[0])
+            lengths = _lengths(trace_set(scale, part, 0))
             n, example, answer, basis = len(lengths), lengths["all"].mean(), lengths["answer"].mean(), "counted"
         elif Path(traces.source).exists():
-            texts = trace_set(traces, scale.n_train, 0)["response"][:]
+            texts = trace_set(scale, part, 0)["response"][:]
             n, answer = len(texts), len("".join(texts).encode()) / len(texts) / BYTES_PER_TOKEN
             example, basis = answer + PROMPT_TOKENS, "from bytes"
         else:
@@ -69,9 +69,9 @@ def trace_sizes(scale: Scale) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("part", drop=False)
 
 
-def _lengths(traces: Dataset, student: str) -> pd.DataFrame:
-    """Tokens of every example, and of the response in it."""
-    examples = render_traces(load_tokenizer(student_source(student)), traces, sys.maxsize, "error")
+def _lengths(traces: Dataset) -> pd.DataFrame:
+    """Tokens of every pocket example, and of the response in it."""
+    examples = render_traces(load_tokenizer(student_source(POCKET[0])), traces, sys.maxsize, "error")
     return pd.DataFrame(
         [(len(e.input_ids), len(e.input_ids) - e.n_prompt) for e in examples], columns=["all", "answer"]
     )
@@ -117,15 +117,18 @@ def count_arms(
 
 
 def _examples(arm: Arm, scale: Scale, traces: pd.DataFrame) -> tuple[int, float]:
-    """How many examples train an arm, and their mean tokens; counted for pocket traces."""
-    if getattr(scale, arm.hard).source.startswith("pocket/"):
-        return _counted_examples(replace(arm, student=scale.students[0], recipe=""), scale)
+    """How many examples train an arm, and their mean tokens; counted where the traces are here."""
+    sources = {traces["traces"][part] for part in (arm.hard, arm.easy)}
+    if all(source.startswith("pocket/") for source in sources):
+        return _pocket_examples(replace(arm, student="", recipe=""), scale)
+    if all(Path(source).exists() for source in sources):
+        return len(training_set(arm, scale)), _mixed(arm, traces, "tokens each")
     return min(traces["examples"][arm.hard], traces["examples"][arm.easy]), _mixed(arm, traces, "tokens each")
 
 
 @lru_cache(maxsize=256)
-def _counted_examples(arm: Arm, scale: Scale) -> tuple[int, float]:
-    lengths = _lengths(training_set(arm, scale), arm.student)["all"]
+def _pocket_examples(arm: Arm, scale: Scale) -> tuple[int, float]:
+    lengths = _lengths(training_set(arm, scale))["all"]
     return len(lengths), lengths.mean()
 
 

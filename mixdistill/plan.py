@@ -231,6 +231,11 @@ def _assumptions(made: Plan) -> str:
             "not all arms share their method: as in the paper, some students train all weights and the larger ones LoRA, at another "
             "rate; a gap is always between arms of one student, but its course over sizes crosses that change"
         )
+    gated = [student for student in scale.students if student.startswith("meta-llama/")]
+    if gated:
+        lines.append(
+            f"{len(gated)} Llama students are gated: accept their licences on the Hub and `hf auth login` before the run"
+        )
     lines.append("arms that the run store holds already are read, not run again")
     return "\n".join(["Assumed:", *(f"- {line}" for line in lines)])
 

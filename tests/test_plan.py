@@ -1,8 +1,10 @@
+import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from hub import environment, serve
 
 from mixdistill import get_scale, memory, open_run
 from mixdistill.__main__ import main
@@ -48,6 +50,7 @@ def test_a_plan_of_real_models_needs_no_network_and_shows_every_student_and_what
     assert list(made.students["student"]) == list(get_scale("paper").students)
     assert all(student in text for student in made.students["student"])
     assert "8 x H100, 80 GB (assumed)" in text
+    assert "4 Llama students are gated" in text
     assert text.count("not pinned") == 3  # two trace sets, and what it means
     assert "not all arms share their method" in text
     assert "not all arms share" not in str(plan(get_scale("gpu")))
@@ -112,6 +115,23 @@ def test_a_machine_that_can_not_run_a_scale_is_refused_with_all_reasons(capsys):
     assert "no CUDA GPU" in str(refusal.value)
     for student in get_scale("gpu").students:
         assert f"{student} is not in the cache and the Hub can not be reached" in str(refusal.value)
+
+
+def test_a_gated_student_and_one_that_does_not_exist_are_named_before_anything_runs(tmp_path):
+    config = model_config(SEVEN_B).to_json_string()
+    code = (
+        "from dataclasses import replace\nfrom mixdistill import get_scale\nfrom mixdistill.plan import check_machine\n"
+        f"names = ('open/model', 'gated/model', 'nobody/nothing')\n"
+        "import mixdistill.hardware as hardware\n"
+        f"hardware.ARCHITECTURES |= dict.fromkeys(names, hardware.ARCHITECTURES[{SEVEN_B!r}])\n"
+        "check_machine(replace(get_scale('gpu'), students=names, alpha_student=names[0]))"
+    )
+    with serve({"open/model": {"config.json": config.encode()}}) as address:
+        variables = environment(tmp_path, HF_ENDPOINT=address)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables, timeout=300)
+    assert "gated/model is gated: accept its licence at https://huggingface.co/gated/model" in done.stderr
+    assert "nobody/nothing: the Hub has no such model, or hides it" in done.stderr
+    assert "- open/model" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["smoke", "pocket"])
