@@ -26,7 +26,7 @@ BYTES_PER_TOKEN = 3.3  # of mathematical English in the students' tokenizers
 PROMPT_TOKENS, TEMPLATE_TOKENS = 150, 80  # a problem as it is asked; what prompt and chat template add to its text
 AT_LIMIT = 0.02  # share of answers that run to the limit
 IN_FLIGHT, STEP = 256, 0.004  # completions decoded at a time, if they fit; seconds that a step takes at least
-USABLE = 0.95  # of a GPU's memory
+USABLE = 0.92  # of a GPU's memory
 # Microseconds a token on one CPU core: at size 0, and more a parameter. Fitted to process times of the pocket students from 29k
 # to 862k on a Xeon with AVX-512; decoding scatters by a factor of two around it.
 CPU_TRAINING, CPU_DECODING = (23, 0.142e-3), (60, 0.25e-3)
@@ -153,49 +153,60 @@ def on_gpus(
     spread, training = _training_fit(student, config, scale, gpu, n_gpus)
     if training > USABLE * gpu.memory:
         obstacles.append(_training_advice(student, config, scale, gpu, training))
+    # Tensor-parallel over as many as divide the key heads; one answer at the limit has to fit.
     splits = [k for k in range(1, n_gpus + 1) if config.num_key_value_heads % k == 0]
     whole = {k: memory.inference_memory(config, 1, PROMPT_TOKENS + limit, shards=k).total for k in splits}
-    split = next((k for k in splits if whole[k] <= USABLE * gpu.memory), splits[-1])
-    if whole[split] > USABLE * gpu.memory:
+    fitting = [k for k in splits if whole[k] <= USABLE * gpu.memory]
+    if not fitting:
+        fitting = splits[-1:]
         obstacles.append(
-            f"{student}: one answer of {limit} tokens takes {whole[split] / 1e9:.0f} GB on each of {split} GPUs of "
+            f"{student}: one answer of {limit} tokens takes {whole[splits[-1]] / 1e9:.0f} GB on each of {splits[-1]} GPUs of "
             f"{gpu.memory / 1e9:.0f} GB: lower max_new_tokens, use more GPUs, or leave the student out"
         )
-    # As many completions at a time as fit, at the length that they have on average.
-    mean, batch = round(PROMPT_TOKENS + row["answer tokens"] / (row["evaluations"] * n_problems)), IN_FLIGHT
-    while batch > 1 and memory.inference_memory(config, batch, mean, shards=split).total > USABLE * gpu.memory:
-        batch //= 2
-    decoding = memory.inference_memory(config, batch, mean, shards=split).total
-    # A step reads all weights and half of each completion's final cache, or computes, whichever takes longer; at the end of an
-    # evaluation the answers that run to the limit are alone.
-    bandwidth = gpu.bandwidth * BANDWIDTH_UTILISATION
-    weights, cache = memory.BF16 * row["parameters"], memory.kv_bytes(config) * batch * mean / 2
-    steps, last_steps = row["answer tokens"] / batch, row["evaluations"] * limit
-    reading = steps * max((weights + cache) / bandwidth, STEP) + last_steps * max(weights / bandwidth, STEP)
-    decoding_seconds = max(reading, 1e15 * row["decoding PFLOPs"] / (gpu.flops * UTILISATION))
+    mean = round(PROMPT_TOKENS + row["answer tokens"] / (row["evaluations"] * n_problems))
+    ways = {k: _decoding(row, config, mean, limit, gpu, k) for k in fitting}
+    split = min(ways, key=lambda k: ways[k][0])
     training_seconds = 1e15 * row["training PFLOPs"] / (gpu.flops * UTILISATION)
     costs = {
-        "GPU hours": (training_seconds + decoding_seconds) / 3600,
+        "GPU hours": (training_seconds + ways[split][0]) / 3600,
         "training GB": training / 1e9,
-        "over GPUs": spread,
-        "decoding GB": max(decoding, whole[split]) / 1e9,
+        "GPUs to train": spread,
+        "decoding GB": max(ways[split][1], whole[split]) / 1e9,
+        "GPUs to decode": split,
         "fits": "no" if obstacles else "yes",
     }
     return costs, obstacles
 
 
+def _decoding(row: dict, config: PretrainedConfig, mean: int, limit: int, gpu: Gpu, split: int) -> tuple[float, int]:
+    """(GPU-seconds of all answers, bytes on each GPU) with as many in flight as fit at their mean length."""
+    batch = IN_FLIGHT
+    while batch > 1 and memory.inference_memory(config, batch, mean, shards=split).total > USABLE * gpu.memory:
+        batch //= 2
+    # A step reads all weights and half of each completion's final cache, or computes, whichever takes longer; at the end of an
+    # evaluation the answers that run to the limit are alone.
+    bandwidth = gpu.bandwidth * BANDWIDTH_UTILISATION
+    weights, cache = memory.BF16 * row["parameters"], memory.kv_bytes(config) * batch * mean / 2
+    steps, last_steps = row["answer tokens"] / batch, row["evaluations"] * limit
+    reading = steps * max((weights + cache) / bandwidth, STEP * split)
+    reading += last_steps * max(weights / bandwidth, STEP * split)
+    computing = 1e15 * row["decoding PFLOPs"] / (gpu.flops * UTILISATION)
+    return max(reading, computing), memory.inference_memory(config, batch, mean, shards=split).total
+
+
 def _training_fit(student: str, config: PretrainedConfig, scale: Scale, gpu: Gpu, n_gpus: int) -> tuple[int, int]:
     """(GPUs that share the weights, bytes on each) of the first way to train that fits, or of the last that does not.
 
-    Whole on each GPU; the same with gradient checkpointing; then spread over 2, 4, ... of them (FSDP).
+    A pass holds one example of the greatest length. Whole on each GPU; the same with gradient checkpointing, then with what that
+    keeps in the host's memory; then spread over 2, 4, ... GPUs (FSDP).
     """
-    tokens = scale.micro_batch_size * min(scale.max_tokens or sys.maxsize, config.max_position_embeddings)
+    longest = min(scale.max_tokens or sys.maxsize, config.max_position_embeddings)
     rank = None if student in scale.full else scale.lora_rank
-    ways = [(1, False)] + [(2**k, True) for k in range(n_gpus.bit_length())]
-    for spread, checkpointing in ways:
-        needed = memory.training_memory(
-            config, tokens, lora_rank=rank, checkpointing=checkpointing, shards=spread
-        ).total
+    spreads = [2**k for k in range(n_gpus.bit_length())]
+    ways = [(1, False, False)] + [(spread, True, offload) for spread in spreads for offload in (False, True)]
+    for spread, checkpointing, offload in ways:
+        estimate = memory.training_memory(config, longest, lora_rank=rank, checkpointing=checkpointing, shards=spread)
+        needed = estimate.total - (estimate.activations if offload else 0)
         if needed <= USABLE * gpu.memory:
             break
     return spread, needed

@@ -13,9 +13,9 @@ from mixdistill import costs, memory
 from mixdistill.finetune import FULL_LR, LORA_LR
 from mixdistill.hardware import ASSUMED, Gpu, found_gpus, model_config
 from mixdistill.runs import runs_dir
-from mixdistill.scales import REVISIONS, Scale, alpha_arms, gap_arms
+from mixdistill.scales import REVISIONS, Arm, Scale, alpha_arms, gap_arms
 from mixdistill.students import student_source
-from mixdistill.sweep import n_cores, same_work
+from mixdistill.sweep import n_cores, run_arm, same_work
 
 NEEDS_GPU = 50_000_000  # parameters: larger students are not for a CPU
 
@@ -72,12 +72,12 @@ def plan(scale: Scale, n_gpus: int | None = None) -> Plan:
     gpu, n_found = found or (ASSUMED, scale.gpus)
     traces = costs.trace_sizes(scale)
     n_problems = sum(costs.count_problems(name, scale) for name in scale.benchmarks)
-    arms = {same_work(arm): arm for arm in [*gap_arms(scale), *alpha_arms(scale, scale.alpha_student, scale.alphas)]}
+    arms = _arms(scale)
     rows, obstacles = [], []
     if not on_cpu and not found:
         obstacles.append("no CUDA GPU: the plan is for assumed ones; `make reproduce`, the pocket world, needs none")
     for student, config in configs.items():
-        of_student = [arm for arm in arms.values() if arm.student == student]
+        of_student = [arm for arm in arms if arm.student == student]
         row = costs.count_arms(student, config, of_student, scale, traces, n_problems)
         if on_cpu:
             row["CPU hours"] = costs.cpu_hours(row)
@@ -94,12 +94,14 @@ def plan(scale: Scale, n_gpus: int | None = None) -> Plan:
 
 
 def check_machine(scale: Scale) -> None:
-    """Show the plan of a scale of real models, and refuse the scale where this machine can not run it; pocket always runs.
+    """Show the plan of a scale of real models, and refuse the scale where this machine can not run it.
+
+    Pocket students run everywhere, and what the run store holds whole is only read, which needs no GPU.
 
     Raises ValueError with every reason and what to do: no GPU, one that is too small, too little disk, students that are
     neither in the cache nor to be had from the Hub.
     """
-    if not _needs_gpu(scale):
+    if not _needs_gpu(scale) or _all_stored(scale):
         return
     made = plan(scale)
     print(f"{made}\n", flush=True)
@@ -107,6 +109,19 @@ def check_machine(scale: Scale) -> None:
     if reasons:
         listed = "\n".join(f"- {reason}" for reason in reasons)
         raise ValueError(f"the scale {scale.name!r} can not run on this machine:\n{listed}")
+
+
+def _arms(scale: Scale) -> list[Arm]:
+    """What the notebooks run, each piece of work once; the untouched students first."""
+    arms = [*gap_arms(scale), *alpha_arms(scale, scale.alpha_student, scale.alphas)]
+    return list({same_work(arm): arm for arm in arms}.values())
+
+
+def _all_stored(scale: Scale) -> bool:
+    try:
+        return all(run_arm(arm, scale, stored_only=True) is not None for arm in _arms(scale))
+    except ValueError:  # a student or data set that is not here: then the plan says what is missing
+        return False
 
 
 def _configs(scale: Scale) -> dict[str, PretrainedConfig]:
@@ -119,7 +134,9 @@ def _needs_gpu(scale: Scale) -> bool:
 
 def _disk_obstacles(students: pd.DataFrame) -> list[str]:
     cache, runs = Path(constants.HF_HUB_CACHE), runs_dir()
-    needed = {"weights": (cache, students["download GB"].sum()), "runs": (runs, students["runs GB"].sum())}
+    stored = sum(path.stat().st_size for path in runs.rglob("*") if path.is_file()) / 1e9
+    to_store = max(0.0, students["runs GB"].sum() - stored)
+    needed = {"weights": (cache, students["download GB"].sum()), "runs": (runs, to_store)}
     if _device(cache) == _device(runs):
         needed = {"weights and runs": (runs, sum(gigabytes for _, gigabytes in needed.values()))}
     obstacles = []
@@ -196,7 +213,7 @@ def _totals(made: Plan) -> str:
         )
     else:
         hours = students["GPU hours"].sum()
-        lines.append(f"Time: {hours:,.0f} GPU-hours, about {hours / 24 / made.n_gpus:,.1f} days on these GPUs")
+        lines.append(f"Time: {hours:,.0f} GPU-hours, at least {hours / 24 / made.n_gpus:,.1f} days on these GPUs")
     download, runs = students["download GB"].sum(), students["runs GB"].sum()
     lines.append(
         f"Disk: {download:.1f} GB of weights to download, {runs:.1f} GB of runs (adapters or weights, and all answers)"
@@ -214,8 +231,8 @@ def _assumptions(made: Plan) -> str:
         lines += [
             f"training and prefill at {costs.UTILISATION:.0%} of the GPU's dense bf16 peak, decoding at "
             f"{costs.BANDWIDTH_UTILISATION:.0%} of its bandwidth with at most {costs.IN_FLIGHT} answers in flight: an engine such as "
-            "vLLM; none of this was measured here",
-            f"memory as in mixdistill.memory, longest example {scale.max_tokens or 'context'} tokens; decoding GB holds one "
+            "vLLM; uneven lengths, small batches and loading are not counted, and nothing of it was measured: a lower bound",
+            "memory as in mixdistill.memory, with the longest example in a pass; decoding GB holds one "
             "answer at the limit, or as many of mean length as fit",
         ]
     if set(made.traces["basis"]) - {"counted"}:

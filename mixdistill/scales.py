@@ -63,7 +63,6 @@ class Scale:
     small: TraceSet | None = None
     unmatched: str = "intersect"  # what `mix` does with problems that only one teacher has solved
     batch_size: int = 32
-    micro_batch_size: int = 8
     lora_rank: int = 16
     lr: float | None = None  # None: the student's own (`finetune.default_lr`)
     full: tuple[str, ...] = ()  # students that train all weights in the place of LoRA
@@ -116,7 +115,6 @@ REAL = Scale(
     large=TraceSet("UWNSL/MATH_training_split_distill_large_teacher", **PUBLISHED),
     small=TraceSet("UWNSL/MATH_training_split_distill_small_teacher", **PUBLISHED),
     batch_size=8,  # the paper's: 4 GPUs of 2 examples
-    micro_batch_size=1,
     max_tokens=16_384,
     too_long="drop",  # counted in the manifest
     max_new_tokens=16_000,

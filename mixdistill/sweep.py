@@ -73,7 +73,6 @@ def run_arm(arm: Arm, scale: Scale, split: str = "test", stored_only: bool = Fal
             lr=scale.lr,
             epochs=scale.epochs,
             batch_size=scale.batch_size,
-            micro_batch_size=scale.micro_batch_size,
             max_tokens=scale.max_tokens,
             too_long=scale.too_long,
             seed=arm.seed,

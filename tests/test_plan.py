@@ -97,11 +97,11 @@ def test_costs_grow_with_seeds_and_not_with_gpus():
 def test_what_does_not_fit_is_named_with_what_to_do():
     paper = only(get_scale("paper"), SEVEN_B)
     one, four = (plan(paper, n).obstacles for n in (1, 4))
-    assert any("training takes" in o and "use 4 GPUs" in o and "train it with LoRA" in o for o in one)
+    assert any("training takes" in o and "use 2 GPUs" in o and "train it with LoRA" in o for o in one)
     assert not any("training takes" in o for o in four)
     large = only(get_scale("gpu"), "Qwen/Qwen2.5-32B-Instruct")
-    assert any("lower max_tokens to 4096" in obstacle for obstacle in plan(large, 1).obstacles)
-    assert not any("training takes" in obstacle for obstacle in plan(replace(large, max_tokens=4096), 1).obstacles)
+    assert any("lower max_tokens to 6144" in obstacle for obstacle in plan(large, 1).obstacles)
+    assert not any("training takes" in obstacle for obstacle in plan(replace(large, max_tokens=6144), 1).obstacles)
 
 
 def test_too_little_disk_is_an_obstacle():
@@ -115,6 +115,18 @@ def test_a_machine_that_can_not_run_a_scale_is_refused_with_all_reasons(capsys):
     assert "no CUDA GPU" in str(refusal.value)
     for student in get_scale("gpu").students:
         assert f"{student} is not in the cache and the Hub can not be reached" in str(refusal.value)
+
+
+def test_what_the_run_store_holds_whole_is_read_on_any_machine(real_scale, monkeypatch, capsys):
+    scale = only(replace(real_scale, alphas=(), large=None, small=None), real_scale.students[0])
+    monkeypatch.setattr("mixdistill.plan.NEEDS_GPU", 1)
+    with pytest.raises(ValueError, match="no CUDA GPU"):
+        check_machine(scale)
+    for arm in gap_arms(scale):
+        run_arm(arm, scale)
+    capsys.readouterr()
+    check_machine(scale)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_gated_student_and_one_that_does_not_exist_are_named_before_anything_runs(tmp_path):
