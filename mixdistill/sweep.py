@@ -77,6 +77,7 @@ def run_arm(arm: Arm, scale: Scale, split: str = "test", stored_only: bool = Fal
             too_long=scale.too_long,
             seed=arm.seed,
             revision=revision,
+            gpus=max(1, torch.cuda.device_count()),
             progress=torch.cuda.is_available(),
             stored_only=stored_only,
         )
