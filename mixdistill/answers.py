@@ -51,8 +51,10 @@ UNITS = dict(
     )
 )
 NUMERALS = re.compile(  # words behind a number that are no unit
-    r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|and|or|mod|base|if|when|where|remainder|plus|minus|squared|cubed|"
-    r"factorial|percent|degrees|times|more|less|choose)\b"
+    r"\b(?:hundred|thousand|million|billion|trillion|dozen|score|gross|pair|couple|hal(?:f|ve)|third|fourth|quarter|fifth|sixth|"
+    r"seventh|eighth|ninth|tenth|one|two|three|four|five|six|seven|eight|nine|ten|and|or|over|per|divided|mod|base|if|when|where|"
+    r"remainder|plus|minus|negative|below|under|above|not|except|squared|cubed|factorial|percent|degree|times|more|less|fewer|"
+    r"choose)s?\b|ths?\b"
 )
 RELATION = r"(\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|[<>=]|\\approx(?![A-Za-z])|\\in(?![A-Za-z]))"
 FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
@@ -329,7 +331,7 @@ def _with_unit(text: str) -> tuple[str, str]:
         unit = _unit(found[2])
         noun = re.fullmatch(r"([a-z]{3,} ?){1,3}", found[2].strip()) and not NUMERALS.search(found[2])
         unit = found[2].strip() if unit is None and noun else unit
-    elif found := re.fullmatch(r"(.*?[\d})]) ?((?:square |cubic |sq )?[A-Za-z]{2,}) ?(\^ ?\d)?", text):
+    elif found := re.fullmatch(r"(.*?[\d})]) ((?:square |cubic |sq )?[A-Za-z]{2,}) ?(\^ ?\d)?", text):
         unit = _unit(found[2])
     else:
         return text, ""

@@ -80,6 +80,8 @@ def read(latex: str) -> sympy.Expr:
     expr = Parser(config=ConversionConfig(lowercase_symbols=False)).parse(prepared(latex))  # by default A is a
     if not isinstance(expr, sympy.Expr):
         raise Unreadable(f"{latex!r} is a {type(expr).__name__}")
+    if any(power.base.is_zero and power.exp.is_zero for power in expr.atoms(sympy.Pow)):
+        raise Unreadable("0^0")
     if expr.has(sympy.Sum, sympy.Product) and any("_" in symbol.name for symbol in expr.free_symbols):
         raise Unreadable("a sum over indexed variables, which the parser takes for constants")
     expr = expr.subs(sympy.Symbol("i"), sympy.I).doit()
@@ -104,6 +106,11 @@ def prepared(latex: str) -> str:
     factor = r"(?:\d+|[A-Za-z]|\\sqrt ?\{[^{}]*\}|\\[a-z]+(?! ?\{)|\([^()]*\)|\{[^{}]*\})(?: ?\^ ?(?:\w|\{[^{}]*\}))?"
     if re.search(rf"/ ?{factor} ?(?=[A-Za-z(]|\\(?!cdot|times|div|right|rfloor|rceil))", text):
         raise Unreadable("a/bc is either (a/b)c or a/(bc)")
+    text = re.sub(r"(\\[a-z]+ ?)\{ ?(\([^(){}]*\)) ?\}", r"\1\2", text)  # \log{(2)}^2 is not \log(2^2)
+    while (nested := re.sub(r"\| ?([^|]*[^|+\-*/^( ]) ?\|", r"\\lvert \1\\rvert ", text)) != text:
+        text = nested
+    if "|" in text:
+        raise Unreadable("bars that do not pair")
     # The parser takes x(y) for a function of y, and I for the imaginary unit.
     text = re.sub(r"(?<![\\A-Za-z])I(?! ?_)", "I_{0}", text)
     text = re.sub(r"(\)|(?<![\\A-Za-z])[A-Za-z]|\\(?:pi|alpha|beta|gamma|theta|lambda)) ?(?=\()", r"\1\\cdot ", text)
