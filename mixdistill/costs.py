@@ -52,10 +52,10 @@ def trace_sizes(scale: Scale) -> pd.DataFrame:
             continue
         commit = "-"
         if traces.source.startswith("pocket/"):
-            lengths = _lengths(trace_set(scale, part, 0))
+            lengths = _lengths(trace_set(traces, scale.n_train, 0))
             n, example, answer, basis = len(lengths), lengths["all"].mean(), lengths["answer"].mean(), "counted"
         elif Path(traces.source).exists():
-            texts = trace_set(scale, part, 0)["response"][:]
+            texts = trace_set(traces, scale.n_train, 0)["response"][:]
             n, answer = len(texts), len("".join(texts).encode()) / len(texts) / BYTES_PER_TOKEN
             example, basis = answer + PROMPT_TOKENS, "from bytes"
         else:

@@ -114,11 +114,12 @@ def training_set(arm: Arm, scale: Scale) -> Dataset:
 
 @lru_cache(maxsize=256)
 def _mixed(hard: TraceSet, easy: TraceSet, alpha: float, n: int | None, seed: int, unmatched: str) -> Dataset:
-    return mix(_traces(hard, n, seed), _traces(easy, n, seed), alpha, seed, unmatched)
+    return mix(trace_set(hard, n, seed), trace_set(easy, n, seed), alpha, seed, unmatched)
 
 
 @lru_cache(maxsize=64)
-def _traces(traces: TraceSet, n: int | None, seed: int) -> Dataset:
+def trace_set(traces: TraceSet, n: int | None, seed: int) -> Dataset:
+    """The traces that play a part at a scale, such as `scale.long`; of files the first `n`, None means all."""
     return load_traces(
         traces.source,
         n=n,
