@@ -65,6 +65,8 @@ COMMANDS = re.compile(  # that computer algebra may read
 )
 NAME = re.compile(r"(?:\\?[A-Za-z]++|_\{[^{}]*+\}|_\w|['|(),:{}\s])++")
 
+NO_NAME = r"\|[^|]*[a-z]|\\(?:sqrt|ln|log|exp|sin|cos|tan)"  # |x| = 5 does not give x; |AB| = 5 names a length
+
 
 def compare(gold: str, answer: str, ask: Callable[[str, str, str], bool]) -> bool:
     """True if the two answers are the same by the policy.
@@ -86,6 +88,7 @@ def compare(gold: str, answer: str, ask: Callable[[str, str, str], bool]) -> boo
 
 def normal(text: str) -> str:
     """An answer without what only changes its look: `$`, spacing, `\\left`, `\\dfrac`, thousands separators, a final dot."""
+    text = re.sub(r"√ ?(\d+)", r"\\sqrt{\1}", text)
     for char, latex in UNICODE.items():
         text = text.replace(char, f"{latex} ")
     for pattern, replacement in SYNONYMS:
@@ -300,7 +303,8 @@ def _named(text: str) -> tuple[str | None, list[str]]:
     parts, signs = _cut(text, RELATION)
     if not set(signs) <= {"=", r"\in", r"\approx"}:
         return None, [text]
-    name = parts.pop(0) if signs and NAME.fullmatch(parts[0]) else None
+    named = signs and NAME.fullmatch(parts[0]) and not re.search(NO_NAME, parts[0])
+    name = parts.pop(0) if named else None
     kept = signs[1:] if name is not None else signs
     return name, parts[: kept.index(r"\approx") + 1 if r"\approx" in kept else len(parts)]
 

@@ -30,6 +30,12 @@ POINTS = [
     [sympy.Integer(p) for p in (-5, -2, -7, -3, -4, -9, -6)],
 ]
 
+STEPS = (sympy.floor, sympy.ceiling, sympy.Max, sympy.Min)
+FAR = [
+    [sympy.Integer(p) for p in (1009, 757, 2003, 499, 1511, 907, 331)],
+    [sympy.Integer(10**6 * p + 1) for p in (7, 3, 9, 5, 8, 2, 4)],
+]
+
 
 class Parser(_Latex2Sympy):
     """The parser without its mixed numbers: to it 5(3) is 8, whatever its configuration says (1.11.0)."""
@@ -96,6 +102,8 @@ def prepared(latex: str) -> str:
     text = re.sub(r"(?<![\\A-Za-z])(sin|cos|tan|log|ln|exp|pi)(?![A-Za-z])", r"\\\1 ", latex)
     text = re.sub(r"(?<![\\A-Za-z])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = text.replace("**", "^").replace("*", r"\cdot ")
+    if re.search(r"\\sqrt ?\d\d|\\frac ?\d ?\d\d", text):
+        raise Unreadable("TeX takes one digit, the writer may have meant more")
     text = re.sub(r"\\sqrt ?(\d|[a-z])", r"\\sqrt{\1}", text)
     argument = r"\s*(?:\{([^{}]*)\}|([\dA-Za-z]))"
     text = re.sub(rf"\\frac{argument}(?=\s*[\dA-Za-z])\s*(\w)", lambda m: rf"\frac{{{m[1] or m[2]}}}{{{m[3]}}}", text)
@@ -141,14 +149,15 @@ def values(gold: sympy.Expr, answer: sympy.Expr) -> list[tuple[sympy.Expr, sympy
         raise Unreadable("too many variables")
     unreal = gold.has(sympy.I) or answer.has(sympy.I)
     found = []
-    for point in POINTS:
+    steps = gold.has(*STEPS) or answer.has(*STEPS)
+    for point in POINTS + FAR if steps else POINTS:
         at = dict(zip(symbols, point, strict=False))
         pair = tuple(expr.subs(at) for expr in (gold, answer))
         pole = any(value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo) for value in pair)
         if not pole and (unreal or not all(value.has(sympy.I) for value in pair)):
             found.append(pair)
-    if len(found) < 3:
-        raise Unreadable("defined at too few points")
+    if len(found) < 3 or (steps and len({a for a, _ in found}) == 1):
+        raise Unreadable("defined at too few points, or constant at all of them")
     return found
 
 
