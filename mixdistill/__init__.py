@@ -4,7 +4,8 @@ from mixdistill.collect import collect_traces
 from mixdistill.evaluate import Scores, evaluate
 from mixdistill.finetune import LoRA, finetune
 from mixdistill.generate import Sampling
-from mixdistill.grade import Grade, grade
+from mixdistill.grade import Grade, grade, grade_all
+from mixdistill.judge import judge
 from mixdistill.mix import mix
 from mixdistill.problems import Problem, load_problems
 from mixdistill.runs import Run, open_run
@@ -26,6 +27,8 @@ __all__ = [
     "finetune",
     "get_scale",
     "grade",
+    "grade_all",
+    "judge",
     "load_problems",
     "load_student",
     "load_traces",
