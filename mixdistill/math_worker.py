@@ -13,6 +13,7 @@ import re
 import resource
 import signal
 import sys
+from contextlib import suppress
 from functools import lru_cache, reduce
 
 import sympy
@@ -52,7 +53,8 @@ class Unreadable(Exception):
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with suppress(ValueError, OSError):  # macOS has no such limit; the time limits hold there too
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the system ends the process, whatever sympy is busy with
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted notebook keeps its worker
