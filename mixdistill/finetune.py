@@ -197,8 +197,7 @@ def train_run(
     rank = lora.r if lora else None
     plan = choose_memory_plan(student.model.config, longest, free, lora_rank=rank, gpus=world, **overrides)
     attention = attention_for(device)
-    if packs(attention):
-        student.model.set_attn_implementation(attention)
+    student.model.set_attn_implementation(attention)
     if not plan.shard:  # else FSDP2 moves what is this GPU's
         student.model.to(device)
     model = trainable_model(student, lora, config["seed"])
@@ -227,6 +226,7 @@ def train_run(
         save_checkpoint(run.folder, done, parameters, optimizer)
 
     model.train()
+    looped = time.time()
     while step < n_steps:
         batch = batch_of(examples, step, steps_per_epoch, config["batch_size"], config["seed"])
         lengths = [len(example.input_ids) for example in batch]
@@ -287,6 +287,7 @@ def train_run(
         if step % checkpoint_every == 0 and step < n_steps:
             checkpoint()
 
+    ended = time.time()
     save_trained(run.folder, model, student)
     if main:
         save_metrics(run.folder, log)
@@ -299,6 +300,7 @@ def train_run(
             "n_trained_params": sum(p.numel() for p in parameters),
             "tokens": counts["tokens"],
             "supervised_tokens": counts["supervised"],
+            "tokens_per_second": round((counts["tokens"] - before["counts"].get("tokens", 0)) / (ended - looped), 1),
             "seconds": round(before["seconds"] + time.time() - started, 2),
             "seed": config["seed"],
             "processes": world,

@@ -7,10 +7,11 @@ from transformers import PretrainedConfig
 
 from mixdistill.memory import training_memory
 
-# Tokens of a forward pass, padding included. On a CPU what stays in the caches is fast: of 256 to 4,096 the best for the pocket
-# students (`benchmarks/README.md`). On a GPU enough to keep it busy.
-CPU_TOKENS = 768
+# Tokens of a forward pass, padding included. On a GPU enough to keep it busy. On a CPU so few that the widest activation, of
+# the MLP, stays in a core's cache (1 MB): at every size of the pocket students near the best of `benchmarks/passes.csv`.
 GPU_TOKENS = 16_384
+CPU_CACHE = 2**20  # bytes
+CPU_TOKENS = (512, 2048)  # at least, at most
 SAFE_SHARE = 0.92  # of the free memory that an estimate may take
 
 
@@ -53,7 +54,7 @@ def choose_memory_plan(
     if free is None:
         if offload:
             raise ValueError("offload moves activations off a GPU, and this machine has none: leave it out")
-        budget = max(longest, micro_batch_tokens or CPU_TOKENS)
+        budget = max(longest, micro_batch_tokens or cpu_tokens(config))
         return MemoryPlan(budget, bool(checkpointing), False, bool(shard), "nothing is estimated on a CPU")
     budgets = [micro_batch_tokens] if micro_batch_tokens else [GPU_TOKENS, GPU_TOKENS // 4]
     plans = [
@@ -72,6 +73,12 @@ def choose_memory_plan(
     fits = "fits" if needed <= SAFE_SHARE * free else "DOES NOT FIT, the most frugal plan is tried"
     why = f"estimate {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB free: {fits}"
     return MemoryPlan(plan.micro_batch_tokens, plan.checkpointing, plan.offload, plan.shard, why)
+
+
+def cpu_tokens(config: PretrainedConfig) -> int:
+    """Tokens of a forward pass on a CPU, where the user has not chosen."""
+    low, high = CPU_TOKENS
+    return min(max(CPU_CACHE // (4 * config.intermediate_size), low), high)
 
 
 def estimate(config: PretrainedConfig, plan: MemoryPlan, lora_rank: int | None, gpus: int = 1) -> int:

@@ -105,7 +105,7 @@ def test_out_of_memory_says_what_to_lower_and_the_run_goes_on_from_the_step_befo
     hook = register_module_forward_pre_hook(lambda *_: torch.empty(2**50) if steps == 4 else None)
     try:
         with pytest.raises(
-            RuntimeError, match=r"out of memory at step 5 of 16 .*: lower micro_batch_tokens from 768 to 384"
+            RuntimeError, match=r"out of memory at step 5 of 16 .*: lower micro_batch_tokens from 2048 to 1024"
         ):
             finetune("pocket/xs", train(), **SETTINGS)
     finally:

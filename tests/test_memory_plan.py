@@ -5,7 +5,6 @@ import torch
 from transformers import Qwen2Config
 
 from mixdistill import LoRA, finetune, load_traces
-from mixdistill.attention import VARLEN, attention_for, choose_attention, packs
 from mixdistill.memory_plan import MemoryPlan, choose_memory_plan, estimate, is_out_of_memory, out_of_memory_advice
 
 GB = 10**9
@@ -90,25 +89,3 @@ def test_every_plan_trains_the_same_student(monkeypatch, tmp_path, plan):
     other = finetune("pocket/xs", train, **settings, **plan)
     assert plan.items() <= other.manifest["memory_plan"].items()
     assert other.metrics()["loss"].to_list() == pytest.approx(plain.metrics()["loss"].to_list(), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("device", "capability", "installed", "expected"),
-    [
-        ("cpu", None, (), "sdpa"),
-        ("mps", None, (), "sdpa"),
-        ("cuda", (7, 5), ("flash_attention_2",), "sdpa"),
-        ("cuda", (8, 0), (), VARLEN),
-        ("cuda", (9, 0), (), VARLEN),
-        ("cuda", (8, 9), ("flash_attention_2", "flash_attention_3"), "flash_attention_2"),
-        ("cuda", (9, 0), ("flash_attention_2", "flash_attention_3"), "flash_attention_3"),
-        ("cuda", (10, 0), ("flash_attention_3",), VARLEN),
-    ],
-)
-def test_the_attention_is_the_fastest_that_runs_on_the_device(device, capability, installed, expected):
-    assert choose_attention(device, capability, installed) == expected
-    assert packs(expected) is (expected != "sdpa")
-
-
-def test_on_a_cpu_examples_are_padded():
-    assert attention_for(torch.device("cpu")) == "sdpa"

@@ -1,0 +1,34 @@
+"""The benchmarks run as the README says, and end with what they promise."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPO
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, f"benchmarks/{script}.py", *arguments],
+        cwd=REPO,
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_comparison_ends_with_one_line_of_json():
+    pytest.importorskip("trl")
+    process = run("train", "--students", "tiny", "--longest", "300", "--steps", "2", "--rounds", "1", "--json")
+    assert process.returncode == 0, process.stderr
+    *_, last = process.stdout.strip().splitlines()
+    result = json.loads(last)
+    assert result["speedup_over_trl"] > 0
+    assert result["time_over_bare"] > 0
+    assert result["students"].keys() == {"tiny"}
+    for row in result["students"].values():
+        assert row["ours_tokens_per_second"] > 0
+        assert "per_device_train_batch_size" in row["trl_settings"]
+    assert "| tiny |" in process.stdout
