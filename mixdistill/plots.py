@@ -1,5 +1,6 @@
 """One function a figure, each from data frames; `python -m mixdistill.plots` redraws all from figures/data/*.csv."""
 
+import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,8 +11,8 @@ from matplotlib.ticker import PercentFormatter
 
 from mixdistill.runs import REPO, shown
 
-FIGURES = REPO / "figures"
-PAPER = FIGURES / "data" / "paper"
+FIGURES = Path(os.environ.get("MIXDISTILL_FIGURES") or REPO / "figures")
+PAPER = REPO / "figures" / "data" / "paper"
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; markers differ for print.
 STYLE = {

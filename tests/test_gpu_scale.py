@@ -1,6 +1,5 @@
 """The notebooks at the scale of real models: everything comes from a Hub, here a small one with toys under the real names."""
 
-import shutil
 import subprocess
 import sys
 
@@ -24,7 +23,6 @@ from mixdistill.reproduce import execute
 for name in ("01_traces", "02_learnability_gap", "03_mix_distillation", "00_tour"):
     execute(Path("notebooks", name + ".ipynb"), Path(sys.argv[1], name + ".ipynb"), {"SCALE": "gpu", "SEEDS": 1})
 """
-FIGURES = REPO / "figures" / "gpu"
 
 
 BENCHMARK_ROWS = {
@@ -70,27 +68,31 @@ def test_the_notebooks_run_at_the_gpu_scale(toy, tmp_path):
     for name in scale.benchmarks:
         repos[BENCHMARKS[name].hub] = data_set(name, BENCHMARK_ROWS[name])
     (tmp_path / "out").mkdir()
-    shutil.rmtree(FIGURES, ignore_errors=True)
+    figures = tmp_path / "figures" / "gpu"
     with serve(repos) as address:
-        variables = environment(tmp_path, HF_ENDPOINT=address, MIXDISTILL_RUNS=str(tmp_path / "runs"))
+        variables = environment(
+            tmp_path,
+            HF_ENDPOINT=address,
+            MIXDISTILL_RUNS=str(tmp_path / "runs"),
+            MIXDISTILL_FIGURES=str(figures.parent),
+        )
         done = subprocess.run(
             [sys.executable, "-c", RUN, str(tmp_path / "out")], env=variables, cwd=REPO, capture_output=True, text=True
         )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    gaps = pd.read_csv(FIGURES / "data" / "gaps.csv").set_index("contrast")
+    gaps = pd.read_csv(figures / "data" / "gaps.csv").set_index("contrast")
     assert set(gaps.index) >= {"long-short", "mix_long-best", "large_teacher-small_teacher", "mix_large-best"}
     assert set(gaps["student"]) == set(scale.students)
     assert (gaps["n_problems"] == 20).all()
-    by_benchmark = pd.read_csv(FIGURES / "data" / "gaps_by_benchmark.csv")
+    by_benchmark = pd.read_csv(figures / "data" / "gaps_by_benchmark.csv")
     assert set(by_benchmark["benchmark"]) == set(scale.benchmarks)
-    assert {path.name for path in FIGURES.glob("*.png")} == {
+    assert {path.name for path in figures.glob("*.png")} == {
         "01_trace_lengths.png",
         "02_learnability_gap.png",
         "02_teacher_gap.png",
         "02_paper_table1.png",
         "03_mix_distillation.png",
     }
-    shutil.rmtree(FIGURES)
     for path in (tmp_path / "out").glob("*.ipynb"):
         assert "pocket/" not in "".join(
             str(output.get("text", "")) for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])
