@@ -54,7 +54,7 @@ def fuse(model: PeftModel) -> None:
     """Let adapted layers multiply once, by W + s B A, where peft multiplies by W, A and B in turn.
 
     The same function up to rounding, for float32 weights and no dropout. On a CPU the many small operations cost a pocket
-    student more than their FLOPs: a step takes 0.73 (xs) to 0.81 (l) of the time (`benchmarks/README.md`).
+    student more than their FLOPs (measured in `benchmarks/README.md`).
     """
     for layer in model.modules():
         if isinstance(layer, Linear):

@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 from accelerate import PartialState
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from mixdistill.loss import ResponseLoss
@@ -17,13 +17,16 @@ def prepared(model: torch.nn.Module, plan: MemoryPlan, compile: bool, state: Par
     if plan.checkpointing:
         causal.activation_checkpointing_enable({"use_reentrant": False}, offload=plan.offload)
     loss_of = ResponseLoss(model)
+    # On GPUs weights travel as autocast would use them, gradients in full.
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = half if state.device.type == "cuda" else MixedPrecisionPolicy()
     for layer in causal.base_model.layers:
         if compile:
             layer.compile(dynamic=True)
         if plan.shard:
-            fully_shard(layer)
+            fully_shard(layer, mp_policy=policy)
     if plan.shard:
-        return fully_shard(loss_of)
+        return fully_shard(loss_of, mp_policy=policy)
     if state.num_processes > 1:
         return DistributedDataParallel(loss_of, device_ids=[state.device] if state.device.type == "cuda" else None)
     return loss_of
