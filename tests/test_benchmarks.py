@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from conftest import REPO
 
@@ -32,3 +33,11 @@ def test_the_comparison_ends_with_one_line_of_json():
         assert row["ours_tokens_per_second"] > 0
         assert "per_device_train_batch_size" in row["trl_settings"]
     assert "| tiny |" in process.stdout
+
+
+def test_the_measured_cost_is_linear_in_supervised_tokens():
+    table = pd.read_csv(REPO / "benchmarks" / "cost.csv")
+    assert table["supervised_tokens"].min() < 2e4
+    assert table["supervised_tokens"].max() > 2e6
+    per_token = table["cpu_seconds"] / table["supervised_tokens"]
+    assert per_token[table["supervised_tokens"] > 1e5].agg(lambda part: part.max() / part.min()) < 1.5  # linear
