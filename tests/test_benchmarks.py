@@ -38,6 +38,6 @@ def test_the_comparison_ends_with_one_line_of_json():
 def test_the_measured_cost_is_linear_in_supervised_tokens():
     table = pd.read_csv(REPO / "benchmarks" / "cost.csv")
     assert table["supervised_tokens"].min() < 2e4
-    assert table["supervised_tokens"].max() > 2e6
+    assert table["supervised_tokens"].max() > 0.9e7
     per_token = table["cpu_seconds"] / table["supervised_tokens"]
     assert per_token[table["supervised_tokens"] > 1e5].agg(lambda part: part.max() / part.min()) < 1.5  # linear
