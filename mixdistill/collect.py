@@ -55,7 +55,7 @@ def collect_traces(
     revision: str | None = None,
     progress: bool = True,
 ) -> Collected:
-    """Sample `n` completions of a teacher for every problem and keep the right ones (section 3.1 of the paper).
+    """Sample `n` completions of a teacher for every problem and keep the right ones, as the paper made its data.
 
     Every completion is streamed to the run store; a killed collection goes on with the problems that were not finished, and a
     repeated one only reads. The samples of one `n`, seed and temperature are one collection, whatever `keep` says.

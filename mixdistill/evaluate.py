@@ -27,7 +27,7 @@ from mixdistill.vllm_engine import Complete, open_vllm
 EVALUATION_VERSION = 2
 # Prompts decoded, graded and stored at a time.
 BATCH_SIZE = {"static": 128, "continuous": 1024, "vllm": 4096}
-LONGEST = 16_000  # new tokens, where no limit is given (section 2 of the paper)
+LONGEST = 16_000  # new tokens, where no limit is given: the paper's
 PROMPT_ROOM = 1000  # tokens: more than a prompt of these benchmarks has
 
 
