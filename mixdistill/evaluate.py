@@ -25,8 +25,8 @@ from mixdistill.vllm_engine import Complete, open_vllm
 
 # Raised whenever the same evaluation would give another result than before (rendering, decoding, grading).
 EVALUATION_VERSION = 2
-# Prompts decoded, graded and stored at a time.
-BATCH_SIZE = {"static": 128, "continuous": 1024, "vllm": 4096}
+# Prompts decoded, graded and stored at a time: what a kill can cost, against the wait for the longest answer of each batch.
+BATCH_SIZE = {"static": 128, "continuous": 256, "vllm": 1024}
 LONGEST = 16_000  # new tokens, where no limit is given: the paper's
 PROMPT_ROOM = 1000  # tokens: more than a prompt of these benchmarks has
 

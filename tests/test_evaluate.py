@@ -91,7 +91,7 @@ def test_the_default_batch_has_room_for_its_whole_cache(qwen, monkeypatch):
     free = SimpleNamespace(available=2 * 11 * 2 * 2 * 2 * 8 * 4 * 512)
     monkeypatch.setattr(evaluation.psutil, "virtual_memory", lambda: free)
     assert evaluation.default_batch_size(run, "static", None) == 8  # 11 would fit
-    assert evaluation.default_batch_size(run, "continuous", None) == 1024
+    assert evaluation.default_batch_size(run, "continuous", None) == 256
 
 
 def test_the_same_lines_serve_a_real_architecture_and_files(qwen, math_traces, math_problems):
