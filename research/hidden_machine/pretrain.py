@@ -51,7 +51,7 @@ BASES = {
     "xs": BaseRecipe(width=32, layers=2, tokens=9_000_000, lr=5e-3),
     "s": BaseRecipe(width=64, layers=2, tokens=7_000_000, lr=4e-3),
     "m": BaseRecipe(width=96, layers=2, tokens=5_000_000, lr=3.5e-3),
-    "l": BaseRecipe(width=128, layers=2, tokens=5_000_000, lr=3e-3),
+    "l": BaseRecipe(width=128, layers=2, tokens=10_000_000, lr=3e-3),
     "xl": BaseRecipe(width=192, layers=2, tokens=5_000_000, lr=2.5e-3),
 }
 
