@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -51,17 +52,20 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
     declared = papermill.inspect_notebook(source)
     given = {name: value for name, value in parameters.items() if name in declared}
     given = {name: value for name, value in given.items() if repr(value) != declared[name]["default"].replace('"', "'")}
-    papermill.execute_notebook(
-        source,
-        target,
-        given,
-        progress_bar=False,
-        stdout_file=sys.stdout,
-        stderr_file=sys.stderr,
-        cwd=REPO,
-        # Local sockets: over TCP, ipykernel 7 warns of eavesdropping, and kernels of parallel runs could meet at one port.
-        config=Config({"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {}),
-    )
+    # Local sockets: over TCP, ipykernel 7 warns of eavesdropping, and kernels of parallel runs could meet at one port. They lie
+    # in a folder of their own, as a killed kernel leaves them behind.
+    with tempfile.TemporaryDirectory(prefix="mixdistill-") as sockets:
+        local = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+        papermill.execute_notebook(
+            source,
+            target,
+            given,
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            cwd=REPO,
+            config=Config({"KernelManager": local} if os.name == "posix" else {}),
+        )
 
 
 def publish_notebook(executed: Path, target: Path) -> None:
