@@ -28,7 +28,7 @@ AT_LIMIT = 0.02  # share of answers that run to the limit
 IN_FLIGHT, STEP = 256, 0.004  # completions decoded at a time, if they fit; seconds that a step takes at least
 USABLE = 0.92  # of a GPU's memory
 # Microseconds a token on one CPU core: at size 0, and more a parameter. Fitted to process times of the pocket students from 29k
-# to 862k on a Xeon with AVX-512; decoding scatters by a factor of two around it.
+# to 862k on x86 cores with AVX-512; decoding scatters by a factor of two around it.
 CPU_TRAINING, CPU_DECODING = (12, 0.108e-3), (60, 0.25e-3)
 
 # Published trace sets: examples, and bytes of each, problem included. The long one from its card, the others are estimates.

@@ -226,7 +226,7 @@ def _assumptions(made: Plan) -> str:
     scale = made.scale
     lines = [f"an answer is as long as the traces it was trained on, {costs.AT_LIMIT:.0%} run to the limit"]
     if made.gpu is None:
-        lines.append("speeds are those of one core of the Xeon that they were fitted on, alone on the machine")
+        lines.append("speeds are those of the x86 core with AVX-512 that they were fitted on")
     else:
         lines += [
             f"training and prefill at {costs.UTILISATION:.0%} of the GPU's dense bf16 peak, decoding at "

@@ -175,6 +175,8 @@ def redraw(scale: str = "pocket") -> list[str]:
         "02_paper_table1": paper_gap(pd.read_csv(PAPER / "table1_long_cot_gap.csv")),
         "03_mix_distillation": mix_distillation(tables["alpha_sweep"], tables["mix_recipes"]),
     }
+    if "large_teacher" in set(tables["learnability_gap"]["recipe"]):
+        figures["02_teacher_gap"] = learnability_gap(tables["learnability_gap"], tables["gaps"], family="large")
     return [save_figure(figure, name, scale) for name, figure in figures.items()]
 
 

@@ -18,6 +18,20 @@ def test_every_committed_figure_is_redrawn_from_its_csv(figures, monkeypatch):
     assert all(path.stat().st_size > 10_000 for path in figures.glob("*.png"))
 
 
+def test_teachers_have_a_figure_where_a_scale_has_them(figures):
+    (figures / "gpu" / "data").mkdir(parents=True)
+    names = {"short": "small_teacher", "long": "large_teacher", "mix_long": "mix_large"}
+    contrasts = {"long-short": "large_teacher-small_teacher", "mix_long-best": "mix_large-best"}
+    for path in (plots.REPO / "figures" / "data").glob("*.csv"):
+        table = pd.read_csv(path)
+        if path.stem == "learnability_gap":
+            table = pd.concat([table, table.replace({"recipe": names})])
+        if path.stem == "gaps":
+            table = pd.concat([table, table.replace({"contrast": contrasts})])
+        table.to_csv(figures / "gpu" / "data" / path.name, index=False)
+    assert any(path.endswith("02_teacher_gap.png") for path in plots.redraw("gpu"))
+
+
 def test_without_data_the_reader_is_told_what_to_run(figures):
     with pytest.raises(ValueError, match=r"lacks alpha_sweep, .*: run make reproduce first"):
         plots.redraw()
