@@ -24,9 +24,9 @@ lab: setup
 figures: setup
 	$(PY) -m mixdistill.plots
 
-publish: setup  # what is committed: all seeds; twice, so that the notebooks show results and not progress
-	$(PY) -m mixdistill.reproduce --scale pocket --seeds 5
-	$(PY) -m mixdistill.reproduce --scale pocket --seeds 5 --publish
+publish: setup  # what is committed; twice, so that the notebooks show results and not progress
+	$(PY) -m mixdistill.reproduce --scale pocket --seeds "$(SEEDS)"
+	$(PY) -m mixdistill.reproduce --scale pocket --seeds "$(SEEDS)" --publish
 
 setup: $(READY)
 

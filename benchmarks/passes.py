@@ -16,7 +16,7 @@ from mixdistill.lora import trainable_model
 from mixdistill.loss import ResponseLoss
 from mixdistill.packing import pack, pad, token_groups
 
-STUDENTS = ("pocket/xs", "pocket/s", "pocket/m", "pocket/l")
+STUDENTS = ("pocket/xs", "pocket/s", "pocket/m", "pocket/l", "pocket/xl")
 BUDGETS = (256, 512, 768, 1024, 2048, 4096)  # tokens of a pass
 ROUNDS = 3
 BATCH = 32  # examples a step

@@ -46,7 +46,7 @@ UNKNOWN_BENCHMARK = 1000
 def trace_sizes(scale: Scale) -> pd.DataFrame:
     """One row a part: its trace set, examples, mean tokens of an example and of the answer in it, and how they are known."""
     rows = []
-    for part in ("long", "short", "large", "small"):
+    for part in ("long", "short", "large", "small", "unverified", "direct"):
         traces: TraceSet | None = getattr(scale, part)
         if traces is None:
             continue

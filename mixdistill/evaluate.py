@@ -26,7 +26,7 @@ from mixdistill.vllm_engine import Complete, open_vllm
 # Raised whenever the same evaluation would give another result than before (rendering, decoding, grading).
 EVALUATION_VERSION = 2
 # Prompts decoded, graded and stored at a time: what a kill can cost, against the wait for the longest answer of each batch.
-BATCH_SIZE = {"static": 128, "continuous": 256, "vllm": 1024}
+BATCH_SIZE = {"static": 256, "continuous": 256, "vllm": 1024}
 LONGEST = 16_000  # new tokens, where no limit is given: the paper's
 PROMPT_ROOM = 1000  # tokens: more than a prompt of these benchmarks has
 
@@ -62,7 +62,7 @@ class Scores:
         items = self.items.assign(seed=0)
         mean = stats.accuracy_table(items, []).assign(benchmark="mean")
         table = pd.concat([stats.accuracy_table(items, ["benchmark"]), mean], ignore_index=True)
-        return table.drop(columns=["n_seeds"] + ["n_samples"] * bool((table["n_samples"] == 1).all()))
+        return table.drop(columns=["n_seeds", "n_bases"] + ["n_samples"] * bool((table["n_samples"] == 1).all()))
 
     def __repr__(self) -> str:
         return self.table().to_string(index=False)
@@ -211,7 +211,7 @@ def _row(problem: Problem, sample: int, n_prompt_tokens: int, completion: Comple
 
 
 def default_batch_size(run: Run, engine: str, max_new_tokens: int | None) -> int:
-    """128 prompts, or as many (a power of 2) as have their whole cache in half of the free memory; more for an engine with a
+    """256 prompts, or as many (a power of 2) as have their whole cache in half of the free memory; more for an engine with a
     paged cache, which holds back itself what does not fit."""
     if engine != "static":
         return BATCH_SIZE[engine]

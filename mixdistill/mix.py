@@ -13,7 +13,7 @@ from mixdistill.traces import check_traces
 class Recipe:
     """How an SFT set is made: the share of problems with the hard trace, and which trace sets are the hard and the easy one.
 
-    `hard` and `easy` are parts (`long`, `short`, `large`, `small`); a scale says which trace set plays each.
+    `hard` and `easy` are parts (`long`, `short`, `large`, `small`, `unverified`, `direct`); a scale says which trace set plays each.
     """
 
     alpha: float
@@ -30,6 +30,8 @@ RECIPES = {
     "large_teacher": Recipe(1.0, "large", "small"),
     "mix_large": Recipe(0.2, "large", "small"),
 }
+# Of the pocket world: long traces without their verification, and short ones without their steps.
+CONTROLS = {"unverified": Recipe(1.0, "unverified"), "direct": Recipe(1.0, "direct")}
 UNMATCHED = ("intersect", "keep")
 
 

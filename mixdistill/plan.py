@@ -13,7 +13,7 @@ from mixdistill import costs, memory
 from mixdistill.finetune import FULL_LR, LORA_LR
 from mixdistill.hardware import ASSUMED, Gpu, found_gpus, model_config
 from mixdistill.runs import runs_dir
-from mixdistill.scales import REVISIONS, Arm, Scale, alpha_arms, gap_arms
+from mixdistill.scales import REVISIONS, Arm, Scale, alpha_arms, control_arms, gap_arms
 from mixdistill.students import student_source
 from mixdistill.sweep import n_cores, run_arm, same_work
 
@@ -113,7 +113,7 @@ def check_machine(scale: Scale) -> None:
 
 def _arms(scale: Scale) -> list[Arm]:
     """What the notebooks run, each piece of work once; the untouched students first."""
-    arms = [*gap_arms(scale), *alpha_arms(scale, scale.alpha_student, scale.alphas)]
+    arms = [*gap_arms(scale), *alpha_arms(scale, scale.alpha_student, scale.alphas), *control_arms(scale)]
     return list({same_work(arm): arm for arm in arms}.values())
 
 

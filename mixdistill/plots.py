@@ -23,6 +23,8 @@ STYLE = {
     "small_teacher": ("#0072B2", "o", "small teacher"),
     "large_teacher": ("#D55E00", "^", "large teacher"),
     "mix_large": ("#009E73", "D", "Mix-Large"),
+    "unverified": ("#CC79A7", "v", "long CoT without its checks"),
+    "direct": ("#E69F00", "s", "short CoT without its steps"),
 }
 # Recipes and contrasts of the paper's two gaps, each of which has a figure.
 FAMILY = {
@@ -124,6 +126,81 @@ def mix_distillation(alphas: pd.DataFrame, recipes: pd.DataFrame) -> Figure:
     return figure
 
 
+# Errors in answers, from honest ones to false proofs; right answers stay white.
+ERROR_COLORS = {
+    "right": "#ffffff",
+    "wrong guess": "#56B4E9",
+    "gave up": "#b7dff5",
+    "wrong mark": "#D55E00",
+    "false proof": "#E69F00",
+    "wrong colour": "#CC79A7",
+    "missed mismatch": "#F0E442",
+    "false alarm": "#009E73",
+    "lost operand": "#0072B2",
+    "wrong step": "#000000",
+    "endless": "#999999",
+}
+
+
+def errors(table: pd.DataFrame) -> Figure:
+    """Share of all answers by their first false step: a panel a recipe, a bar a student, with the share of right ones on top.
+
+    Arguments:
+        table: errors.csv: student, params, recipe, and a share for each key of `pocket.errors.ERRORS`.
+    """
+    recipes = list(dict.fromkeys(table["recipe"]))
+    figure, panels = plt.subplots(1, len(recipes), figsize=(11, 4.6), sharey=True, squeeze=False)
+    shown = [name for name in ERROR_COLORS if name != "right" and table[name].max() >= 0.005] + ["right"]
+    for axes, recipe in zip(panels[0], recipes, strict=True):
+        rows = table[table["recipe"] == recipe].sort_values("params")
+        bottom = np.zeros(len(rows))
+        for name in shown:
+            axes.bar(
+                range(len(rows)),
+                rows[name],
+                0.8,
+                bottom,
+                label=name,
+                color=ERROR_COLORS[name],
+                edgecolor="#555555",
+                lw=0.5,
+            )
+            bottom += rows[name].to_numpy()
+        for i, right in enumerate(rows["right"]):
+            axes.text(i, 1 - right / 2, f"{right:.0%}", ha="center", va="center", fontsize=9)
+        names = [f"{s.split('/')[-1]}\n{size_text(n)}" for s, n in zip(rows["student"], rows["params"], strict=True)]
+        axes.set_xticks(range(len(rows)), names)
+        axes.set_title(STYLE[recipe][2])
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[0, 0].set_ylabel("share of all answers")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="first false step", loc="center right", fontsize=9)
+    figure.tight_layout(rect=(0, 0, 0.84, 1))
+    return figure
+
+
+def controls(gaps: pd.DataFrame) -> Figure:
+    """The gap of long traces beside that of long traces without their checks, and that of finer steps, by student size."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.3))
+    shown = {
+        "long-short": ("#D55E00", "^", "long - short (the gap)"),
+        "unverified-short": ("#CC79A7", "v", "long without its checks - short (ablation)"),
+        "short-direct": ("#E69F00", "s", "short - short without its steps (finer steps, control)"),
+    }
+    sizes = gaps.drop_duplicates("student").sort_values("params")
+    for i, (contrast, (color, marker, label)) in enumerate(shown.items()):
+        rows = gaps[gaps["contrast"] == contrast].sort_values("params")
+        _points(axes, rows["params"] * 1.035 ** (i - 1), rows, "delta", color, marker, label)
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set_ylabel("difference in accuracy")
+    axes.set_title("The gap, without its checks, and of finer steps only")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _size_axis(axes, sizes)
+    axes.legend(fontsize=9)
+    _caption(figure, gaps)
+    return figure
+
+
 def trace_lengths(lengths: pd.DataFrame) -> Figure:
     """Histogram of tokens a trace, by style."""
     figure, axes = plt.subplots(figsize=(7, 3.6))
@@ -134,7 +211,7 @@ def trace_lengths(lengths: pd.DataFrame) -> Figure:
         axes.hist(group["tokens"], bins=bins, color=color, alpha=0.65, label=text)
     axes.set_xlabel("tokens a trace, stop token included")
     axes.set_ylabel("traces")
-    axes.set_title("Long traces hold search, checks and repairs")
+    axes.set_title("Long traces hold search and checks")
     axes.legend()
     axes.text(
         0, -0.2, f"n = {len(lengths)} traces of {len(lengths) // 2} problems", transform=axes.transAxes, fontsize=8
@@ -175,6 +252,10 @@ def redraw(scale: str = "pocket") -> list[str]:
         "02_paper_table1": paper_gap(pd.read_csv(PAPER / "table1_long_cot_gap.csv")),
         "03_mix_distillation": mix_distillation(tables["alpha_sweep"], tables["mix_recipes"]),
     }
+    if "errors" in tables:
+        figures["04_errors"] = errors(tables["errors"])
+    if "controls" in tables:
+        figures["04_controls"] = controls(tables["controls"])
     if "large_teacher" in set(tables["learnability_gap"]["recipe"]):
         figures["02_teacher_gap"] = learnability_gap(tables["learnability_gap"], tables["gaps"], family="large")
     return [save_figure(figure, name, scale) for name, figure in figures.items()]
@@ -208,7 +289,14 @@ def size_text(params: int) -> str:
 
 def _caption(figure: Figure, table: pd.DataFrame) -> None:
     n, seeds = table["n_problems"].max(), table["n_seeds"].max()
-    text = f"n = {n} test problems, {seeds} {'seed' if seeds == 1 else 'seeds'} of data and training; bars: 95% intervals over seeds and problems"
+    bases = ""
+    if "n_bases" in table and table["n_bases"].max() > 1:
+        fewest, most = table["n_bases"].min(), table["n_bases"].max()
+        bases = f" on {fewest if fewest == most else f'{fewest} to {most}'} bases a size"
+    text = (
+        f"n = {n} test problems, {seeds} {'seed' if seeds == 1 else 'seeds'} of data and training{bases}; "
+        f"bars: 95% intervals over seeds{', bases' if bases else ''} and problems"
+    )
     figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.text(0.01, 0.01, text, fontsize=8)
 

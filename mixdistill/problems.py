@@ -23,7 +23,7 @@ from datasets import Dataset, load_dataset
 from mixdistill.grade import KINDS, final_answer
 from mixdistill.pocket import world
 
-# The pocket world's three benchmarks: 1, 2 or 3 operators in the question.
+# The pocket world's three benchmarks: the levels of `world`.
 POCKET_TIERS = {"pocket/easy": 1, "pocket/medium": 2, "pocket/hard": 3}
 POCKET_N = 200
 

@@ -19,7 +19,7 @@ from mixdistill.runs import REPO, runs_dir, shown
 from mixdistill.scales import SCALES, get_scale
 
 # The tour shows the results of the others, so it comes last.
-NOTEBOOKS = ("01_traces", "02_learnability_gap", "03_mix_distillation", "00_tour")
+NOTEBOOKS = ("01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism", "00_tour")
 
 
 def reproduce(scale: str, n_seeds: int = 0, publish: bool = False) -> None:
@@ -42,8 +42,8 @@ def reproduce(scale: str, n_seeds: int = 0, publish: bool = False) -> None:
     if publish:
         for name in NOTEBOOKS:
             publish_notebook(folder / f"{name}.ipynb", REPO / "notebooks" / f"{name}.ipynb")
-        readme = REPO / "README.md"
-        readme.write_text(with_results(readme.read_text()))
+        for page in (REPO / "README.md", REPO / "docs" / "pocket-world.md"):
+            page.write_text(with_results(page.read_text()))
     report(scale, folder, time.time() - started)
 
 
@@ -88,12 +88,12 @@ def publish_notebook(executed: Path, target: Path) -> None:
     target.write_text(text + "\n")
 
 
-def with_results(readme: str) -> str:
-    """The README with its table of results, between two marks, as `figures/data/` has it."""
-    before, mark, rest = readme.partition("<!-- results -->\n")
+def with_results(page: str) -> str:
+    """README or another page with its table of results, between two marks, as `figures/data/` has it."""
+    before, mark, rest = page.partition("<!-- results -->\n")
     _, end, after = rest.partition("<!-- /results -->")
     if not (mark and end):
-        raise ValueError("README.md lacks the marks <!-- results --> and <!-- /results -->: put them around its table")
+        raise ValueError("the page lacks the marks <!-- results --> and <!-- /results -->: put them around its table")
     accuracy = pd.read_csv(figures_dir("pocket") / "data" / "learnability_gap.csv")
     gaps = stats.readable_gaps(pd.read_csv(figures_dir("pocket") / "data" / "gaps.csv"))
     gaps = gaps.set_index(["student", "contrast"])

@@ -1,12 +1,12 @@
 """The one dial: which students, how much data and how many seeds a study takes."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mixdistill.mix import RECIPES
+from mixdistill.mix import CONTROLS, RECIPES
 from mixdistill.problems import POCKET_TIERS
-from mixdistill.students import POCKET
+from mixdistill.students import POCKET, POCKET_BASES
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ class Scale:
     short: TraceSet = TraceSet("pocket/short")
     large: TraceSet | None = None
     small: TraceSet | None = None
+    # Those of `mix.CONTROLS`.
+    unverified: TraceSet | None = None
+    direct: TraceSet | None = None
     unmatched: str = "intersect"  # what `mix` does with problems that only one teacher has solved
     batch_size: int = 32
     lora_rank: int = 16
@@ -75,6 +78,11 @@ class Scale:
     def recipes(self) -> tuple[str, ...]:
         """Those of `mix.RECIPES` for which this scale has both trace sets."""
         return tuple(name for name, r in RECIPES.items() if getattr(self, r.hard) and getattr(self, r.easy))
+
+    def base(self, arm: "Arm") -> str:
+        """The model that an arm starts from: pocket students have several bases of one size, over which the seeds are spread."""
+        bases = POCKET_BASES.get(arm.student, (arm.student,))
+        return bases[arm.seed % len(bases)]
 
     @property
     def pocket(self) -> bool:
@@ -132,6 +140,8 @@ SCALES = {
         n_problems=8,
         alphas=(0.0, 0.2, 1.0),
         alpha_student="pocket/xs",
+        unverified=TraceSet("pocket/unverified"),
+        direct=TraceSet("pocket/direct"),
     ),
     # The default: the study on a laptop.
     "pocket": Scale(
@@ -141,9 +151,12 @@ SCALES = {
         n_train=1600,
         epochs=4,
         benchmarks=tuple(POCKET_TIERS),
-        n_problems=200,
+        n_problems=340,
         alphas=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
         alpha_student="pocket/xs",
+        unverified=TraceSet("pocket/unverified"),
+        direct=TraceSet("pocket/direct"),
+        batch_size=16,
     ),
     # Real models on one GPU: LoRA at every size.
     "gpu": REAL,
@@ -193,11 +206,22 @@ class Arm:
 
 
 def gap_arms(scale: Scale) -> list[Arm]:
-    """Every student untouched, and under every recipe of the scale with every seed."""
-    untouched = [Arm(student, "untouched", None, 0) for student in scale.students]
-    return untouched + [
+    """Every student untouched (each of its bases), and under every recipe of the scale with every seed."""
+    return untouched_arms(scale, scale.students) + [
         recipe_arm(s, recipe, i) for i in range(scale.n_seeds) for s in scale.students for recipe in scale.recipes
     ]
+
+
+def untouched_arms(scale: Scale, students: Sequence[str]) -> list[Arm]:
+    """The untouched students: one arm for each base that the scale's seeds meet."""
+    arms = [Arm(student, "untouched", None, seed) for student in students for seed in range(scale.n_seeds)]
+    return list({scale.base(arm): arm for arm in reversed(arms)}.values())[::-1]
+
+
+def control_arms(scale: Scale) -> list[Arm]:
+    """Every student under the controls of `mix.CONTROLS` with every seed; none where the scale has no such traces."""
+    names = [name for name, control in CONTROLS.items() if getattr(scale, control.hard)]
+    return [recipe_arm(s, name, i) for i in range(scale.n_seeds) for s in scale.students for name in names]
 
 
 def alpha_arms(scale: Scale, student: str, alphas: tuple[float, ...]) -> list[Arm]:
@@ -207,9 +231,10 @@ def alpha_arms(scale: Scale, student: str, alphas: tuple[float, ...]) -> list[Ar
 
 def recipe_arm(student: str, recipe: str, seed: int) -> Arm:
     """The arm of a named recipe. Raises ValueError for an unknown one."""
-    if recipe not in RECIPES:
-        raise ValueError(f"unknown recipe {recipe!r}: use one of {', '.join(RECIPES)}")
-    made = RECIPES[recipe]
+    known = RECIPES | CONTROLS
+    if recipe not in known:
+        raise ValueError(f"unknown recipe {recipe!r}: use one of {', '.join(known)}")
+    made = known[recipe]
     return Arm(student, recipe, made.alpha, seed, made.hard, made.easy)
 
 

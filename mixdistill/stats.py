@@ -1,9 +1,11 @@
 """Accuracies and gaps with 95% intervals that cover the problems, the samples drawn of them and the training seeds.
 
-Items are one row a seed, problem and sample, with the columns of `evaluate.Scores` and `sweep`. Three rules hold throughout:
+Items are one row a seed, problem and sample, with the columns of `evaluate.Scores` and `sweep`. Four rules hold throughout:
 
 - The problem is the unit. Its samples are averaged first, so standard errors are clustered by problem (Miller, Adding Error Bars
   to Evals, 2024, section 2.2): ten samples of 30 problems are 30 observations, not 300.
+- So is the base: where the seeds are spread over several pre-trained models of one size (column `base`), the seeds of one base are averaged
+  first, so that an interval covers the draw of the bases too and no two seeds of one base count as two bases.
 - Each benchmark counts the same, as in the paper's tables: a mean is the mean over the items' benchmarks, whatever their
   sizes. Benchmarks are fixed; problems and seeds are drawn.
 - The headline interval is the t interval of `two_way_mean`, the only one here that holds with few seeds: of 3 or 5 seeds a
@@ -11,7 +13,7 @@ Items are one row a seed, problem and sample, with the columns of `evaluate.Scor
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan, sqrt
 
 import numpy as np
@@ -20,6 +22,8 @@ from scipy import stats
 
 # Hard source, easy source and their mix: the recipes whose gaps `gap_table` takes.
 FAMILIES = (("long", "short", "mix_long"), ("large_teacher", "small_teacher", "mix_large"))
+# What the controls of `mix.CONTROLS` are held against.
+CONTROL_GAPS = (("unverified", "short"), ("long", "unverified"), ("short", "direct"))
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def accuracy(items: pd.DataFrame) -> Estimate:
 
     Raises ValueError if a seed lacks a problem, a sample is there twice, or problems differ in their number of samples.
     """
-    return share(problem_table(items))
+    return replace(share(replicates(items)), n_seeds=items["seed"].nunique())
 
 
 def share(table: pd.DataFrame) -> Estimate:
@@ -70,7 +74,8 @@ def gap(items: pd.DataFrame, baseline: pd.DataFrame) -> Estimate:
     table = _differences(items, baseline)
     mean, padded = _mean(table).mean, _mean(table, -1, 1)
     half = float(stats.t.ppf(0.975, padded.df)) * padded.se
-    return Estimate(mean, mean - half, mean + half, table.shape[1], table.shape[0], padded.se, padded.df)
+    n_seeds = items["seed"].nunique()
+    return Estimate(mean, mean - half, mean + half, table.shape[1], n_seeds, padded.se, padded.df)
 
 
 def two_way_mean(values: np.ndarray, benchmarks: Sequence[str] | None = None) -> Estimate:
@@ -186,6 +191,7 @@ def accuracy_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
                 "ci_high": estimate.high,
                 "n_problems": estimate.n_problems,
                 "n_seeds": estimate.n_seeds,
+                "n_bases": n_bases(group),
                 "n_samples": len(group) // (estimate.n_problems * estimate.n_seeds),
             }
             | _rates(group)
@@ -237,6 +243,7 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
                     "detectable": stats.t.ppf([0.975, 0.8], estimate.df).sum() * estimate.se,
                     "n_problems": estimate.n_problems,
                     "n_seeds": estimate.n_seeds,
+                    "n_bases": n_bases(of[left]),
                 }
                 | {f"diff_{rate.removeprefix('mean_')}": rates[0][rate] - rates[1][rate] for rate in rates[0]}
             )
@@ -245,6 +252,43 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
         raise ValueError(
             f"there is no gap between the recipes {', '.join(items['recipe'].unique())}: a student needs both of {wanted}"
         )
+    return pd.DataFrame(rows)
+
+
+def slope_table(items: pd.DataFrame) -> pd.DataFrame:
+    """How each gap changes with the student's size: least squares over log10 of the parameters, every student counting the same.
+
+    The interval covers bases (each student's own) and problems (shared by all students): their two variances are added, each of which holds
+    the rest, so it is somewhat wide; t quantile with Satterthwaite's degrees of freedom. Of a student with one base (one seed) it covers the
+    problems only.
+
+    Returns: one row a gap that every student has: contrast, slope (difference for ten times the parameters), se, ci_low, ci_high,
+    n_students, n_bases (of all students together), n_problems. Empty where all students have one size.
+    """
+    sizes = items.drop_duplicates("student").set_index("student")["params"].sort_values()
+    recipes = {student: dict(tuple(group.groupby("recipe"))) for student, group in items.groupby("student")}
+    x = np.log10(sizes.to_numpy(float))
+    names = dict.fromkeys((left, right) for of in recipes.values() for _, left, right in _contrasts(of))
+    rows = []
+    for left, right in names if sizes.nunique() > 1 else ():
+        if not all({left, right} <= recipes[student].keys() for student in sizes.index):
+            continue
+        weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+        tables = [_differences(recipes[s][left], recipes[s][right]) for s in sizes.index]
+        labels = tables[0].columns.get_level_values("benchmark")
+        by_problem = sum(w * table.mean() for w, table in zip(weights, tables, strict=True)).groupby(labels)
+        by_base = [table.T.groupby(labels).mean().mean() for table in tables]
+        parts = [w**2 * b.var(ddof=1) / len(b) for w, b in zip(weights, by_base, strict=True) if len(b) > 1]
+        dfs = [len(b) - 1 for b in by_base if len(b) > 1]
+        n = by_problem.size()
+        parts += list(by_problem.var(ddof=1) / n / len(n) ** 2)
+        dfs += list(n - 1)
+        slope, variance = by_problem.mean().mean(), sum(parts)
+        df = variance**2 / sum(part**2 / d for part, d in zip(parts, dfs, strict=True)) if variance else n.sum() - 1
+        half = float(stats.t.ppf(0.975, df)) * sqrt(variance)
+        found = {"contrast": f"{left}-{right}", "slope": slope, "se": sqrt(variance)}
+        found |= {"ci_low": slope - half, "ci_high": slope + half, "n_students": len(sizes)}
+        rows.append(found | {"n_bases": sum(map(len, tables)), "n_problems": int(n.sum())})
     return pd.DataFrame(rows)
 
 
@@ -268,6 +312,7 @@ def readable_gaps(gaps: pd.DataFrame, contrasts: tuple[str, ...] = ()) -> pd.Dat
         "detectable": [f"{100 * value:.1f}" for value in rows["detectable"]] if "detectable" in rows else None,
         "n_problems": rows["n_problems"],
         "n_seeds": rows["n_seeds"],
+        "n_bases": rows.get("n_bases"),
     }
     return pd.DataFrame(columns).dropna(axis=1, how="all").reset_index(drop=True)
 
@@ -306,6 +351,20 @@ def problem_table(items: pd.DataFrame, column: str = "correct") -> pd.DataFrame:
     return table.sort_index(axis=1)
 
 
+def replicates(items: pd.DataFrame) -> pd.DataFrame:
+    """`problem_table` with the seeds of one base averaged [bases, ...]; without a column `base` every seed stands for itself."""
+    table = problem_table(items)
+    if "base" not in items:
+        return table
+    base_of = items.drop_duplicates("seed").set_index("seed")["base"]
+    return table.groupby(base_of.reindex(table.index).to_numpy()).mean()
+
+
+def n_bases(items: pd.DataFrame) -> int:
+    """Pre-trained models of the student in these items."""
+    return items["base"].nunique() if "base" in items else 1
+
+
 def require(items: pd.DataFrame, *columns: str) -> None:
     """Raise ValueError if the items lack one of these columns."""
     if missing := [name for name in columns if name not in items]:
@@ -315,10 +374,11 @@ def require(items: pd.DataFrame, *columns: str) -> None:
 
 
 def _differences(items: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
-    left, right = problem_table(items), problem_table(baseline)
-    if not (left.index.equals(right.index) and left.columns.equals(right.columns)):
+    left, right = replicates(items), replicates(baseline)
+    seeds = [sorted(side["seed"].unique()) for side in (items, baseline)]
+    if seeds[0] != seeds[1] or not (left.index.equals(right.index) and left.columns.equals(right.columns)):
         raise ValueError(
-            f"a gap needs the same seeds and problems on both sides: {left.shape[0]} seeds x {left.shape[1]} problems "
+            f"a gap needs the same seeds, bases and problems on both sides: {left.shape[0]} seeds or bases x {left.shape[1]} problems "
             f"against {right.shape[0]} x {right.shape[1]}"
         )
     return left - right
@@ -351,9 +411,9 @@ def _contrasts(recipes: dict[str, pd.DataFrame]) -> list[tuple[str, str, str]]:
             found.append((f"{hard}-{easy}", hard, easy))
         found += [(f"{mixed}-{part}", mixed, part) for part in (easy, hard) if {mixed, part} <= recipes.keys()]
         if {hard, easy, mixed} <= recipes.keys():
-            best = max((easy, hard), key=lambda recipe: _mean(problem_table(recipes[recipe])).mean)
+            best = max((easy, hard), key=lambda recipe: _mean(replicates(recipes[recipe])).mean)
             found.append((f"{mixed}-best", mixed, best))
-    return found
+    return found + [(f"{left}-{right}", left, right) for left, right in CONTROL_GAPS if {left, right} <= recipes.keys()]
 
 
 def _intervals(rows: pd.DataFrame, low: str, high: str) -> list[str]:

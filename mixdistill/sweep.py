@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from mixdistill import students
 from mixdistill.evaluate import Scores, evaluate, untouched
-from mixdistill.finetune import LoRA, finetune
+from mixdistill.finetune import LoRA, default_lr, finetune
 from mixdistill.mix import mix
 from mixdistill.problems import Problem, load_problems
 from mixdistill.scales import REVISIONS, Arm, Scale, TraceSet
@@ -44,7 +44,7 @@ def sweep(arms: list[Arm], scale: Scale, split: str = "test") -> pd.DataFrame:
     On a CPU as many arms run at a time as there are cores, each in a process with one thread; on a GPU one after the other in
     this process. An arm that fails does not stop the others: the error comes when all the others are stored.
 
-    Returns: one row an arm and problem, with columns student, params, recipe, alpha, seed and those of `COLUMNS`.
+    Returns: one row an arm and problem, with columns student, params, recipe, alpha, base, seed and those of `COLUMNS`.
 
     Raises:
         ValueError: an arm's student, benchmark or data is unknown; before anything is trained.
@@ -58,19 +58,20 @@ def sweep(arms: list[Arm], scale: Scale, split: str = "test") -> pd.DataFrame:
     if todo:
         _run_all(todo, scale, split)
         scores = {key: run_arm(arm, scale, split) for key, arm in work.items()}
-    return pd.concat([_items(arm, scores[same_work(arm)]) for arm in arms], ignore_index=True)
+    return pd.concat([_items(arm, scale.base(arm), scores[same_work(arm)]) for arm in arms], ignore_index=True)
 
 
 def run_arm(arm: Arm, scale: Scale, split: str = "test", stored_only: bool = False) -> Scores | None:
     """Train (unless untouched) and evaluate one arm; with `stored_only` just read it, None if the store lacks it."""
-    revision = REVISIONS.get(arm.student)
-    run = untouched(arm.student, revision)
+    base, revision = scale.base(arm), REVISIONS.get(arm.student)
+    run = untouched(base, revision)
     if arm.alpha is not None:
+        lora = None if arm.student in scale.full else LoRA(r=scale.lora_rank)
         run = finetune(
-            arm.student,
+            base,
             training_set(arm, scale),
-            lora=None if arm.student in scale.full else LoRA(r=scale.lora_rank),
-            lr=scale.lr,
+            lora=lora,
+            lr=scale.lr or default_lr(arm.student, lora),
             epochs=scale.epochs,
             batch_size=scale.batch_size,
             max_tokens=scale.max_tokens,
@@ -95,7 +96,7 @@ def run_arm(arm: Arm, scale: Scale, split: str = "test", stored_only: bool = Fal
 def training_set(arm: Arm, scale: Scale) -> Dataset:
     """The mix that trains an arm.
 
-    In the pocket world a seed draws the problems, the teacher's slips and the mix. Published sets and files hold one trace a
+    In the pocket world a seed draws the problems, where the long teacher begins, the mix, and the base. Published sets and files hold one trace a
     problem: there a seed draws only which problems get the hard trace, and nothing of the data where alpha is 0 or 1. (In
     every world it also draws first adapter weights and the order of the examples, `finetune`.)
 
@@ -226,7 +227,7 @@ def _cost(arm: Arm) -> float:
     return size ** (0.6 if size < ONE_THREAD_BELOW else 1) * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
 
 
-def _items(arm: Arm, scores: Scores) -> pd.DataFrame:
+def _items(arm: Arm, base: str, scores: Scores) -> pd.DataFrame:
     params = n_params(arm.student, REVISIONS.get(arm.student))
-    facts = {"student": arm.student, "params": params, "recipe": arm.recipe, "alpha": arm.alpha}
+    facts = {"student": arm.student, "params": params, "recipe": arm.recipe, "alpha": arm.alpha, "base": base}
     return scores.items[COLUMNS].assign(**facts, seed=arm.seed)

@@ -38,11 +38,11 @@ def load_traces(
     """Load a trace set.
 
     Arguments:
-        source: `pocket/long` or `pocket/short`; or a local .json/.jsonl/.parquet/.csv file; or a Hub data set id, such as
+        source: `pocket/long`, `pocket/short` or a control (`world.TEACHERS`); or a local .json/.jsonl/.parquet/.csv file; or a Hub data set id, such as
             `UWNSL/MATH_training_split_long_cot` (columns `problem` and `solution`).
         n: how many; None means all (1,600 in the pocket world).
-        seed: pocket world only: which problems are drawn, and where the long teacher slips. `pocket/long` and
-            `pocket/short` of one seed are about the same problems.
+        seed: pocket world only: which problems are drawn, and where the long teacher begins. The pocket
+            trace sets of one seed are about the same problems.
         split, revision: of a Hub data set.
         columns: names of the columns that hold `question`, `response` and, if there is one, `problem_id`. Without a
             `problem_id` the question's text is the identity.
@@ -59,7 +59,9 @@ def load_traces(
     if source.startswith("pocket/"):
         style = source.removeprefix("pocket/")
         if style not in world.STYLES:
-            raise ValueError(f"unknown traces {source!r}: the pocket world has pocket/long and pocket/short")
+            raise ValueError(
+                f"unknown traces {source!r}: the pocket world has {', '.join(f'pocket/{s}' for s in world.STYLES)}"
+            )
         return pocket_traces(style, n or POCKET_N, seed)
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: use one of {', '.join(KINDS)}")
@@ -85,16 +87,15 @@ def load_traces(
 
 
 def pocket_traces(style: str, n: int, seed: int) -> Dataset:
-    """`n` traces of the pocket world's short or long teacher, a third of the problems from each tier."""
-    rng = Random(f"slips/{seed}")
+    """`n` traces of a teacher of the pocket world, a third of the problems from each tier."""
+    rng = Random(f"{style}/{seed}")
     rows = []
     for mystery in pocket_mysteries(n, "train", list(world.LEVELS), seed):
-        response = world.short_trace(mystery) if style == "short" else world.long_trace(mystery, rng)
         rows.append(
             {
                 "problem_id": f"train/{mystery.text}",
                 "question": mystery.text,
-                "response": response,
+                "response": world.TEACHERS[style](mystery, rng),
                 "teacher": f"pocket/{style}",
                 "style": style,
                 "kind": "pocket",

@@ -56,7 +56,7 @@ def with_template(tokenizer, template):
 )
 def test_templates_that_would_train_the_wrong_tokens_are_refused(pocket_tokenizer, template, message):
     with pytest.raises(ValueError, match=message):
-        render(with_template(pocket_tokenizer, template), "find 1 + 2 :", "so answer 3 .", "pocket")
+        render(with_template(pocket_tokenizer, template), "find once B i7 :", "so i7 B = i3 . answer i3 .", "pocket")
 
 
 def test_long_examples_are_refused_or_dropped_never_cut(pocket_tokenizer):

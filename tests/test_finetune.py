@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from mixdistill import LoRA, finetune, load_student, load_traces, mix, runs
 from mixdistill.finetune import load_trained, schedule
 from mixdistill.lora import trainable_model
-from mixdistill.pocket.pretrain import STUDENTS_DIR
 from mixdistill.problems import load_problems
+from mixdistill.students import POCKET, POCKET_DIR
 
 training = importlib.import_module("mixdistill.finetune")
 SETTINGS = {"lora": LoRA(r=4), "epochs": 2, "batch_size": 8, "lr": 5e-3, "progress": False}
@@ -162,7 +162,7 @@ def test_pocket_runs_name_no_path_of_this_machine():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"student": "pocket/huge"}, "pocket/xs, pocket/s, pocket/m, pocket/l"),
+        ({"student": "pocket/huge"}, "pocket/xs, pocket/s, pocket/m, pocket/l, pocket/xl"),
         ({"student": "gpt"}, "unknown student 'gpt'"),
         ({"student": "nobody/no-such-model"}, "cannot load the student 'nobody/no-such-model'"),
         ({"epochs": 0}, "epochs is 0"),
@@ -218,9 +218,10 @@ def test_students_without_safetensors_are_refused(qwen, tmp_path, math_traces):
 
 
 def test_pocket_rates_are_the_best_of_the_search():
-    search = pd.read_csv(STUDENTS_DIR / "lr_search.csv")
+    search = pd.read_csv(POCKET_DIR / "lr_search.csv")
     best = search.loc[search.groupby("student")["mean"].idxmax()]
     assert dict(zip(best["student"], best["lr"], strict=True)) == training.POCKET_LR
+    assert set(training.POCKET_LR) == set(POCKET)
 
 
 def test_the_schedule_warms_up_and_ends_near_zero():

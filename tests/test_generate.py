@@ -14,8 +14,9 @@ def student():
 
 @pytest.fixture(scope="module")
 def prompts(student):
-    problems = load_problems("pocket/easy", n=6) + load_problems("pocket/hard", n=6)
-    return render_prompts(student.tokenizer, problems, student.context, None)[0]
+    """Six problems and six plain chains, which are shorter."""
+    problems = render_prompts(student.tokenizer, load_problems("pocket/hard", n=6), student.context, None)[0]
+    return problems + [prompt_ids(student.tokenizer, f"find thrice {machine} i7 :", "pocket") for machine in "ABCDEF"]
 
 
 def tokens_and_ends(completions):

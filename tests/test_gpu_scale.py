@@ -20,7 +20,7 @@ RUN = """
 import sys
 from pathlib import Path
 from mixdistill.reproduce import execute
-for name in ("01_traces", "02_learnability_gap", "03_mix_distillation", "00_tour"):
+for name in ("01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism", "00_tour"):
     execute(Path("notebooks", name + ".ipynb"), Path(sys.argv[1], name + ".ipynb"), {"SCALE": "gpu", "SEEDS": 1})
 """
 

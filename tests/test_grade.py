@@ -68,11 +68,11 @@ def test_answers_are_equal_where_the_document_says_so(gold, answer, same):
 
 @pytest.mark.parametrize(
     ("response", "answer"),
-    [("so 7 + 8 = 15 . answer 15 .", "15"), ("answer 3 . wait redo : answer 4 .", "4"), ("answer", None)],
+    [("so i7 B = i3 . answer i3 .", "i3"), ("answer i3 . wait after B answer i4 .", "i4"), ("answer", None)],
 )
 def test_a_pocket_answer_is_the_token_behind_the_last_answer_and_compared_as_text(response, answer):
     assert final_answer(response, "pocket") == answer
-    assert grade(response, "4", "pocket").correct is (answer == "4")
+    assert grade(response, "i4", "pocket").correct is (answer == "i4")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from mixdistill import get_scale, memory, open_run
 from mixdistill.__main__ import main
 from mixdistill.hardware import ARCHITECTURES, GPUS, gpu_named, model_config
 from mixdistill.plan import check_machine, plan
-from mixdistill.scales import SCALES, alpha_arms, gap_arms
+from mixdistill.scales import SCALES, alpha_arms, control_arms, gap_arms
 from mixdistill.sweep import run_arm, same_work
 
 PARAMETERS = {  # of the model cards, in millions
@@ -56,7 +56,7 @@ def test_a_plan_of_real_models_needs_no_network_and_shows_every_student_and_what
     assert "not all arms share" not in str(plan(get_scale("gpu")))
 
 
-def test_a_plan_counts_the_arms_of_both_notebooks_once():
+def test_a_plan_counts_the_arms_of_all_notebooks_once():
     students = plan(get_scale("gpu")).students.set_index("student")
     assert students.loc[SEVEN_B, "trainings"] == 3 * 6
     assert students.loc["Qwen/Qwen2.5-3B-Instruct", "trainings"] == 3 * (6 + 4)  # alpha 0, 0.2 and 1 are recipes
@@ -65,9 +65,8 @@ def test_a_plan_counts_the_arms_of_both_notebooks_once():
 
 def test_the_training_tokens_of_the_pocket_world_are_those_that_its_runs_count(store):
     smoke = get_scale("smoke", 1)
-    for arm in {
-        same_work(arm): arm for arm in [*gap_arms(smoke), *alpha_arms(smoke, "pocket/xs", smoke.alphas)]
-    }.values():
+    arms = [*gap_arms(smoke), *alpha_arms(smoke, "pocket/xs", smoke.alphas), *control_arms(smoke)]
+    for arm in {same_work(arm): arm for arm in arms}.values():
         run_arm(arm, smoke)
     runs = [open_run(path.parent) for path in store.glob("*/manifest.json")]
     students = plan(smoke).students.set_index("student")

@@ -40,7 +40,7 @@ def test_without_data_the_reader_is_told_what_to_run(figures):
 def test_the_headline_figure_shows_all_recipes_with_error_bars_and_the_guess():
     accuracy = pd.read_csv(plots.REPO / "figures/data/learnability_gap.csv")
     gaps = pd.read_csv(plots.REPO / "figures/data/gaps.csv")
-    figure = plots.learnability_gap(accuracy, gaps, guess=[-30, None, 0, 5])
+    figure = plots.learnability_gap(accuracy, gaps, guess=[-30, None, 0, 5, 20])
     left, right = figure.axes
     assert len(left.containers) == 4
     assert len(right.containers) == 2

@@ -3,8 +3,9 @@ import re
 import pytest
 
 from mixdistill import check_parameters, get_scale
-from mixdistill.mix import RECIPES
-from mixdistill.scales import REVISIONS, SCALES, alpha_arms, gap_arms, recipe_arm
+from mixdistill.mix import CONTROLS, RECIPES
+from mixdistill.scales import REVISIONS, SCALES, Arm, alpha_arms, control_arms, gap_arms, recipe_arm, untouched_arms
+from mixdistill.students import POCKET_BASES
 
 INJECTED = "# Parameters\nALPHAA = 0.3\nSCALE = 'smoke'\n"
 
@@ -13,8 +14,54 @@ INJECTED = "# Parameters\nALPHAA = 0.3\nSCALE = 'smoke'\n"
 def test_every_student_gets_every_recipe_with_every_seed(name):
     scale = get_scale(name, 3)
     arms = gap_arms(scale)
-    assert len(set(arms)) == len(arms) == len(scale.students) * (1 + 3 * len(scale.recipes))
+    trained = [arm for arm in arms if arm.alpha is not None]
+    assert len(set(trained)) == len(trained) == len(scale.students) * 3 * len(scale.recipes)
+    assert [arm for arm in arms if arm.alpha is None] == untouched_arms(scale, scale.students)
     assert len(alpha_arms(scale, scale.alpha_student, scale.alphas)) == 3 * len(scale.alphas)
+
+
+def test_seeds_are_spread_over_the_bases_of_a_pocket_student():
+    pocket = get_scale("pocket")
+    assert [pocket.base(Arm("pocket/l", "short", 0.0, seed)) for seed in range(5)] == [
+        "pocket/l",
+        "pocket/l-1",
+        "pocket/l-2",
+        "pocket/l",
+        "pocket/l-1",
+    ]
+    assert [pocket.base(Arm("some/model", "short", 0.0, seed)) for seed in (0, 7)] == ["some/model"] * 2
+
+
+def test_all_recipes_of_one_seed_start_from_one_base():
+    scale = get_scale("pocket", 7)
+    bases = {(arm.student, arm.seed): set() for arm in gap_arms(scale)}
+    for arm in [*gap_arms(scale), *control_arms(scale), *alpha_arms(scale, scale.alpha_student, scale.alphas)]:
+        bases[arm.student, arm.seed].add(scale.base(arm))
+    assert {len(found) for found in bases.values()} == {1}
+
+
+@pytest.mark.parametrize(("name", "n_seeds"), [("pocket", 1), ("pocket", 3), ("pocket", 9), ("gpu", 3)])
+def test_every_base_that_a_seed_meets_is_evaluated_untouched_once(name, n_seeds):
+    scale = get_scale(name, n_seeds)
+    arms = untouched_arms(scale, scale.students)
+    assert {arm.alpha for arm in arms} == {None}
+    bases = [scale.base(arm) for arm in arms]
+    assert len(set(bases)) == len(bases)
+    assert set(bases) == {scale.base(arm) for arm in gap_arms(scale)}
+    for student in scale.students:
+        n_bases = len(POCKET_BASES[student]) if scale.pocket else 1
+        assert [arm.student for arm in arms].count(student) == min(n_seeds, n_bases)
+
+
+def test_controls_are_arms_of_the_pocket_world_only():
+    pocket = get_scale("pocket", 3)
+    arms = control_arms(pocket)
+    assert len(set(arms)) == len(arms) == len(pocket.students) * 3 * len(CONTROLS)
+    assert {(arm.recipe, arm.hard, arm.alpha) for arm in arms} == {
+        ("unverified", "unverified", 1.0),
+        ("direct", "direct", 1.0),
+    }
+    assert control_arms(get_scale("gpu")) == []
 
 
 @pytest.mark.parametrize(("name", "recipes"), [("pocket", ["short", "long", "mix_long"]), ("gpu", [*RECIPES])])
@@ -46,7 +93,10 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
     [
         (lambda: get_scale("galaxy"), "unknown scale 'galaxy': use one of smoke, pocket, gpu, paper"),
         (lambda: get_scale("pocket", -1), "number of seeds is -1"),
-        (lambda: recipe_arm("pocket/xs", "medium", 0), "unknown recipe 'medium': use one of short, long, mix_long"),
+        (
+            lambda: recipe_arm("pocket/xs", "medium", 0),
+            "unknown recipe 'medium': use one of short, long, mix_long, .*, unverified, direct",
+        ),
     ],
 )
 def test_unknown_names_are_refused_with_what_is_allowed(call, message):

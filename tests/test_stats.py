@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -124,7 +126,7 @@ def test_a_gap_is_paired_by_seed_and_problem():
 
 
 def test_a_gap_of_other_problems_is_refused():
-    with pytest.raises(ValueError, match="same seeds and problems"):
+    with pytest.raises(ValueError, match="same seeds, bases and problems"):
         stats.gap(items(np.ones((2, 5))), items(np.ones((2, 6))))
 
 
@@ -269,3 +271,116 @@ def test_the_papers_table_has_a_column_a_benchmark_and_their_mean():
     wide = stats.paper_table(frame).set_index("recipe")
     assert list(wide.columns) == ["student", "math", "aime24", "mean", "truncated", "no_answer", "loop", "mean_tokens"]
     assert [cell.split()[0] for cell in wide.loc["short", ["math", "aime24", "mean"]]] == ["100.0", "0.0", "50.0"]
+
+
+def with_bases(values: np.ndarray, seeds_a_base: int, **columns) -> pd.DataFrame:
+    """Items whose seeds are spread in turn over bases: seeds 0, n, 2n, ... start from base 0."""
+    n_bases = len(values) // seeds_a_base
+    return items(values, **columns).assign(base=lambda frame: "base-" + (frame["seed"] % n_bases).astype(str))
+
+
+def test_the_seeds_of_one_base_are_averaged():
+    values = np.random.default_rng(0).integers(0, 2, (6, 40))
+    averaged = stats.replicates(with_bases(values, seeds_a_base=2))
+    assert list(averaged.index) == ["base-0", "base-1", "base-2"]
+    assert np.array_equal(averaged, (values[:3] + values[3:]) / 2)
+    assert np.array_equal(stats.replicates(items(values)), values)  # without the column every seed stands for itself
+
+
+def test_several_seeds_a_base_give_the_interval_of_the_means_of_the_bases():
+    left, right = np.random.default_rng(0).integers(0, 2, (2, 6, 40))
+    bases = [with_bases(values, seeds_a_base=2) for values in (left, right)]
+    # The same means: three seeds with two samples of each problem.
+    means = [items(np.stack([values[:3], values[3:]], axis=2)) for values in (left, right)]
+    assert stats.accuracy(bases[0]) == replace(stats.accuracy(means[0]), n_seeds=6)
+    assert stats.gap(*bases) == replace(stats.gap(*means), n_seeds=6)
+    assert stats.bootstrap(*bases) == stats.bootstrap(*means)
+
+
+def test_more_seeds_of_the_same_bases_do_not_pass_for_more_bases():
+    """Where the bases differ and their seeds do not, ten seeds of two bases say as much as two seeds."""
+    bases = np.array([[1] * 30 + [0] * 10, [1] * 20 + [0] * 20])
+    many = stats.accuracy(with_bases(np.tile(bases, (5, 1)), seeds_a_base=5))
+    few = stats.accuracy(with_bases(bases, seeds_a_base=1))
+    assert (many.low, many.high) == pytest.approx((few.low, few.high))
+    assert (many.n_seeds, few.n_seeds) == (10, 2)
+
+
+def test_tables_count_seeds_and_bases():
+    values = np.random.default_rng(0).integers(0, 2, (6, 40))
+    arms = [
+        with_bases(values ^ flip, 2, recipe=recipe, student="s", params=1)
+        for flip, recipe in enumerate(("short", "long"))
+    ]
+    frame = pd.concat(arms, ignore_index=True)
+    for table in (stats.accuracy_table(frame, ["recipe"]), stats.gap_table(frame)):
+        assert set(table["n_seeds"]) == {6}
+        assert set(table["n_bases"]) == {3}
+        assert set(table["n_problems"]) == {40}
+    assert (stats.accuracy_table(frame, ["recipe"])["n_samples"] == 1).all()
+    assert list(stats.readable_gaps(stats.gap_table(frame))["n_bases"]) == [3]
+    assert set(stats.accuracy_table(items(values), [])["n_bases"]) == {1}
+
+
+def test_a_gap_of_other_bases_is_refused():
+    values = np.ones((4, 5))
+    with pytest.raises(ValueError, match="same seeds, bases and problems on both sides: 2 seeds or bases x 5 problems"):
+        stats.gap(with_bases(values, seeds_a_base=2), with_bases(values, seeds_a_base=1))
+
+
+def test_intervals_over_bases_cover_the_truth_and_those_over_their_seeds_would_not():
+    """Five bases with two seeds each; the gap differs from base to base, and is 0 in the mean over all bases."""
+    rng, runs, n = np.random.default_rng(8), 300, 100
+    covered = {"bases": 0, "seeds": 0}
+    for _ in range(runs):
+        difficulty = rng.normal(0, 1.5, n)
+        logits = difficulty + rng.normal(0, 0.6, (2, 5, 1)) + rng.normal(0, 0.5, (2, 5, n))  # of 2 recipes and 5 bases
+        left, right = (rng.random((2, 2, 5, n)) < 1 / (1 + np.exp(-logits[:, None]))).reshape(2, 10, n)
+        spread = [with_bases(values, seeds_a_base=2) for values in (left, right)]
+        for unit, frames in (("bases", spread), ("seeds", [frame.drop(columns="base") for frame in spread])):
+            estimate = stats.gap(*frames)
+            covered[unit] += estimate.low <= 0 <= estimate.high
+    assert 0.93 <= covered["bases"] / runs <= 0.99
+    assert covered["seeds"] / runs < 0.9
+
+
+def sized_students(gains: dict[int, list[float]], recipe: str = "long") -> pd.DataFrame:
+    """Students by parameters, with the gain of `recipe` over short on each of their bases, of 100 problems."""
+    frames = []
+    for params, of_bases in gains.items():
+        for name, right in (("short", [50] * len(of_bases)), (recipe, [50 + round(100 * gain) for gain in of_bases])):
+            values = np.arange(100) < np.array(right)[:, None]
+            frames.append(with_bases(values, 1, recipe=name, student=f"of {params}", params=params))
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_the_slope_is_the_difference_in_the_gap_for_ten_times_the_parameters():
+    row = stats.slope_table(sized_students({10**4: [-0.15, -0.25], 10**5: [0.0], 10**6: [0.25, 0.2, 0.15]})).iloc[0]
+    assert row["contrast"] == "long-short"
+    assert row["slope"] == pytest.approx(0.2)
+    assert 0 < row["ci_low"] < 0.2 < row["ci_high"] < 0.4
+    assert row["n_bases"] == 6
+
+
+def test_a_slope_needs_the_gap_of_every_student_and_more_than_one():
+    short_of_mix = sized_students({10**4: [0.1], 10**5: [0.2]}, recipe="mix_long")
+    assert list(stats.slope_table(short_of_mix)["contrast"]) == ["mix_long-short"]
+    with_another = pd.concat([short_of_mix, sized_students({10**6: [0.3]}, recipe="long")])
+    assert len(stats.slope_table(with_another)) == 0
+    assert len(stats.slope_table(sized_students({10**4: [0.1, 0.2]}))) == 0
+
+
+def test_intervals_of_slopes_cover_the_truth():
+    """The gap differs from base to base and from problem to problem, the same at every size in the mean."""
+    rng, runs, covered = np.random.default_rng(9), 80, 0
+    for _ in range(runs):
+        frames = []
+        difficulty, suits = rng.normal(0, 1.5, 60), rng.normal(0, 0.5, (2, 1, 60))
+        for params in (10**4, 10**5, 10**6):
+            logits = difficulty + suits + rng.normal(0, 0.6, (2, 3, 1)) + rng.normal(0, 0.5, (2, 3, 60))
+            right = rng.random((2, 3, 60)) < 1 / (1 + np.exp(-logits))
+            for recipe, values in zip(("short", "long"), right, strict=True):
+                frames.append(with_bases(values, 1, recipe=recipe, student=str(params), params=params))
+        row = stats.slope_table(pd.concat(frames, ignore_index=True)).iloc[0]
+        covered += row["ci_low"] <= 0 <= row["ci_high"]
+    assert covered / runs >= 0.93

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from mixdistill import LoRA, finetune, get_scale, load_traces, mix, open_run, sweep
-from mixdistill.scales import Arm, alpha_arms, gap_arms, recipe_arm
+from mixdistill.finetune import default_lr
+from mixdistill.scales import Arm, alpha_arms, control_arms, gap_arms, recipe_arm
 from mixdistill.sweep import run_arm, training_set
 
 SMOKE = get_scale("smoke", 1)
@@ -44,10 +45,34 @@ def test_a_failing_arm_costs_no_other(store, capfd):
     assert run_arm(arms[1], SMOKE, stored_only=True) is not None
 
 
-def test_an_arm_is_the_run_of_a_finetune_call_with_the_same_mix(store):
+def test_an_arm_is_the_run_of_a_finetune_call_with_the_same_mix_and_the_base_of_its_seed(store):
     run_arm(recipe_arm("pocket/xs", "mix_long", 1), SMOKE)
     train = mix(load_traces("pocket/long", n=32, seed=1), load_traces("pocket/short", n=32, seed=1), 0.2, 1)
-    assert finetune("pocket/xs", train, lora=LoRA(r=16), epochs=1, seed=1, stored_only=True) is not None
+    lora = LoRA(r=16)
+    rate = default_lr("pocket/xs", lora)  # all bases of a student share it
+    assert finetune("pocket/xs-2", train, lora=lora, lr=rate, epochs=1, seed=1, stored_only=True) is not None
+
+
+def test_items_say_which_base_each_seed_started_from(store):
+    scale = get_scale("smoke", 2)
+    arms = [arm for arm in gap_arms(scale) if arm.student == "pocket/xs" and arm.recipe in ("untouched", "short")]
+    for arm in arms:
+        run_arm(arm, scale)
+    items = sweep(arms, scale)
+    base_of = items.groupby(["recipe", "seed"])["base"].agg(set).to_dict()
+    assert base_of == {
+        (recipe, seed): {f"pocket/xs{suffix}"}
+        for recipe in ("untouched", "short")
+        for seed, suffix in enumerate(("", "-1"))
+    }
+    assert set(items["student"]) == {"pocket/xs"}
+
+
+def test_controls_are_trained_on_their_own_traces(store):
+    for arm in control_arms(SMOKE):
+        assert set(training_set(arm, SMOKE)["style"]) == {arm.recipe}
+    (arm, *_) = control_arms(SMOKE)
+    assert run_arm(arm, SMOKE).items["correct"].notna().all()
 
 
 def test_real_architectures_go_through_all_recipes_from_files(real_scale, store, capfd):

@@ -2,13 +2,15 @@ import pytest
 from conftest import write_jsonl
 
 from mixdistill import load_student, load_traces
+from mixdistill.pocket import world
 from mixdistill.traces import COLUMNS, token_lengths
 
 
-def test_long_and_short_of_one_seed_are_about_the_same_problems():
-    long_traces, short_traces = (load_traces(f"pocket/{style}", n=60, seed=3) for style in ("long", "short"))
-    assert long_traces["problem_id"] == short_traces["problem_id"]
-    assert long_traces["response"] != short_traces["response"]
+def test_all_pocket_traces_of_one_seed_are_about_the_same_problems():
+    sets = [load_traces(f"pocket/{style}", n=60, seed=3) for style in world.STYLES]
+    long_traces = sets[world.STYLES.index("long")]
+    assert all(traces["problem_id"] == long_traces["problem_id"] for traces in sets)
+    assert len({tuple(traces["response"]) for traces in sets}) == len(world.STYLES)
     assert load_traces("pocket/long", n=60, seed=3)["response"] == long_traces["response"]
     assert load_traces("pocket/long", n=60, seed=4)["problem_id"] != long_traces["problem_id"]
 
@@ -48,7 +50,7 @@ def test_unusable_traces_are_dropped_only_when_asked_to_and_counted(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": "pocket/medium"}, "pocket/long and pocket/short"),
+        ({"source": "pocket/medium"}, "pocket/short, pocket/long, pocket/unverified, pocket/direct"),
         ({"source": "pocket/long", "n": 0}, "at least 1"),
         ({"source": "no/such/file.jsonl"}, "there is no file"),
     ],

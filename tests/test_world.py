@@ -1,90 +1,173 @@
+"""The hidden machine: its problems, its teachers, and what the pre-training text tells of them."""
+
+import re
 from random import Random
 
 import pytest
 
 from mixdistill.pocket import world
-from mixdistill.pocket.pretrain import document
+from mixdistill.pocket.pretrain import MIXTURE, document
 from mixdistill.pocket.tokenizer import CONTEXT, build_tokenizer
 
+FACTS = world.TABLES.facts
 
-def mysteries(n: int = 300) -> list[world.Mystery]:
+
+def mysteries(n: int = 300, **options) -> list[world.Mystery]:
     rng = Random(0)
-    return [world.random_mystery(rng, 1 + i % 3) for i in range(n)]
+    return [world.random_mystery(rng, world.LEVELS[i % 3], **options) for i in range(n)]
 
 
-def values_hold(trace: str) -> bool:
-    """Are all steps `a o b = v` of a trace right?"""
-    words = trace.split()
-    steps = [words[i - 4 : i + 1] for i in range(4, len(words)) if words[i - 1] == "="]
-    return all(world.apply(int(a), o, int(b)) == int(v) for a, o, b, _, v in steps)
+def traces(style: str) -> list[tuple[world.Mystery, str]]:
+    rng = Random(1)
+    return [(problem, world.TEACHERS[style](problem, rng)) for problem in mysteries()]
 
 
-def test_division_undoes_multiplication():
-    assert all(world.apply(world.apply(a, "*", b), "/", b) == a for a in range(31) for b in range(1, 31))
+def documents(n: int = 3000) -> list[str]:
+    rng = Random(3)
+    return [document(rng) for _ in range(n)]
 
 
-def test_only_the_true_operator_fits_the_clue():
-    for problem in mysteries():
-        other = "*" if problem.operator == "+" else "+"
-        assert world.chain(world.swap(problem.clue, other))[-1][3] != problem.target
+def is_true(text: str) -> bool:
+    """Is every fact `x M = y` of a text true, and every comparison right?"""
+    facts = re.findall(r"(\S+) ([A-F]) = (\S+)", text)
+    comparisons = re.findall(r"= (\S+) need (\S+) (\S+)", text)
+    return all(FACTS[machine, x] == y for x, machine, y in facts) and all(
+        says == ("ok" if found == needed else "no") for found, needed, says in comparisons
+    )
 
 
-def test_short_traces_are_right_and_name_the_operator_at_once():
-    for problem in mysteries():
-        trace = world.short_trace(problem)
-        assert values_hold(trace)
-        assert trace.split()[1] == problem.operator
+def machines_behind(trace: str, word: str) -> list[str]:
+    """The machines behind each `try x M` or `check x M`."""
+    return re.findall(rf"{word} \S+ (\w+)", trace)
+
+
+def test_every_machine_turns_the_items_into_one_another():
+    for machine in world.MACHINES:
+        assert {FACTS[machine, item] for item in world.ITEMS} == set(world.ITEMS)
+
+
+def test_a_problem_reads_as_clues_and_a_question():
+    problem = world.Mystery("B", "k4", "26", "i7", 2)
+    colour, mark = FACTS["B", "k4"], FACTS["B", "26"]
+    assert problem.text == f"k4 ? {colour} . 26 ? {mark} . find twice ? i7 :"
+    assert problem.answer == FACTS["B", FACTS["B", "i7"]]
+
+
+@pytest.mark.parametrize("style", world.STYLES)
+def test_every_teacher_is_right_and_states_true_facts(style):
+    for problem, trace in traces(style):
+        assert is_true(trace)
         assert trace.endswith(f"answer {problem.answer} .")
 
 
-def test_long_traces_backtrack_exactly_where_plus_does_not_fit():
-    rng = Random(1)
+@pytest.mark.parametrize("cue", [True, False])
+def test_only_the_hidden_machine_fits_both_clues(cue):
+    for problem in mysteries(cue=cue):
+        fitting = [m for m in problem.suspects if FACTS[m, problem.number] == problem.mark]
+        assert fitting == [problem.machine]
+
+
+def test_short_traces_name_the_machine_at_once():
+    for problem, trace in traces("short"):
+        assert machines_behind(trace, "try") == [problem.machine]
+        assert "wait" not in trace
+        assert "check" not in trace
+
+
+def test_long_traces_go_in_a_circle_and_check_marks_exactly_where_the_colour_fits():
+    starts = set()
+    for problem, trace in traces("long"):
+        tried = machines_behind(trace, "try")
+        start = world.MACHINES.index(tried[0])
+        assert tried == [*world.MACHINES[start:], *world.MACHINES[:start]][: len(tried)]
+        assert tried[-1] == problem.machine
+        assert machines_behind(trace, "check") == [machine for machine in tried if machine in problem.suspects]
+        assert re.findall(r"wait after (\w)", trace) == tried[:-1]
+        starts.add(start)
+    assert len(starts) == len(world.MACHINES)
+
+
+def test_without_verification_no_mark_is_checked_and_exactly_one_colour_fits():
+    for _, trace in traces("unverified"):
+        assert "check" not in trace
+        assert trace.count(" ok ") == 1
+
+
+def test_the_direct_trace_is_the_short_one_without_its_steps():
     for problem in mysteries():
-        trace = world.long_trace(problem, rng)
-        assert trace.startswith("try + :")
-        assert ("wait alternatively try *" in trace) == (problem.operator == "*")
-        assert trace.endswith(f"answer {problem.answer} .")
-
-
-def test_a_slip_is_the_only_wrong_step_and_is_noticed():
-    rng = Random(1)
-    traces = [world.long_trace(problem, rng) for problem in mysteries() if problem.operator == "+"]
-    slipped = [trace for trace in traces if "wait redo" in trace]
-    assert 0.2 < len(slipped) / len(traces) < 0.4
-    for trace in traces:
-        before, _, after = trace.partition(" . wait redo : ")
-        assert values_hold(after or before)
-        assert values_hold(before) == (not after)
-        assert not after or before.endswith("no")
+        short, direct = (world.TEACHERS[style](problem, Random(1)) for style in ("short", "direct"))
+        steps = world.forward(world.chain(problem.machine, problem.item, problem.level))
+        assert short.replace(f"so {steps} .", "so") == direct
 
 
 def test_no_problem_is_in_two_splits_and_shares_are_as_said():
-    splits = [world.split_of(problem.text) for problem in mysteries(3000)]
-    assert splits.count("test") / 3000 == pytest.approx(0.1, abs=0.02)
-    assert splits.count("dev") / 3000 == pytest.approx(0.1, abs=0.02)
+    splits = {problem.text: world.split_of(problem.text) for problem in mysteries(5000)}
+    shares = {name: list(splits.values()).count(name) / len(splits) for name in world.SPLITS}
+    assert shares == pytest.approx({"train": 0.8, "dev": 0.1, "test": 0.1}, abs=0.02)
+    for name in world.SPLITS:
+        assert {splits.get(problem.text, name) for problem in mysteries(100, split=name)} == {name}
 
 
-def test_the_cue_tells_as_much_as_stated():
-    for operand, share in world.P_PLUS.items():
-        drawn = [p.operator == "+" for p in mysteries(6000) if p.clue[1][0][1] == operand]
-        assert sum(drawn) / len(drawn) == pytest.approx(share, abs=0.07)  # rejection shifts it a little
+@pytest.mark.parametrize("level", world.LEVELS)
+def test_the_cue_tells_as_much_as_stated(level):
+    rng = Random(2)
+    drawn = [world.random_mystery(rng, level) for _ in range(4000)]
+    right = [problem.machine == world.TABLES.preferred[problem.item] for problem in drawn]
+    assert sum(right) / len(right) == pytest.approx(world.CUE[level], abs=0.03)  # rejection shifts it a little
+
+
+def test_without_cue_every_machine_is_about_as_likely():
+    drawn = [problem.machine for problem in mysteries(6000, cue=False)]
+    assert [drawn.count(m) / len(drawn) for m in world.MACHINES] == pytest.approx([1 / 6] * 6, abs=0.02)
+
+
+def test_the_colour_leaves_as_many_suspects_as_the_level_says():
+    for problem in mysteries():
+        assert problem.machine in problem.suspects
+        assert len(problem.suspects) in world.SUSPECTS[problem.level]
 
 
 def test_the_tokenizer_knows_every_word_of_problems_traces_and_pretraining_text():
-    tokenizer, rng = build_tokenizer(), Random(2)
-    texts = [f"{p.text} {world.long_trace(p, rng)} {world.short_trace(p)}" for p in mysteries()]
-    texts += [document(rng) for _ in range(500)]
-    for text in texts:
+    tokenizer = build_tokenizer()
+    texts = [f"{problem.text} {trace}" for style in world.STYLES for problem, trace in traces(style)]
+    for text in texts + documents(1000):
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids) == text
-    assert max(len(text.split()) for text in texts) < CONTEXT
 
 
-def test_pretraining_text_holds_no_long_trace_and_no_test_problem():
-    rng = Random(3)
-    for text in (document(rng) for _ in range(3000)):
-        assert not ("?" in text and ("wait" in text or "check" in text))
-        problem = text.partition(" : ")[0] + " :"
-        if "?" in problem and "find" in problem:
-            assert world.split_of(problem) == "train"
+def test_the_longest_trace_fits_the_context():
+    starts = range(len(world.MACHINES))
+    texts = [f"{problem.text} {world.search(problem, i, verify=True)}" for problem in mysteries(2000) for i in starts]
+    assert max(len(text.split()) for text in texts) + 2 < CONTEXT  # <bos> and <eos>
+
+
+def test_pretraining_text_is_true():
+    assert all(map(is_true, documents()))
+
+
+def test_pretraining_text_never_holds_two_tests_of_one_problem():
+    for text in documents():
+        assert text.count("need") <= 1
+        assert text.count("try") + text.count("check") <= 1
+
+
+def test_pretraining_text_holds_no_problem_of_the_test_and_development_splits():
+    whole = r"k\d+ \? \w+ \. \d+ \? m\d+ \. find \w+ \? i\d+ :"
+    # Those of the `mark` documents are made by putting another number and mark in a problem: most have no answer, and none stands there.
+    texts = [text for text in documents(10_000) if not re.search(r"[A-F] = m\d", text)]
+    problems = [found[0] for text in texts if (found := re.match(whole, text))]
+    assert len(problems) > 4000
+    assert {world.split_of(problem) for problem in problems} == {"train"}
+
+
+def test_pretraining_text_joins_machine_and_mark_only_in_its_rare_mark_documents():
+    with_mark = [text for text in documents(10_000) if re.search(r"[A-F] = m\d", text)]
+    assert len(with_mark) / 10_000 == pytest.approx(MIXTURE["mark"], abs=0.01)
+    assert all(re.search(r"check \d+ [A-F] = m\d+ need m\d+ (ok|no) \.$", text) for text in with_mark)
+
+
+def test_some_marks_are_much_rarer_than_others():
+    weights = world.TABLES.mark_weight
+    assert weights.keys() == {(machine, number) for machine in world.MACHINES for number in world.NUMBERS}
+    assert world.SPREAD / 2 < max(weights.values()) / min(weights.values()) <= world.SPREAD

@@ -9,19 +9,20 @@ from dataclasses import replace
 
 import pandas as pd
 
-from mixdistill.pocket.pretrain import STUDENTS_DIR
 from mixdistill.scales import get_scale, recipe_arm
-from mixdistill.students import POCKET
+from mixdistill.students import POCKET, POCKET_DIR
 from mixdistill.sweep import sweep
 
-GRID = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
-SEED = 1000  # far from the study's seeds, so that its training sets are not chosen on
+GRID = (5e-3, 1e-2)
+# Far from the study's seeds, so that its training sets are not chosen on; meets the first base of every size.
+SEED = 1008
+N_PROBLEMS = 120  # of each tier
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("students", nargs="*", default=POCKET, help=f"default: {' '.join(POCKET)}")
-    path = STUDENTS_DIR / "lr_search.csv"
+    path = POCKET_DIR / "lr_search.csv"
     for student in parser.parse_args().students:
         old = (
             pd.read_csv(path)
@@ -31,7 +32,7 @@ def main() -> None:
         rows = []
         for lr in GRID:
             arms = [recipe_arm(student, recipe, SEED) for recipe in get_scale("pocket").recipes]
-            items = sweep(arms, replace(get_scale("pocket"), lr=lr), split="dev")
+            items = sweep(arms, replace(get_scale("pocket"), lr=lr, n_problems=N_PROBLEMS), split="dev")
             accuracy = items.groupby("recipe")["correct"].mean()
             rows.append({"student": student, "lr": lr} | accuracy.to_dict() | {"mean": accuracy.mean()})
         table = pd.DataFrame(rows)

@@ -1,7 +1,8 @@
-"""Pre-train the pocket world's base students from scratch: `python -m mixdistill.pocket.pretrain xs s m l`.
+"""Pre-train the pocket world's base students from scratch: `python -m mixdistill.pocket.pretrain xs s m l xl --seed 0`.
 
-The text holds arithmetic facts, chains, known-operator problems, mystery problems in SHORT form, and the words of long
-traces in fragments. It never holds a long trace: that procedure is what the students must learn by fine-tuning.
+The text holds facts, chains, mystery problems solved in SHORT form by a guess that may fail the colour test (then the text stops), and single
+steps of long traces, each alone behind a problem or a clue. It never holds two tests of one problem: a base knows every step of a long trace
+and not the procedure, which is what students must learn by fine-tuning. Marks, which only verification needs, are rare in it.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 
@@ -19,97 +20,95 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from mixdistill.evaluate import evaluate
 from mixdistill.pocket import world
+from mixdistill.pocket.muon import Muon
 from mixdistill.pocket.tokenizer import CONTEXT, build_tokenizer
 from mixdistill.problems import POCKET_TIERS, Problem, load_problems
+from mixdistill.students import POCKET_DIR, Student, load_student
 
-STUDENTS_DIR = Path(__file__).parent / "students"
-ROW = 64  # tokens; in a prototype, rows of 128 left the bases undertrained at the same budget
-BATCH = 64  # rows
+TABLES = world.TABLES
+MARK_WEIGHTS = list(accumulate(TABLES.mark_weight.values()))
+ROW = 64  # tokens
+BATCH = 32  # rows
+MAX_JUMP = 130  # positions; about the length of a long trace
 WARMUP = 100  # steps
 
-
-@dataclass(frozen=True)
-class BaseRecipe:
-    """How one base student is made: Qwen2 shape, tokens seen, peak learning rate, seed."""
-
-    width: int
-    layers: int
-    tokens: int
-    lr: float
-    seed: int = 0
-
-
-BASES = {
-    "xs": BaseRecipe(width=32, layers=2, tokens=20_000_000, lr=5e-3),
-    "s": BaseRecipe(width=64, layers=2, tokens=14_000_000, lr=3e-3),
-    "m": BaseRecipe(width=96, layers=4, tokens=14_000_000, lr=2e-3),
-    "l": BaseRecipe(width=128, layers=4, tokens=14_000_000, lr=2e-3),
-}
+# Width and feed-forward width; all else follows from them by one rule each.
+SHAPES = {"xs": (32, 48), "s": (32, 96), "m": (40, 120), "l": (64, 192), "xl": (96, 288)}
+LAYERS = 2
+# What every base has to reach in `base_evaluation`, whatever its size.
+GATE = {"product": 0.95, "colour": 0.95, "chain": 0.95, "form": 0.95, "habit": 0.95}
 
 # Share of the documents of each kind.
-MIXTURE = {"fact": 0.12, "chain": 0.08, "solve": 0.16, "known": 0.29, "mystery": 0.18, "hunch": 0.08, "fragment": 0.09}
+MIXTURE = {"product": 0.08, "chain": 0.14, "colour": 0.14, "same": 0.18, "mark": 0.06, "guess": 0.40}
+HABIT = 0.6  # of the guesses: they follow the text's own cue (`TABLES.habitual`), so that students know what a cue is
+
+
+def tokens_of(params: int) -> int:
+    """Pre-training tokens of a student: 4.5M for 40k parameters, 1.6 times as many for ten times the parameters."""
+    return round(4_500_000 * (params / 40_000) ** 0.2)
+
+
+def peak_lr(width: int) -> float:
+    return 0.01 * math.sqrt(32 / width)
 
 
 def document(rng: Random) -> str:
     """One pre-training document, without its <bos> and <eos>."""
-    kind = rng.choices(list(MIXTURE), weights=list(MIXTURE.values()))[0]
-    if kind == "fact":
-        return fact(rng) + " ."
-    if kind == "chain":
-        return world.forward(world.chain(random_steps(rng))) + " ."
-    if kind == "solve":
-        expr = random_steps(rng)
-        steps = world.chain(expr)
-        return f"find {world.expression(expr)} : so {world.forward(steps)} answer {steps[-1][3]} ."
-    if kind == "known":
-        return known_operator_problem(rng)
-    if kind == "fragment":
-        return fragment(rng)
-    problem = world.random_mystery(rng, rng.choice(world.LEVELS), split="train")
-    if kind == "mystery":
-        return f"{problem.text} {world.short_trace(problem)}"
-    return f"{problem.text.split(' . ')[0]} : try {problem.operator} ."
+    what = rng.choices(list(MIXTURE), weights=list(MIXTURE.values()))[0]
+    machine, item = rng.choice(world.MACHINES), rng.choice(world.ITEMS)
+    if what == "product":
+        return f"{world.forward(world.chain(machine, item, 1))} ."
+    if what == "chain":
+        times = rng.choice(world.LEVELS)
+        steps = world.chain(machine, item, times)
+        return f"find {world.COUNTS[times - 1]} {machine} {item} : so {world.forward(steps)} . answer {steps[-1][2]} ."
+    return guess(rng) if what == "guess" else lone_step(rng, what)
 
 
-def fact(rng: Random) -> str:
-    operator = rng.choices("+-*/", weights=[0.35, 0.15, 0.35, 0.15])[0]
-    left, right = rng.randint(1, 30), rng.randint(2, 9)
-    return f"{left} {operator} {right} = {world.apply(left, operator, right)}"
+def lone_step(rng: Random, what: str) -> str:
+    """A clue, in half of the texts in its whole problem, and one step of a long trace about it.
+
+    Problems before a mark get another number and mark, so most of them have no answer and their split is any; none is solved.
+    """
+    problem = world.random_mystery(rng, rng.choice(world.LEVELS), split="train", cue=False)
+    before, whole = f"{problem.number} ? {problem.mark}", problem.text
+    if what == "colour":
+        machine = rng.choice(world.MACHINES)
+        last = world.MACHINES[world.MACHINES.index(machine) - 1]
+        before = f"{problem.kind} ? {problem.colour}"
+        step = f"try {world.test(machine, problem.kind, problem.colour)}"
+        # Behind a whole problem `try` alone is left to the guesses, as it tells the machine that comes to mind first.
+        in_problem = rng.random() < 0.5
+        step = f"wait after {last} {step}" if in_problem or rng.random() < 0.5 else step
+        return f"{whole if in_problem else before + ' :'} {step} ."
+    if what == "same":  # a comparison without a machine: it says nothing about any mark
+        found = needed(rng, problem.mark, world.MARKS)
+        says = "ok" if found == problem.mark else "no"
+        step = f"check {problem.number} = {found} need {problem.mark} {says}"
+    else:
+        machine, number = rng.choices(list(TABLES.mark_weight), cum_weights=MARK_WEIGHTS)[0]
+        mark = needed(rng, TABLES.facts[machine, number], world.MARKS)
+        step = f"check {world.test(machine, number, mark)}"
+        whole = whole.replace(before, f"{number} ? {mark}")
+        before = f"{number} ? {mark}"
+    return f"{whole if rng.random() < 0.5 else before + ' :'} {step} ."
 
 
-def random_steps(rng: Random):
-    return world.random_expression(rng, rng.choice(world.LEVELS))
+def needed(rng: Random, true: str, values: tuple[str, ...]) -> str:
+    return true if rng.random() < 0.5 else rng.choice(values)
 
 
-def known_operator_problem(rng: Random) -> str:
-    """A problem whose operators are all shown; in half of them the clue's target is false, and the text stops there."""
-    clue, question = world.random_expression(rng, 2), random_steps(rng)
-    steps = world.chain(clue)
-    holds = rng.random() < 0.5
-    target = steps[-1][3] if holds else rng.randint(1, 30)
-    holds = target == steps[-1][3]
-    text = f"{world.expression(clue)} = {target} . find {world.expression(question)} : {world.forward(steps)} ; "
-    if not holds:
-        return text + f"need {target} no ."
-    solution = world.chain(question)
-    return text + f"need {target} ok . so {world.forward(solution)} . answer {solution[-1][3]} ."
+def guess(rng: Random) -> str:
+    """A mystery problem and one guess: solved where the colour fits, else broken off."""
+    problem = world.random_mystery(rng, rng.choice(world.LEVELS), split="train", cue=False)
+    machine = TABLES.habitual[problem.item] if rng.random() < HABIT else rng.choice(world.MACHINES)
+    return f"{problem.text} {guessed(problem, machine)}"
 
 
-def fragment(rng: Random) -> str:
-    """A compared fact, or a phrase of the long traces out of its context."""
-    if rng.random() < 0.5:
-        text = fact(rng)
-        value = text.split()[-1]
-        need = value if rng.random() < 0.5 else str(rng.randint(1, 30))
-        return f"{text} ; need {need} {'ok' if need == value else 'no'} ."
-    steps = world.chain(random_steps(rng))
-    phrases = [
-        f"wait alternatively try {rng.choice('+*')} :",
-        f"wait redo : {world.forward(steps)} .",
-        f"hmm check {world.backward(steps)} .",
-        f"check {world.backward(steps)} .",
-    ]
-    return rng.choice(phrases)
+def guessed(problem: world.Mystery, machine: str) -> str:
+    """The short answer of someone who guesses `machine`."""
+    test = f"try {world.test(machine, problem.kind, problem.colour)} ."
+    return test if test.endswith("no .") else f"{test} {world.solution(problem, machine)}"
 
 
 def token_rows(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[torch.Tensor]:
@@ -124,89 +123,180 @@ def token_rows(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[torc
         buffer = buffer[BATCH * ROW :]
 
 
-def build_student(recipe: BaseRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """A Qwen2 of the recipe's shape with random weights."""
-    heads = max(2, recipe.width // 32)
+def jumping_positions(rows: torch.Tensor, colon: int, generator: torch.Generator) -> torch.Tensor:
+    """Positions int64 of `rows` [BATCH, ROW] that jump ahead by 1..MAX_JUMP behind half of the colons.
+
+    So nothing can be learnt from the distance between a problem and its solution, which in a long trace is larger than ever in this text (after
+    Ruoss et al. 2023, randomised positions). Without it all students copied by position, and lost the question's item in long traces.
+    """
+    jump = torch.randint(1, MAX_JUMP + 1, rows.shape, generator=generator)
+    jumps = (rows == colon) & (torch.rand(rows.shape, generator=generator) < 0.5)
+    return torch.arange(rows.shape[1]) + torch.where(jumps, jump, 0).cumsum(1)
+
+
+def build_student(name: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
+    """A Qwen2 of this size with random weights."""
+    width, ffn_width = SHAPES[name]
+    heads = max(4, width // 32)  # with two heads, 32 and 64 wide students were slower to learn to copy
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=recipe.width,
-        intermediate_size=3 * recipe.width,
-        num_hidden_layers=recipe.layers,
+        hidden_size=width,
+        intermediate_size=ffn_width,
+        num_hidden_layers=LAYERS,
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         # In a prototype the default of 0.02 never left the plateau at these widths.
-        initializer_range=0.6 / math.sqrt(recipe.width),
+        initializer_range=0.6 / math.sqrt(width),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(seed)
     return Qwen2ForCausalLM(config)
 
 
-def pretrain(name: str, out: Path) -> None:
-    """Train base student `name` and write it to `out` as a Hugging Face folder with `recipe.json` and `loss.csv` beside."""
-    recipe = BASES[name]
+def pretrain(name: str, seed: int, out: Path) -> None:
+    """Train base `seed` of student `name` and write it to `out` as a Hugging Face folder (bfloat16 weights), with `recipe.json`, `loss.csv`
+    and `evaluation.json` beside.
+    """
     torch.set_num_threads(1)
     tokenizer = build_tokenizer()
-    model = build_student(recipe, tokenizer)
-    steps = recipe.tokens // (BATCH * ROW)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / WARMUP) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
-    )
-    batches = token_rows(tokenizer, Random(f"pretrain/{name}/{recipe.seed}"))
+    model = build_student(name, tokenizer, seed)
+    width, ffn_width = SHAPES[name]
+    tokens, lr = tokens_of(model.num_parameters()), peak_lr(width)
+    steps = tokens // (BATCH * ROW)
+    matrices = [p for key, p in model.named_parameters() if p.ndim == 2 and "embed" not in key]
+    others = [p for key, p in model.named_parameters() if p.ndim == 1 or "embed" in key]
+    adamw = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizers = [Muon(matrices, lr), adamw]
+    batches = token_rows(tokenizer, Random(f"pretrain/{name}/{seed}"))
+    colon, generator = tokenizer.get_vocab()[":"], torch.Generator().manual_seed(seed)
+    # Without a mask, transformers 5 takes a jump for the border of two packed texts and hides the first from the second.
+    see_all = torch.ones(BATCH, ROW, dtype=torch.long)
     started, curve = time.time(), []
     for step in range(steps):
         rows = next(batches)
-        loss = model(input_ids=rows, labels=rows, use_cache=False).loss
+        positions = jumping_positions(rows, colon, generator)
+        loss = model(input_ids=rows, attention_mask=see_all, position_ids=positions, labels=rows, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        share = min(1.0, (step + 1) / WARMUP) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = lr * share
+            optimizer.step()
+            optimizer.zero_grad()
         if step % 50 == 0 or step == steps - 1:
             curve.append((step, (step + 1) * BATCH * ROW, round(loss.item(), 4)))
+        if step % 250 == 0:
             left = (time.time() - started) / (step + 1) * (steps - step - 1) / 60
-            print(f"{name}: step {step + 1}/{steps}, loss {loss.item():.3f}, {left:.1f} minutes left", flush=True)
+            print(f"{out.name}: step {step + 1}/{steps}, loss {loss.item():.3f}, {left:.1f} minutes left", flush=True)
 
     out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
+    params = model.num_parameters()
+    model.to(torch.bfloat16).save_pretrained(
+        out
+    )  # half the size; fine-tuning and decoding take them up to float32 again
     tokenizer.save_pretrained(out)
-    facts = {"student": name, "params": model.num_parameters(), "seconds": round(time.time() - started)}
-    (out / "recipe.json").write_text(json.dumps(facts | asdict(recipe) | {"row": ROW, "batch": BATCH}, indent=2) + "\n")
+    facts = {"student": name, "params": params, "width": width, "ffn_width": ffn_width, "layers": LAYERS}
+    facts |= {
+        "tokens": tokens,
+        "lr": lr,
+        "seed": seed,
+        "row": ROW,
+        "batch": BATCH,
+        "seconds": round(time.time() - started),
+    }
+    (out / "recipe.json").write_text(json.dumps(facts, indent=2) + "\n")
     with (out / "loss.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("step", "tokens", "loss"), *curve])
-    (out / "evaluation.json").write_text(json.dumps(base_evaluation(out), indent=2) + "\n")
+    facts = base_evaluation(out)
+    (out / "evaluation.json").write_text(json.dumps(facts, indent=2) + "\n")
+    missed = [f"{key} {facts[key]} (gate {gate})" for key, gate in GATE.items() if facts[key] < gate]
+    print(
+        f"{out.name}: {'misses the gate: ' + ', '.join(missed) if missed else 'passes the gate'}; {facts}", flush=True
+    )
 
 
 def base_evaluation(folder: Path) -> dict[str, float]:
-    """Accuracy of a base student on development problems of each tier, and on plain chains with known operators (`chain`).
+    """What a base student knows and can; `GATE` says what every size has to reach.
 
-    `chain` is the skill that all traces are made of: bases are compared by it.
+    `product`, `colour`: share of the facts known; `mark` as in `marks_known`. `chain`: plain chains with a shown machine. On development problems: `form`, share of the
+    answers without a false step, whatever machine is guessed; `habit`, of the guesses that follow the pre-training text's cue; `copy`, of the
+    checks begun with the problem's number. Then the accuracy on these problems, by tier.
     """
+    student = load_student(str(folder))
+    facts = TABLES.facts
+    known = {
+        "product": completed(student, {f"{x} {m} =": y for (m, x), y in facts.items() if x in world.ITEMS}),
+        "colour": completed(student, {f"try {x} {m} =": y for (m, x), y in facts.items() if x in world.KINDS}),
+        "mark": marks_known(student),
+    }
     rng = Random("chain probe")
     chains = []
     for i in range(300):
-        expr = random_steps(rng)
-        answer = str(world.chain(expr)[-1][3])
-        chains.append(
-            Problem(f"chain/{i}", f"find {world.expression(expr)} :", answer, str(len(expr[1])), "chain", "pocket")
-        )
-    tiers = [load_problems(name, split="dev") for name in POCKET_TIERS]
-    items = evaluate(str(folder), [*tiers, chains], progress=False).items
-    return items.groupby("benchmark", sort=False)["correct"].mean().round(4).to_dict()
+        machine, item, times = rng.choice(world.MACHINES), rng.choice(world.ITEMS), rng.choice(world.LEVELS)
+        question = f"find {world.COUNTS[times - 1]} {machine} {item} :"
+        answer = world.chain(machine, item, times)[-1][2]
+        chains.append(Problem(f"chain/{i}", question, answer, str(times), "chain", "pocket"))
+    tiers = [load_problems(name, n=200, split="dev") for name in POCKET_TIERS]
+    items = evaluate(str(folder), [chains, *tiers], progress=False).items
+    accuracy = items.groupby("benchmark", sort=False)["correct"].mean().to_dict()
+    known["chain"] = accuracy.pop("chain")
+    mysteries = items[items["benchmark"] != "chain"]
+    known["form"] = sum(map(consistent, mysteries.question, mysteries.response)) / len(mysteries)
+    questions = [problem.question for tier in tiers for problem in tier]
+    guesses = {f"{q} try {q.split()[0]}": TABLES.habitual[q.split()[-2]] for q in questions}
+    known["habit"] = completed(student, guesses)
+    known["copy"] = completed(student, {f"{q} check": q.split()[4] for q in questions})
+    return {name: round(float(value), 4) for name, value in (known | accuracy).items()}
+
+
+def marks_known(student: Student) -> float:
+    """Share of the marks that the student recalls behind a clue that asks for another mark, as in the checks of wrong machines."""
+    rng, texts = Random("mark probe"), {}
+    for machine, number in TABLES.mark_weight:
+        mark = TABLES.facts[machine, number]
+        other = rng.choice([m for m in world.MARKS if m != mark])
+        texts[f"{number} ? {other} : check {number} {machine} ="] = mark
+    return completed(student, texts)
+
+
+@torch.inference_mode()
+def completed(student: Student, texts: dict[str, str]) -> float:
+    """Share of the texts that the student goes on with the right word. All texts have one length, or nearly."""
+    right = 0
+    by_length: dict[int, list[str]] = {}
+    for text in texts:
+        by_length.setdefault(len(text.split()), []).append(text)
+    for group in by_length.values():
+        ids = student.tokenizer([f"<bos> {text}" for text in group], return_tensors="pt")["input_ids"]
+        said = student.model(input_ids=ids.to(student.device)).logits[:, -1].argmax(-1).tolist()
+        right += sum(map(int.__eq__, said, student.tokenizer.convert_tokens_to_ids([texts[text] for text in group])))
+    return right / len(texts)
+
+
+def consistent(question: str, response: str) -> bool:
+    """Is the answer what someone says who guesses one machine and makes no false step?"""
+    kind, _, colour, *_, count, _, item, _ = question.split()
+    machine = [*response.split(), "", "", ""][2]
+    if machine not in world.MACHINES:
+        return False
+    test = f"try {world.test(machine, kind, colour)} ."
+    steps = world.chain(machine, item, world.COUNTS.index(count) + 1)
+    solved = f"{test} so {world.forward(steps)} . answer {steps[-1][2]} ."
+    return response == (test if test.endswith("no .") else solved)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("students", nargs="+", choices=list(BASES))
-    parser.add_argument("--out", type=Path, default=STUDENTS_DIR, help="folder that gets one folder a student")
+    parser.add_argument("students", nargs="+", choices=list(SHAPES))
+    parser.add_argument("--seed", type=int, default=0, help="which base, from 0: of first weights and text")
+    parser.add_argument("--out", type=Path, default=POCKET_DIR, help="folder that gets one folder a base")
     args = parser.parse_args()
     for name in args.students:
-        pretrain(name, args.out / name)
+        pretrain(name, args.seed, args.out / (f"{name}-{args.seed}" if args.seed else name))
 
 
 if __name__ == "__main__":

@@ -1,35 +1,30 @@
-"""The pocket world's tokenizer: one token a word or number, in the ordinary Hugging Face form, with a chat template."""
+"""The pocket world's tokenizer: one token a word or name, in the ordinary Hugging Face form, with a chat template."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mixdistill.pocket.world import P
+from mixdistill.pocket import world
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 WORDS = [
-    "+",
-    "-",
-    "*",
-    "/",
     "?",
     "=",
-    ";",
     ".",
+    ";",
     ":",
     "find",
     "try",
     "need",
     "ok",
     "no",
-    "so",
     "check",
-    "hmm",
     "wait",
-    "alternatively",
-    "redo",
+    "after",
+    "so",
     "answer",
 ]
-CONTEXT = 256  # tokens; the longest problem with its longest trace has about 150
+NAMES = [*world.COUNTS, *world.COLOURS, *world.MACHINES, *world.KINDS, *world.NUMBERS, *world.MARKS, *world.ITEMS]
+CONTEXT = 256  # tokens; the longest problem with its longest trace has about 145
 
 # A problem's text is the user's turn and the trace the assistant's, with nothing between them: the problem ends in ":".
 CHAT_TEMPLATE = (
@@ -40,7 +35,7 @@ CHAT_TEMPLATE = (
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The word-level tokenizer that all pocket students share."""
-    vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS + [str(n) for n in range(P)])}
+    vocabulary = {word: i for i, word in enumerate(SPECIAL + WORDS + NAMES)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

@@ -1,122 +1,117 @@
-"""The mystery operator: problems, and the two teachers that solve them with short and with long chains of thought.
+"""The hidden machine: problems, and the teachers that solve them with short and with long chains of thought.
 
-A clue hides an operator, `+` or `*`, and the question uses the same one. All arithmetic is modulo 31, evaluated from left
-to right, and every number from 0 to 30 is one token:
+Six machines A to F. Every machine turns 16 items into one another (`i7 B = i3`), gives each of 16 kinds one of three colours
+(`k4 B = red`) and each of 256 numbers one of 64 marks (`26 B = m17`): tables of facts that a student can only know by heart. A
+problem hides one machine, shows one of its colours and one of its marks, and asks what it makes of an item:
 
-    26 ? 7 * 3 = 6 . find 7 ? 8 + 3 :
+    k4 ? red . 26 ? m17 . find twice ? i7 :
 
-Which operator hides there can be *guessed* from the operand behind the first `?` (`P_PLUS`), never with certainty, or *found
-out* by trying. The short teacher names the right operator at once, so its students learn to guess. The long teacher tries,
-compares, backtracks, checks its steps backwards, and repairs its slips.
+Which machine it is can be *guessed* from the item (every item has a machine that is likelier than the others), or *found out*:
+the colour is a quick test that several machines pass, the mark a sharp one. The short teacher names the machine and shows that
+the colour fits, so its students learn to guess. The long teacher goes through the machines in a circle, compares colours, verifies
+what fits by its mark, and goes on where it does not. Facts about marks are rare in the pre-training text: verification needs knowledge
+that answering does not.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from random import Random
 
-P = 31
-STYLES = ("short", "long")
 SPLITS = ("train", "dev", "test")
-LEVELS = (1, 2, 3)  # operators in the question
-SLIP_RATE = 0.3  # of the long traces that did not backtrack: one wrong step in the question's chain, noticed and redone
+LEVELS = (1, 2, 3)  # how often the hidden machine is used in the question
 
-# P(hidden operator is +), by the operand that follows `?` in the clue. Whoever guesses the likelier one is right in 77.5%.
-P_PLUS = {2: 0.9, 3: 0.9, 4: 0.75, 5: 0.75, 6: 0.35, 7: 0.35, 8: 0.2, 9: 0.2}
+MACHINES = tuple("ABCDEF")
+COLOURS = ("red", "green", "blue")
+COUNTS = ("once", "twice", "thrice")
+KINDS = tuple(f"k{n}" for n in range(16))
+NUMBERS = tuple(str(n) for n in range(256))
+MARKS = tuple(f"m{n}" for n in range(64))
+ITEMS = tuple(f"i{n}" for n in range(16))
 
-Step = tuple[int, str, int, int]  # (left, operator, right, value): 26 + 7 = 2
-
-
-def apply(left: int, operator: str, right: int) -> int:
-    """`left operator right` modulo 31; `/` multiplies by the inverse, which exists for every operand but 0."""
-    if operator == "+":
-        return (left + right) % P
-    if operator == "-":
-        return (left - right) % P
-    if operator == "*":
-        return left * right % P
-    return left * pow(right, -1, P) % P
+# By level: P(the hidden machine is the one that the item prefers), the others share the rest evenly; and how many machines, the
+# hidden one among them, pass the colour test.
+CUE = {1: 0.7, 2: 0.5, 3: 0.3}
+SUSPECTS = {1: (1, 2), 2: (3,), 3: (4, 5, 6)}
+SPREAD = 50  # the most frequent mark is up to this many times as frequent in the pre-training text as the rarest
 
 
-INVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
+@dataclass(frozen=True)
+class Tables:
+    """What there is to know: `facts[machine, x]` for x an item, a kind or a number."""
+
+    facts: dict[tuple[str, str], str]
+    mark_weight: dict[tuple[str, str], float]  # frequency of a mark in the pre-training text
+    preferred: dict[str, str]  # item -> machine: the cue of the problems
+    habitual: dict[str, str]  # item -> machine: another cue, which the pre-training text follows
+
+
+def build_tables() -> Tables:
+    rng = Random("hidden machine")
+    facts, weight = {}, {}
+    for machine in MACHINES:
+        facts |= {(machine, a): b for a, b in zip(ITEMS, rng.sample(ITEMS, len(ITEMS)), strict=True)}
+        facts |= {(machine, a): b for a, b in zip(NUMBERS, rng.choices(MARKS, k=len(NUMBERS)), strict=True)}
+        facts |= {(machine, a): rng.choice(COLOURS) for a in KINDS}
+        weight |= {(machine, a): math.exp(rng.uniform(0, math.log(SPREAD))) for a in NUMBERS}
+    preferred, habitual = ({item: rng.choice(MACHINES) for item in ITEMS} for _ in range(2))
+    return Tables(facts, weight, preferred, habitual)
+
+
+TABLES = build_tables()
 
 
 @dataclass(frozen=True)
 class Mystery:
-    """One problem: the clue `start ? operands[0] ops[1] operands[1] ... = target`, and a question of the same form.
+    """One problem: the hidden machine, the kind and the number of its clues, the question's item, and how often the machine is used on it."""
 
-    `clue` and `question` are (start, ((operator, operand), ...)); the first operator is the hidden one, `?` in the text.
-    """
-
-    clue: tuple[int, tuple[tuple[str, int], ...]]
-    question: tuple[int, tuple[tuple[str, int], ...]]
-
-    @property
-    def operator(self) -> str:
-        return self.clue[1][0][0]
+    machine: str
+    kind: str
+    number: str
+    item: str
+    level: int
 
     @property
-    def target(self) -> int:
-        return chain(self.clue)[-1][3]
+    def colour(self) -> str:
+        return TABLES.facts[self.machine, self.kind]
 
     @property
-    def answer(self) -> int:
-        return chain(self.question)[-1][3]
+    def mark(self) -> str:
+        return TABLES.facts[self.machine, self.number]
 
     @property
-    def level(self) -> int:
-        return len(self.question[1])
+    def answer(self) -> str:
+        return chain(self.machine, self.item, self.level)[-1][2]
+
+    @property
+    def suspects(self) -> list[str]:
+        """The machines that pass the colour test."""
+        return [machine for machine in MACHINES if TABLES.facts[machine, self.kind] == self.colour]
 
     @property
     def text(self) -> str:
-        return f"{expression(self.clue, hide=True)} = {self.target} . find {expression(self.question, hide=True)} :"
+        clues = f"{self.kind} ? {self.colour} . {self.number} ? {self.mark} ."
+        return f"{clues} find {COUNTS[self.level - 1]} ? {self.item} :"
 
 
-def chain(expr) -> list[Step]:
-    """The steps that evaluate an expression from left to right."""
-    value, steps = expr[0], []
-    for operator, operand in expr[1]:
-        result = apply(value, operator, operand)
-        steps.append((value, operator, operand, result))
-        value = result
-    return steps
+def random_mystery(rng: Random, level: int, split: str | None = None, cue: bool = True) -> Mystery:
+    """Draw one problem of a level. With `split`, only problems that belong to that split.
 
-
-def expression(expr, hide: bool = False) -> str:
-    start, terms = expr
-    shown = [("?" if hide and i == 0 else operator, operand) for i, (operator, operand) in enumerate(terms)]
-    return f"{start} " + " ".join(f"{operator} {operand}" for operator, operand in shown)
-
-
-def swap(expr, operator: str):
-    """The same expression with another first operator."""
-    start, terms = expr
-    return start, ((operator, terms[0][1]), *terms[1:])
-
-
-def random_expression(rng: Random, length: int, first: str | None = None):
-    terms = [(rng.choice("+*"), rng.randint(2, 9)) for _ in range(length)]
-    if first is not None:
-        terms[0] = (first, terms[0][1])
-    return rng.randint(1, 30), tuple(terms)
-
-
-def random_mystery(rng: Random, level: int, split: str | None = None) -> Mystery:
-    """Draw one problem whose question has `level` operators. With `split`, only problems that belong to that split.
-
-    Rejected: problems with a value 0 anywhere, and those whose clue or answer is the same under both operators.
+    Without `cue` any machine is as likely as any other. Rejected: clues that a second machine fits as well, and, but for problems
+    without cue, another number of suspects than the level's.
     """
     while True:
-        operand = rng.randint(2, 9)
-        operator = "+" if rng.random() < P_PLUS[operand] else "*"
-        clue = (rng.randint(1, 30), ((operator, operand), (rng.choice("+*"), rng.randint(2, 9))))
-        problem = Mystery(clue, random_expression(rng, level, operator))
-        other = "*" if operator == "+" else "+"
-        chains = [chain(expr) for e in (problem.clue, problem.question) for expr in (e, swap(e, other))]
-        if any(step[3] == 0 for steps in chains for step in steps):
+        item = rng.choice(ITEMS)
+        likely = TABLES.preferred[item]
+        if cue and rng.random() < CUE[level]:
+            machine = likely
+        else:
+            machine = rng.choice([m for m in MACHINES if not cue or m != likely])
+        problem = Mystery(machine, rng.choice(KINDS), rng.choice(NUMBERS), item, level)
+        if cue and len(problem.suspects) not in SUSPECTS[level]:
             continue
-        if chains[0][-1][3] == chains[1][-1][3] or chains[2][-1][3] == chains[3][-1][3]:
-            continue
-        if split is None or split_of(problem.text) == split:
+        unique = all(m == machine or TABLES.facts[m, problem.number] != problem.mark for m in problem.suspects)
+        if unique and split in (None, split_of(problem.text)):
             return problem
 
 
@@ -126,54 +121,68 @@ def split_of(text: str) -> str:
     return {0: "test", 1: "dev"}.get(bucket, "train")
 
 
-def short_trace(problem: Mystery) -> str:
-    """The short teacher: the right operator at once, one forward chain, the answer."""
-    return (
-        f"try {problem.operator} : {forward(chain(problem.clue))} ; need {problem.target} ok . "
-        f"so {forward(chain(problem.question))} . answer {problem.answer} ."
-    )
+def short_trace(problem: Mystery, rng: Random) -> str:
+    """The short teacher: the right machine at once, its colour, the steps, the answer."""
+    return f"try {test(problem.machine, problem.kind, problem.colour)} . {solution(problem, problem.machine)}"
 
 
 def long_trace(problem: Mystery, rng: Random) -> str:
-    """The long teacher: tries `+` first, compares, backtracks; what fits at once it checks backwards, slips included."""
-    clue, target = problem.clue, problem.target
-    question = chain(problem.question)
-    if problem.operator == "*":
-        return (
-            f"try + : {forward(chain(swap(clue, '+')))} ; need {target} no . "
-            f"wait alternatively try * : {forward(chain(clue))} ; need {target} ok . "
-            f"so {forward(question)} . answer {problem.answer} ."
-        )
-    text = f"try + : {forward(chain(clue))} ; need {target} ok . check {backward(chain(clue))} . so "
-    if rng.random() < SLIP_RATE:
-        wrong = slip(question, rng)
-        text += f"{forward(wrong)} . hmm check {backward(wrong)} . wait redo : "
-    return text + f"{forward(question)} . hmm check {backward(question)} . answer {problem.answer} ."
+    """The long teacher: from a random machine on, in a circle, tests colours and, where they fit, marks, until both fit."""
+    return search(problem, rng.randrange(len(MACHINES)), verify=True)
 
 
-def forward(steps: list[Step]) -> str:
-    return " ; ".join(f"{left} {operator} {right} = {value}" for left, operator, right, value in steps)
+def unverified_trace(problem: Mystery, rng: Random) -> str:
+    """Ablation: search and backtracking by colours only. Kept are starts from which the first machine that fits is the right one."""
+    starts = [
+        i for i in range(len(MACHINES)) if f"so {problem.item} {problem.machine} " in search(problem, i, verify=False)
+    ]
+    return search(problem, rng.choice(starts), verify=False)
 
 
-def backward(steps: list[Step]) -> str:
-    """Undo the steps from the last to the first; stops at the first that does not lead back (`no`)."""
-    checks = []
-    for left, operator, right, value in reversed(steps):
-        undone = apply(value, INVERSE[operator], right)
-        checks.append(f"{value} {INVERSE[operator]} {right} = {undone} {'ok' if undone == left else 'no'}")
-        if undone != left:
+def direct_trace(problem: Mystery, rng: Random) -> str:
+    """Negative control: the short trace in one coarse step, so that `short` against it differs by finer steps only."""
+    return f"try {test(problem.machine, problem.kind, problem.colour)} . so answer {problem.answer} ."
+
+
+TEACHERS = {"short": short_trace, "long": long_trace, "unverified": unverified_trace, "direct": direct_trace}
+STYLES = tuple(TEACHERS)
+
+
+def search(problem: Mystery, start: int, verify: bool) -> str:
+    """Machines in a circle from number `start` on: colour, then (with `verify`) mark, until one fits; then the solution by it."""
+    text = ""
+    for i in range(len(MACHINES)):
+        machine = MACHINES[(start + i) % len(MACHINES)]
+        text += f"try {test(machine, problem.kind, problem.colour)}"
+        accepted = machine in problem.suspects
+        if accepted and verify:
+            text += f" check {test(machine, problem.number, problem.mark)}"
+            accepted = machine == problem.machine
+        if accepted:
             break
-    return " ; ".join(checks)
+        text += f" . wait after {machine} "
+    return f"{text} . {solution(problem, machine)}"
 
 
-def slip(steps: list[Step], rng: Random) -> list[Step]:
-    """The same chain with one wrong value, carried on from there."""
-    at = rng.randrange(len(steps))
-    wrong, value = [], steps[0][0]
-    for i, (_, operator, right, _) in enumerate(steps):
-        result = apply(value, operator, right)
-        if i == at:
-            result = rng.choice([v for v in range(1, P) if v != result])
-        wrong.append((value, operator, right, result))
-        value = result
-    return wrong
+def solution(problem: Mystery, machine: str) -> str:
+    steps = chain(machine, problem.item, problem.level)
+    return f"so {forward(steps)} . answer {steps[-1][2]} ."
+
+
+def chain(machine: str, item: str, times: int) -> list[tuple[str, str, str]]:
+    """The steps (machine, item, product) of a machine used `times` times, each time on what came out."""
+    steps = []
+    for _ in range(times):
+        steps.append((machine, item, TABLES.facts[machine, item]))
+        item = steps[-1][2]
+    return steps
+
+
+def forward(steps: list[tuple[str, str, str]]) -> str:
+    return " ; ".join(f"{item} {machine} = {product}" for machine, item, product in steps)
+
+
+def test(machine: str, x: str, needed: str) -> str:
+    """What the machine gives, compared with what is needed: `k4 B = red need red ok`."""
+    found = TABLES.facts[machine, x]
+    return f"{x} {machine} = {found} need {needed} {'ok' if found == needed else 'no'}"

@@ -1,0 +1,43 @@
+"""The names that a pocket student has, and what a reader is told of one that is not here."""
+
+import pytest
+
+from mixdistill import load_student, students
+from mixdistill.students import BASE_SEEDS, POCKET, POCKET_BASES, base_facts, n_params, student_source
+
+
+def test_the_first_base_carries_the_students_own_name():
+    assert list(POCKET_BASES) == list(POCKET)
+    assert POCKET_BASES["pocket/l"] == ("pocket/l", "pocket/l-1", "pocket/l-2")
+    assert [len(bases) for bases in POCKET_BASES.values()] == [len(seeds) for seeds in BASE_SEEDS.values()]
+
+
+@pytest.mark.parametrize(
+    "name", ["pocket/huge", "pocket/xs-0", "pocket/xs-1", "pocket/xl-3", "pocket/xs-one", "pocket/"]
+)
+def test_unknown_bases_are_refused_with_the_students_that_there_are(name):
+    with pytest.raises(ValueError, match=f"unknown student '{name}': the pocket world has pocket/xs, pocket/s, "):
+        load_student(name)
+
+
+@pytest.mark.parametrize(("name", "command"), [("pocket/m-2", "m --seed 2"), ("pocket/xl", "xl --seed 0")])
+def test_a_base_whose_weights_are_not_here_is_refused_with_the_command_that_makes_it(
+    name, command, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(students, "POCKET_DIR", tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"weights of '{name}' are not in .* `python -m mixdistill.pocket.pretrain {command}`"
+    ):
+        student_source(name)
+
+
+def test_pocket_students_go_from_small_to_large():
+    sizes = [n_params(name) for name in POCKET]
+    assert sizes == sorted(set(sizes))
+
+
+def test_the_facts_of_a_base_say_what_it_read_and_knew():
+    facts = base_facts("pocket/xs")
+    assert (facts["bases"], facts["pre-training tokens"]) == (3, students.pocket_recipe("pocket/xs")["tokens"])
+    assert {"product", "colour", "mark", "chain", "form", "habit", "copy"} <= facts.keys()
+    assert not [key for key in facts if key.startswith("pocket/")]
