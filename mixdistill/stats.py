@@ -289,7 +289,8 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
         found = {"contrast": f"{left}-{right}", "slope": slope, "se": sqrt(variance)}
         found |= {"ci_low": slope - half, "ci_high": slope + half, "n_students": len(sizes)}
         rows.append(found | {"n_bases": sum(map(len, tables)), "n_problems": int(n.sum())})
-    return pd.DataFrame(rows)
+    columns = ["contrast", "slope", "se", "ci_low", "ci_high", "n_students", "n_bases", "n_problems"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def readable_gaps(gaps: pd.DataFrame, contrasts: tuple[str, ...] = ()) -> pd.DataFrame:

@@ -63,7 +63,7 @@ def test_items_say_which_base_each_seed_started_from(store):
     assert base_of == {
         (recipe, seed): {f"pocket/xs{suffix}"}
         for recipe in ("untouched", "short")
-        for seed, suffix in enumerate(("", "-1"))
+        for seed, suffix in enumerate(("", "-2"))
     }
     assert set(items["student"]) == {"pocket/xs"}
 
