@@ -4,8 +4,7 @@ Items are one row a seed, problem and sample, with the columns of `evaluate.Scor
 
 - The problem is the unit. Its samples are averaged first, so standard errors are clustered by problem (Miller, Adding Error Bars
   to Evals, 2024, section 2.2): ten samples of 30 problems are 30 observations, not 300.
-- So is the base: where the seeds are spread over several pre-trained models of one size (column `base`), the seeds of one base are averaged
-  first, so that an interval covers the draw of the bases too and no two seeds of one base count as two bases.
+- So is the base: seeds of one pre-trained model (column `base`) are averaged first, so that an interval covers the draw of the bases.
 - Each benchmark counts the same, as in the paper's tables: a mean is the mean over the items' benchmarks, whatever their
   sizes. Benchmarks are fixed; problems and seeds are drawn.
 - The headline interval is the t interval of `two_way_mean`, the only one here that holds with few seeds: of 3 or 5 seeds a
@@ -286,9 +285,8 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
         slope, variance = by_problem.mean().mean(), sum(parts)
         df = variance**2 / sum(part**2 / d for part, d in zip(parts, dfs, strict=True)) if variance else n.sum() - 1
         half = float(stats.t.ppf(0.975, df)) * sqrt(variance)
-        found = {"contrast": f"{left}-{right}", "slope": slope, "se": sqrt(variance)}
-        found |= {"ci_low": slope - half, "ci_high": slope + half, "n_students": len(sizes)}
-        rows.append(found | {"n_bases": sum(map(len, tables)), "n_problems": int(n.sum())})
+        row = (f"{left}-{right}", slope, sqrt(variance), slope - half, slope + half)
+        rows.append((*row, len(sizes), sum(map(len, tables)), int(n.sum())))
     columns = ["contrast", "slope", "se", "ci_low", "ci_high", "n_students", "n_bases", "n_problems"]
     return pd.DataFrame(rows, columns=columns)
 
