@@ -14,7 +14,8 @@ REJECTED = next(machine for machine in world.MACHINES if machine not in PROBLEM.
 OTHER = next(machine for machine in PROBLEM.suspects if machine != HIDDEN)
 ANSWER = world.search(PROBLEM, world.MACHINES.index(OTHER), verify=True)  # refuses OTHER by its mark, comes to HIDDEN
 REFUSED, CHECKED = (world.test(machine, NUMBER, PROBLEM.mark) for machine in (OTHER, HIDDEN))
-WRONG_MARK = next(mark for mark in world.MARKS if mark not in (PROBLEM.mark, FACTS[OTHER, NUMBER]))
+OTHERS_MARK = FACTS[OTHER, NUMBER]
+WRONG_MARK = next(mark for mark in world.MARKS if mark not in (PROBLEM.mark, OTHERS_MARK))
 WRONG_COLOUR = next(colour for colour in world.COLOURS if colour != PROBLEM.colour)
 FIRST, SECOND = (f"{item} {HIDDEN} = {product}" for _, item, product in world.chain(HIDDEN, PROBLEM.item, 2))
 WRONG_ITEM = next(item for item in world.ITEMS if item not in f"{FIRST} {SECOND}".split())
@@ -34,6 +35,7 @@ ANSWERS = [
     ("wrong colour", said(f"{KIND} {OTHER} = {PROBLEM.colour}", f"{KIND} {OTHER} = {WRONG_COLOUR}")),
     ("wrong mark", said(CHECKED, f"{NUMBER} {HIDDEN} = {WRONG_MARK} need {PROBLEM.mark} no")),
     ("false proof", said(REFUSED, f"{NUMBER} {OTHER} = {PROBLEM.mark} need {PROBLEM.mark} ok")),
+    ("false proof", said(REFUSED, f"{NUMBER} {OTHER} = {OTHERS_MARK} need {OTHERS_MARK} ok")),
     ("missed mismatch", said(REFUSED, REFUSED.removesuffix("no") + "ok")),
     ("false alarm", said(CHECKED, CHECKED.removesuffix("ok") + "no")),
     ("lost operand", said(REFUSED, REFUSED.replace(PROBLEM.mark, WRONG_MARK))),

@@ -25,7 +25,7 @@ def test_seeds_are_spread_over_the_bases_of_a_pocket_student():
     assert [pocket.base(Arm("pocket/l", "short", 0.0, seed)) for seed in range(5)] == [
         "pocket/l",
         "pocket/l-1",
-        "pocket/l-2",
+        "pocket/l-3",
         "pocket/l",
         "pocket/l-1",
     ]

@@ -5,6 +5,7 @@ import pytest
 from mixdistill import LoRA, finetune, get_scale, load_traces, mix, open_run, sweep
 from mixdistill.finetune import default_lr
 from mixdistill.scales import Arm, alpha_arms, control_arms, gap_arms, recipe_arm
+from mixdistill.students import POCKET_BASES
 from mixdistill.sweep import run_arm, training_set
 
 SMOKE = get_scale("smoke", 1)
@@ -50,7 +51,8 @@ def test_an_arm_is_the_run_of_a_finetune_call_with_the_same_mix_and_the_base_of_
     train = mix(load_traces("pocket/long", n=32, seed=1), load_traces("pocket/short", n=32, seed=1), 0.2, 1)
     lora = LoRA(r=16)
     rate = default_lr("pocket/xs", lora)  # all bases of a student share it
-    assert finetune("pocket/xs-2", train, lora=lora, lr=rate, epochs=1, seed=1, stored_only=True) is not None
+    base = POCKET_BASES["pocket/xs"][1]
+    assert finetune(base, train, lora=lora, lr=rate, epochs=1, seed=1, stored_only=True) is not None
 
 
 def test_items_say_which_base_each_seed_started_from(store):

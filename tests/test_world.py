@@ -146,10 +146,11 @@ def test_pretraining_text_is_true():
     assert all(map(is_true, documents()))
 
 
-def test_pretraining_text_never_holds_two_tests_of_one_problem():
+def test_pretraining_text_never_tests_two_machines_and_never_says_what_follows_a_test_but_the_solution():
     for text in documents():
-        assert text.count("need") <= 1
-        assert text.count("try") + text.count("check") <= 1
+        assert len(re.findall(r"(?:try|check) \S+ [A-F] ", text)) <= 1
+        assert "ok check" not in text
+        assert "no . wait" not in text
 
 
 def test_pretraining_text_holds_no_problem_of_the_test_and_development_splits():
@@ -161,10 +162,20 @@ def test_pretraining_text_holds_no_problem_of_the_test_and_development_splits():
     assert {world.split_of(problem) for problem in problems} == {"train"}
 
 
-def test_pretraining_text_joins_machine_and_mark_only_in_its_rare_mark_documents():
+def test_pretraining_text_tells_the_marks_of_machines_in_lone_checks_and_lists_only():
     with_mark = [text for text in documents(10_000) if re.search(r"[A-F] = m\d", text)]
-    assert len(with_mark) / 10_000 == pytest.approx(MIXTURE["mark"], abs=0.01)
-    assert all(re.search(r"check \d+ [A-F] = m\d+ need m\d+ (ok|no) \.$", text) for text in with_mark)
+    checks = [text for text in with_mark if re.search(r"check \d+ [A-F] = m\d+ need m\d+ (ok|no) \.$", text)]
+    lists = [text for text in with_mark if re.fullmatch(r"(\d+ [A-F] = m\d+ [;.] ?){8}", text)]
+    total = sum(MIXTURE.values())
+    assert len(checks) / 10_000 == pytest.approx(MIXTURE["mark"] / total, abs=0.01)
+    assert len(lists) / 10_000 == pytest.approx(MIXTURE["marks"] / total, abs=0.01)
+    assert len(checks) + len(lists) == len(with_mark)
+
+
+def test_the_cue_of_the_pretraining_text_is_the_machine_before_the_preferred():
+    for item in world.ITEMS:
+        before = world.MACHINES.index(world.TABLES.habitual[item])
+        assert world.MACHINES[(before + 1) % len(world.MACHINES)] == world.TABLES.preferred[item]
 
 
 def test_some_marks_are_much_rarer_than_others():

@@ -11,7 +11,7 @@ ERRORS = {
     "gave up": "no step is false, and it stops without an answer, as the pre-training text does where a colour does not fit",
     "wrong colour": "a colour is recalled wrongly",
     "wrong mark": "a mark is recalled wrongly, and so the machine is refused: knowledge that only verification needs",
-    "false proof": "what is needed is written down as the mark, which it is not: the check confirms whatever is checked",
+    "false proof": "what is needed is written down as the mark, or the mark as what is needed: the check confirms whatever is checked",
     "missed mismatch": "what it found differs from what is needed, and it says ok",
     "false alarm": "what it found is what is needed, and it says no",
     "lost operand": "a kind, number, colour, mark or item is not the problem's",
@@ -35,7 +35,8 @@ def first_error(question: str, response: str, correct: bool) -> str:
         if step["what"]:
             x, needed, wrong = clue[step["what"]]
             if (step["x"], step["needed"]) != (x, needed):
-                return "lost operand"
+                confirmed = step["what"] == "check" and step["x"] == x and step["found"] == step["needed"]
+                return "false proof" if confirmed else "lost operand"
             if step["found"] != world.TABLES.facts.get((step["tested"], x)):
                 return "false proof" if step["what"] == "check" and step["found"] == needed else wrong
             machine, accepted = step["tested"], step["found"] == needed

@@ -1,8 +1,8 @@
 """Pre-train the pocket world's base students from scratch: `python -m mixdistill.pocket.pretrain xs s m l xl --seed 0`.
 
-The text holds facts, chains, mystery problems solved in SHORT form by a guess that may fail the colour test (then the text stops), and single
-steps of long traces, each alone behind a problem or a clue. It never holds two tests of one problem: a base knows every step of a long trace
-and not the procedure, which is what students must learn by fine-tuning. Marks, which only verification needs, are rare in it.
+The text holds lists of facts, chains, mystery problems solved in SHORT form by a guess that may fail the colour test (then the text stops),
+and single steps of long traces behind a problem or a clue. It never holds tests of two machines for one problem: a base knows every step of a
+long trace and not the procedure, which is what students must learn by fine-tuning.
 """
 
 import argparse
@@ -27,25 +27,24 @@ from mixdistill.students import POCKET_DIR, Student, load_student
 
 TABLES = world.TABLES
 MARK_WEIGHTS = list(accumulate(TABLES.mark_weight.values()))
-ROW = 64  # tokens
-BATCH = 32  # rows
+ROW = 128  # tokens: several texts, so that what is copied is found among as many others as in a long trace
+BATCH = 16  # rows
 MAX_JUMP = 130  # positions; about the length of a long trace
 WARMUP = 100  # steps
 
 # Width and feed-forward width; all else follows from them by one rule each.
-SHAPES = {"xs": (32, 48), "s": (32, 96), "m": (40, 120), "l": (64, 192), "xl": (96, 288)}
+SHAPES = {"xs": (32, 48), "s": (32, 96), "m": (48, 144), "l": (64, 192), "xl": (96, 288)}
 LAYERS = 2
+# Of BATCH x ROW = 2,048 tokens: 5.0M to 8.6M tokens. Larger students read more, else they too end before they know the marks.
+STEPS = {"xs": 2423, "s": 2477, "m": 2900, "l": 3600, "xl": 4200}
 # What every base has to reach in `base_evaluation`, whatever its size.
-GATE = {"product": 0.95, "colour": 0.95, "chain": 0.95, "form": 0.95, "habit": 0.95}
+GATE = {"product": 0.95, "colour": 0.95, "chain": 0.95, "form": 0.95, "habit": 0.95, "same": 0.95, "copy": 0.95}
 
-# Share of the documents of each kind.
-MIXTURE = {"product": 0.08, "chain": 0.14, "colour": 0.14, "same": 0.18, "mark": 0.06, "guess": 0.40}
-HABIT = 0.6  # of the guesses: they follow the text's own cue (`TABLES.habitual`), so that students know what a cue is
-
-
-def tokens_of(params: int) -> int:
-    """Pre-training tokens of a student: 4.5M for 40k parameters, 1.6 times as many for ten times the parameters."""
-    return round(4_500_000 * (params / 40_000) ** 0.2)
+# Weights of the kinds of documents; their shares are about the same.
+MIXTURE = {"product": 0.08, "chain": 0.14, "colour": 0.14, "same": 0.14, "mark": 0.06, "guess": 0.40, "marks": 0.065}
+# Of the guesses: so many follow the text's own cue (`TABLES.habitual`), so many that of the problems (`TABLES.preferred`). A student knows
+# both, and that the first is likelier; what fine-tuning has to turn round.
+HABIT, HUNCH = 0.5, 0.3
 
 
 def peak_lr(width: int) -> float:
@@ -57,11 +56,15 @@ def document(rng: Random) -> str:
     what = rng.choices(list(MIXTURE), weights=list(MIXTURE.values()))[0]
     machine, item = rng.choice(world.MACHINES), rng.choice(world.ITEMS)
     if what == "product":
-        return f"{world.forward(world.chain(machine, item, 1))} ."
+        products = [world.chain(rng.choice(world.MACHINES), rng.choice(world.ITEMS), 1)[0] for _ in range(4)]
+        return f"{world.forward(products)} ."
     if what == "chain":
         times = rng.choice(world.LEVELS)
         steps = world.chain(machine, item, times)
         return f"find {world.COUNTS[times - 1]} {machine} {item} : so {world.forward(steps)} . answer {steps[-1][2]} ."
+    if what == "marks":  # a list, as single facts in whole sentences leave small students on a plateau
+        known = rng.choices(list(TABLES.mark_weight), cum_weights=MARK_WEIGHTS, k=8)
+        return f"{world.forward([(machine, number, TABLES.facts[machine, number]) for machine, number in known])} ."
     return guess(rng) if what == "guess" else lone_step(rng, what)
 
 
@@ -81,27 +84,28 @@ def lone_step(rng: Random, what: str) -> str:
         in_problem = rng.random() < 0.5
         step = f"wait after {last} {step}" if in_problem or rng.random() < 0.5 else step
         return f"{whole if in_problem else before + ' :'} {step} ."
-    if what == "same":  # a comparison without a machine: it says nothing about any mark
-        found = needed(rng, problem.mark, world.MARKS)
-        says = "ok" if found == problem.mark else "no"
-        step = f"check {problem.number} = {found} need {problem.mark} {says}"
+    if what == "same":  # comparisons without a machine: they say nothing about any mark
+        steps = []
+        for _ in range(4):
+            found = problem.mark if rng.random() < 1 / 3 else rng.choice(world.MARKS)
+            says = "ok" if found == problem.mark else "no"
+            steps.append(f"check {problem.number} = {found} need {problem.mark} {says}")
+        step = " . ".join(steps)
     else:
         machine, number = rng.choices(list(TABLES.mark_weight), cum_weights=MARK_WEIGHTS)[0]
-        mark = needed(rng, TABLES.facts[machine, number], world.MARKS)
+        mark = TABLES.facts[machine, number] if rng.random() < 0.25 else rng.choice(world.MARKS)
         step = f"check {world.test(machine, number, mark)}"
         whole = whole.replace(before, f"{number} ? {mark}")
         before = f"{number} ? {mark}"
     return f"{whole if rng.random() < 0.5 else before + ' :'} {step} ."
 
 
-def needed(rng: Random, true: str, values: tuple[str, ...]) -> str:
-    return true if rng.random() < 0.5 else rng.choice(values)
-
-
 def guess(rng: Random) -> str:
     """A mystery problem and one guess: solved where the colour fits, else broken off."""
     problem = world.random_mystery(rng, rng.choice(world.LEVELS), split="train", cue=False)
-    machine = TABLES.habitual[problem.item] if rng.random() < HABIT else rng.choice(world.MACHINES)
+    draw, machine = rng.random(), rng.choice(world.MACHINES)
+    if draw < HABIT + HUNCH:
+        machine = (TABLES.habitual if draw < HABIT else TABLES.preferred)[problem.item]
     return f"{problem.text} {guessed(problem, machine)}"
 
 
@@ -165,8 +169,7 @@ def pretrain(name: str, seed: int, out: Path) -> None:
     tokenizer = build_tokenizer()
     model = build_student(name, tokenizer, seed)
     width, ffn_width = SHAPES[name]
-    tokens, lr = tokens_of(model.num_parameters()), peak_lr(width)
-    steps = tokens // (BATCH * ROW)
+    steps, lr = STEPS[name], peak_lr(width)
     matrices = [p for key, p in model.named_parameters() if p.ndim == 2 and "embed" not in key]
     others = [p for key, p in model.named_parameters() if p.ndim == 1 or "embed" in key]
     adamw = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -201,7 +204,7 @@ def pretrain(name: str, seed: int, out: Path) -> None:
     tokenizer.save_pretrained(out)
     facts = {"student": name, "params": params, "width": width, "ffn_width": ffn_width, "layers": LAYERS}
     facts |= {
-        "tokens": tokens,
+        "tokens": steps * BATCH * ROW,
         "lr": lr,
         "seed": seed,
         "row": ROW,
@@ -223,8 +226,9 @@ def base_evaluation(folder: Path) -> dict[str, float]:
     """What a base student knows and can; `GATE` says what every size has to reach.
 
     `product`, `colour`: share of the facts known; `mark` as in `marks_known`. `chain`: plain chains with a shown machine. On development problems: `form`, share of the
-    answers without a false step, whatever machine is guessed; `habit`, of the guesses that follow the pre-training text's cue; `copy`, of the
-    checks begun with the problem's number. Then the accuracy on these problems, by tier.
+    answers without a false step, whatever machine is guessed; `habit`, of the guesses that follow one of the text's two cues; `copy`, of the
+    checks begun with the problem's number; `same`, of the marks compared rightly with the problem's, half of them equal. Then the accuracy on
+    these problems, by tier.
     """
     student = load_student(str(folder))
     facts = TABLES.facts
@@ -247,8 +251,10 @@ def base_evaluation(folder: Path) -> dict[str, float]:
     mysteries = items[items["benchmark"] != "chain"]
     known["form"] = sum(map(consistent, mysteries.question, mysteries.response)) / len(mysteries)
     questions = [problem.question for tier in tiers for problem in tier]
-    guesses = {f"{q} try {q.split()[0]}": TABLES.habitual[q.split()[-2]] for q in questions}
-    known["habit"] = completed(student, guesses)
+    cues = (TABLES.habitual, TABLES.preferred)
+    guesses = [{f"{q} try {q.split()[0]}": cue[q.split()[-2]] for q in questions} for cue in cues]
+    known["habit"] = sum(completed(student, guess) for guess in guesses)
+    known["same"] = completed(student, comparisons(questions))
     known["copy"] = completed(student, {f"{q} check": q.split()[4] for q in questions})
     return {name: round(float(value), 4) for name, value in (known | accuracy).items()}
 
@@ -261,6 +267,17 @@ def marks_known(student: Student) -> float:
         other = rng.choice([m for m in world.MARKS if m != mark])
         texts[f"{number} ? {other} : check {number} {machine} ="] = mark
     return completed(student, texts)
+
+
+def comparisons(questions: list[str]) -> dict[str, str]:
+    """A check of each problem, of any machine, up to its verdict."""
+    rng, texts = Random("same probe"), {}
+    for question in questions:
+        number, mark = question.split()[4], question.split()[6]
+        found = mark if rng.random() < 0.5 else rng.choice(world.MARKS)
+        says = "ok" if found == mark else "no"
+        texts[f"{question} check {number} {rng.choice(world.MACHINES)} = {found} need {mark}"] = says
+    return texts
 
 
 @torch.inference_mode()

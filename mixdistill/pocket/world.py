@@ -1,7 +1,7 @@
 """The hidden machine: problems, and the teachers that solve them with short and with long chains of thought.
 
 Six machines A to F. Every machine turns 16 items into one another (`i7 B = i3`), gives each of 16 kinds one of three colours
-(`k4 B = red`) and each of 256 numbers one of 64 marks (`26 B = m17`): tables of facts that a student can only know by heart. A
+(`k4 B = red`) and each of 512 numbers one of 32 marks (`26 B = m17`): tables of facts that a student can only know by heart. A
 problem hides one machine, shows one of its colours and one of its marks, and asks what it makes of an item:
 
     k4 ? red . 26 ? m17 . find twice ? i7 :
@@ -9,8 +9,8 @@ problem hides one machine, shows one of its colours and one of its marks, and as
 Which machine it is can be *guessed* from the item (every item has a machine that is likelier than the others), or *found out*:
 the colour is a quick test that several machines pass, the mark a sharp one. The short teacher names the machine and shows that
 the colour fits, so its students learn to guess. The long teacher goes through the machines in a circle, compares colours, verifies
-what fits by its mark, and goes on where it does not. Facts about marks are rare in the pre-training text: verification needs knowledge
-that answering does not.
+what fits by its mark, and goes on where it does not. The marks are most of what there is to know: verification needs knowledge that
+answering does not.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ MACHINES = tuple("ABCDEF")
 COLOURS = ("red", "green", "blue")
 COUNTS = ("once", "twice", "thrice")
 KINDS = tuple(f"k{n}" for n in range(16))
-NUMBERS = tuple(str(n) for n in range(256))
-MARKS = tuple(f"m{n}" for n in range(64))
+NUMBERS = tuple(str(n) for n in range(512))
+MARKS = tuple(f"m{n}" for n in range(32))
 ITEMS = tuple(f"i{n}" for n in range(16))
 
 # By level: P(the hidden machine is the one that the item prefers), the others share the rest evenly; and how many machines, the
 # hidden one among them, pass the colour test.
 CUE = {1: 0.7, 2: 0.5, 3: 0.3}
 SUSPECTS = {1: (1, 2), 2: (3,), 3: (4, 5, 6)}
-SPREAD = 50  # the most frequent mark is up to this many times as frequent in the pre-training text as the rarest
+SPREAD = 30  # the most frequent mark is up to this many times as frequent in the pre-training text as the rarest
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Tables:
     facts: dict[tuple[str, str], str]
     mark_weight: dict[tuple[str, str], float]  # frequency of a mark in the pre-training text
     preferred: dict[str, str]  # item -> machine: the cue of the problems
-    habitual: dict[str, str]  # item -> machine: another cue, which the pre-training text follows
+    habitual: dict[str, str]  # item -> machine, the one before the preferred: the first cue of the pre-training text
 
 
 def build_tables() -> Tables:
@@ -54,7 +54,8 @@ def build_tables() -> Tables:
         facts |= {(machine, a): b for a, b in zip(NUMBERS, rng.choices(MARKS, k=len(NUMBERS)), strict=True)}
         facts |= {(machine, a): rng.choice(COLOURS) for a in KINDS}
         weight |= {(machine, a): math.exp(rng.uniform(0, math.log(SPREAD))) for a in NUMBERS}
-    preferred, habitual = ({item: rng.choice(MACHINES) for item in ITEMS} for _ in range(2))
+    preferred = {item: rng.choice(MACHINES) for item in ITEMS}
+    habitual = {item: MACHINES[MACHINES.index(machine) - 1] for item, machine in preferred.items()}
     return Tables(facts, weight, preferred, habitual)
 
 
