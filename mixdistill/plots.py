@@ -196,7 +196,9 @@ def controls(gaps: pd.DataFrame) -> Figure:
     axes.set_title("The gap, without its checks, and of finer steps only")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _size_axis(axes, sizes)
-    axes.legend(fontsize=9)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.3 * (high - low), high)  # room for the legend below the bars
+    axes.legend(fontsize=9, loc="lower left")
     _caption(figure, gaps)
     return figure
 
