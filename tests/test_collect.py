@@ -18,13 +18,13 @@ def problems():
 
 @pytest.mark.filterwarnings("ignore:.*gave a right answer to")
 def test_only_right_and_whole_answers_become_traces_and_everything_else_is_counted(problems):
-    collected = collect_traces("pocket/s", problems, 4, **WARM)
+    collected = collect_traces("pocket/s", problems, 12, **WARM)
     golds = {problem.question: problem.answer for problem in problems}
     for trace in check_traces(collected.traces):
         assert final_answer(trace["response"], "pocket") == golds[trace["question"]]
     counts = collected.counts.set_index("problem_id")
     assert list(counts.index) == [problem.id for problem in problems]
-    assert (counts.sum(axis=1) == 4).all()
+    assert (counts.sum(axis=1) == 12).all()
     assert counts["kept"].sum() == len(collected.traces)
     assert counts["wrong"].sum() > 0
     assert counts["duplicate"].sum() > 0
