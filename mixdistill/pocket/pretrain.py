@@ -32,7 +32,7 @@ BATCH = 16  # rows
 MAX_JUMP = 130  # positions; about the length of a long trace
 WARMUP = 100  # steps
 
-# Width and feed-forward width; all else follows from them by one rule each.
+# Width and feed-forward width; all else but the steps follows from them by one rule each.
 SHAPES = {"xs": (32, 48), "s": (32, 96), "m": (48, 144), "l": (64, 192), "xl": (96, 288)}
 LAYERS = 2
 # Of BATCH x ROW = 2,048 tokens: 5.0M to 8.6M tokens. Larger students read more, else they too end before they know the marks.
