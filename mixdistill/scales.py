@@ -147,7 +147,7 @@ SCALES = {
     "pocket": Scale(
         name="pocket",
         students=POCKET,
-        n_seeds=4,
+        n_seeds=6,
         n_train=1600,
         epochs=4,
         benchmarks=tuple(POCKET_TIERS),

@@ -8,7 +8,12 @@ from mixdistill.pocket import world
 from mixdistill.pocket.errors import ERRORS, first_error
 
 FACTS = world.TABLES.facts
-PROBLEM = world.random_mystery(Random(0), 2)  # three suspects
+DRAWN = Random(0)
+PROBLEM = next(  # three suspects, and three different items from the question to the answer
+    problem
+    for problem in (world.random_mystery(DRAWN, 2) for _ in range(100))
+    if len({x for _, *step in world.chain(problem.machine, problem.item, 2) for x in step}) == 3
+)
 HIDDEN, KIND, NUMBER = PROBLEM.machine, PROBLEM.kind, PROBLEM.number
 REJECTED = next(machine for machine in world.MACHINES if machine not in PROBLEM.suspects)
 OTHER = next(machine for machine in PROBLEM.suspects if machine != HIDDEN)
@@ -39,13 +44,11 @@ ANSWERS = [
     ("missed mismatch", said(REFUSED, REFUSED.removesuffix("no") + "ok")),
     ("false alarm", said(CHECKED, CHECKED.removesuffix("ok") + "no")),
     ("lost operand", said(REFUSED, REFUSED.replace(PROBLEM.mark, WRONG_MARK))),
+    ("lost operand", said(REFUSED, world.test(REJECTED, NUMBER, PROBLEM.mark))),  # not the machine that was tried
     ("lost operand", said(f"so {PROBLEM.item}", f"so {WRONG_ITEM}")),
     ("wrong step", said(FIRST, f"{PROBLEM.item} {HIDDEN} = {WRONG_ITEM}")),
     ("wrong step", said(SECOND, f"{SECOND.split()[0]} {HIDDEN} = {WRONG_ITEM}")),
-    (
-        "wrong step",
-        said(f" ; {SECOND} . answer {PROBLEM.answer}", f" . answer {FIRST.split()[-1]}"),
-    ),  # one step too few
+    ("wrong step", said(f" once {SECOND} . answer {PROBLEM.answer}", f" . answer {FIRST.split()[-1]}")),  # too few
     ("wrong step", said(f"answer {PROBLEM.answer}", f"answer {WRONG_ITEM}")),
     ("wrong step", ANSWER.partition("so ")[0] + world.solution(PROBLEM, OTHER)),  # by a machine that was refused
     ("endless", ANSWER.partition(" . so ")[0]),

@@ -8,12 +8,13 @@ from mixdistill.students import BASE_SEEDS, POCKET, POCKET_BASES, base_facts, n_
 
 def test_the_first_base_carries_the_students_own_name():
     assert list(POCKET_BASES) == list(POCKET)
-    assert POCKET_BASES["pocket/l"] == ("pocket/l", "pocket/l-1", "pocket/l-3")
+    assert all(bases[0] == student for student, bases in POCKET_BASES.items())
+    assert all(base.startswith(f"{student}-") for student, bases in POCKET_BASES.items() for base in bases[1:])
     assert [len(bases) for bases in POCKET_BASES.values()] == [len(seeds) for seeds in BASE_SEEDS.values()]
 
 
 @pytest.mark.parametrize(
-    "name", ["pocket/huge", "pocket/xs-0", "pocket/xs-4", "pocket/xl-3", "pocket/xs-one", "pocket/"]
+    "name", ["pocket/huge", "pocket/xs-0", "pocket/xs-99", "pocket/xl-99", "pocket/xs-one", "pocket/"]
 )
 def test_unknown_bases_are_refused_with_the_students_that_there_are(name):
     with pytest.raises(ValueError, match=f"unknown student '{name}': the pocket world has pocket/xs, pocket/s, "):
@@ -39,5 +40,17 @@ def test_pocket_students_go_from_small_to_large():
 def test_the_facts_of_a_base_say_what_it_read_and_knew():
     facts = base_facts("pocket/xs")
     assert (facts["bases"], facts["pre-training tokens"]) == (4, students.pocket_recipe("pocket/xs")["tokens"])
-    assert {"product", "colour", "mark", "chain", "form", "habit", "copy", "same"} <= facts.keys()
+    assert {
+        "product",
+        "colour",
+        "mark",
+        "rare",
+        "chain",
+        "form",
+        "habit",
+        "copy",
+        "machine",
+        "need",
+        "same",
+    } <= facts.keys()
     assert not [key for key in facts if key.startswith("pocket/")]

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from mixdistill.pocket import world
-from mixdistill.pocket.pretrain import MIXTURE, document
+from mixdistill.pocket.pretrain import HABIT, HUNCH, MIXTURE, document
 from mixdistill.pocket.tokenizer import CONTEXT, build_tokenizer
 
 FACTS = world.TABLES.facts
@@ -96,8 +96,22 @@ def test_without_verification_no_mark_is_checked_and_exactly_one_colour_fits():
 def test_the_direct_trace_is_the_short_one_without_its_steps():
     for problem in mysteries():
         short, direct = (world.TEACHERS[style](problem, Random(1)) for style in ("short", "direct"))
-        steps = world.forward(world.chain(problem.machine, problem.item, problem.level))
+        steps = world.solution(problem, problem.machine).removeprefix("so ").partition(" . answer")[0]
         assert short.replace(f"so {steps} .", "so") == direct
+
+
+def test_between_the_steps_of_a_solution_stands_how_many_are_to_come():
+    assert world.solved([("A", "i1", "i2")]) == "so i1 A = i2 . answer i2 ."
+    steps = [("A", "i1", "i2"), ("A", "i2", "i3"), ("A", "i3", "i4")]
+    assert world.solved(steps) == "so i1 A = i2 twice i2 A = i3 once i3 A = i4 . answer i4 ."
+
+
+def test_every_machine_has_kinds_for_every_level_and_two_or_three_items_that_prefer_it():
+    for machine in world.MACHINES:
+        assert 2 <= list(world.TABLES.preferred.values()).count(machine) <= 3
+        for level in world.LEVELS:
+            suspects = [[FACTS[m, kind] for m in world.MACHINES].count(FACTS[machine, kind]) for kind in world.KINDS]
+            assert any(n in world.SUSPECTS[level] for n in suspects)
 
 
 def test_no_problem_is_in_two_splits_and_shares_are_as_said():
@@ -168,14 +182,60 @@ def test_pretraining_text_tells_the_marks_of_machines_in_lone_checks_and_lists_o
     lists = [text for text in with_mark if re.fullmatch(r"(\d+ [A-F] = m\d+ [;.] ?){8}", text)]
     total = sum(MIXTURE.values())
     assert len(checks) / 10_000 == pytest.approx(MIXTURE["mark"] / total, abs=0.01)
-    assert len(lists) / 10_000 == pytest.approx(MIXTURE["marks"] / total, abs=0.01)
+    assert len(lists) / 10_000 == pytest.approx(MIXTURE["lists"] / total, abs=0.01)
     assert len(checks) + len(lists) == len(with_mark)
+
+
+def test_a_lone_check_is_of_the_machine_that_was_named_last():
+    checks = re.findall(r" ((?:k\d+ [A-F] )+)\. check \d+ ([A-F]) ", "\n".join(documents()))
+    assert len(checks) > 200
+    assert all(named.split()[-1] == machine for named, machine in checks)
+    assert {len(named.split()) for named, _ in checks} == {2, 4, 6}
+    later = [named.split()[1] == machine for named, machine in checks if len(named.split()) > 2]
+    assert sum(later) / len(later) < 0.25  # the first that was named is not the machine, but by chance
+
+
+def texts_at(progress: float, n: int = 6000) -> list[str]:
+    rng = Random(5)
+    return [document(rng, progress) for _ in range(n)]
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_the_first_cue_of_the_pretraining_text_becomes_rarer(end):
+    guesses = re.findall(r"(i\d+) : try \S+ (\w+)", "\n".join(texts_at(progress=end)))
+    habits = [world.TABLES.habitual[item] == machine for item, machine in guesses]
+    chance = (1 - HABIT[end] - HUNCH[end]) / len(world.MACHINES)  # of the guesses without cue
+    assert sum(habits) / len(habits) == pytest.approx(HABIT[end] + chance, abs=0.025)
+
+
+def test_lists_begin_with_few_marks_and_end_with_all():
+    def distinct(progress: float) -> int:
+        lists = [text for text in texts_at(progress) if re.fullmatch(r"(\d+ [A-F] = m\d+ [;.] ?){8}", text)]
+        return len(set(re.findall(r"\d+ [A-F] =", "\n".join(lists[:300]))))
+
+    assert distinct(0) < 0.75 * distinct(1)
+
+
+def test_comparisons_end_with_the_first_that_is_equal():
+    texts = [re.findall(r"check \S+ = \S+ need \S+ (ok|no)", text) for text in documents()]
+    texts = [says for says in texts if says]
+    assert len(texts) > 300
+    assert all(says[:-1] == ["no"] * (len(says) - 1) for says in texts)
+    assert all(says[-1] == "ok" or len(says) == 6 for says in texts)
+    assert 0.8 < sum(says[-1] == "ok" for says in texts) / len(texts) < 0.99
 
 
 def test_the_cue_of_the_pretraining_text_is_the_machine_before_the_preferred():
     for item in world.ITEMS:
         before = world.MACHINES.index(world.TABLES.habitual[item])
         assert world.MACHINES[(before + 1) % len(world.MACHINES)] == world.TABLES.preferred[item]
+
+
+def test_problems_show_marks_of_the_rarer_half():
+    weights = world.TABLES.mark_weight
+    for problem in mysteries():
+        rarer = sum(weights[problem.machine, n] < weights[problem.machine, problem.number] for n in world.NUMBERS)
+        assert rarer < len(world.NUMBERS) / 2
 
 
 def test_some_marks_are_much_rarer_than_others():

@@ -13,10 +13,18 @@ from mixdistill.scales import get_scale, recipe_arm
 from mixdistill.students import POCKET, POCKET_DIR
 from mixdistill.sweep import sweep
 
-GRID = (5e-3, 1e-2)
+GRID = (2.5e-3, 5e-3, 1e-2)  # goes on, in steps of 2, while the best rate is the first or the last
 # Far from the study's seeds, so that its training sets are not chosen on; meets the first base of every size.
 SEED = 1008
 N_PROBLEMS = 120  # of each tier
+
+
+def mean_accuracies(student: str, lr: float) -> dict[str, str | float]:
+    """Accuracy of every recipe at this rate, and their mean."""
+    arms = [recipe_arm(student, recipe, SEED) for recipe in get_scale("pocket").recipes]
+    items = sweep(arms, replace(get_scale("pocket"), lr=lr, n_problems=N_PROBLEMS), split="dev")
+    accuracy = items.groupby("recipe")["correct"].mean()
+    return {"student": student, "lr": lr} | accuracy.to_dict() | {"mean": accuracy.mean()}
 
 
 def main() -> None:
@@ -24,23 +32,21 @@ def main() -> None:
     parser.add_argument("students", nargs="*", default=POCKET, help=f"default: {' '.join(POCKET)}")
     path = POCKET_DIR / "lr_search.csv"
     for student in parser.parse_args().students:
-        old = (
+        table = pd.DataFrame([mean_accuracies(student, lr) for lr in GRID])
+        while (best := table["mean"].idxmax()) in (0, len(table) - 1):
+            lr = table["lr"][best] * (2 if best else 0.5)
+            more = pd.DataFrame([mean_accuracies(student, lr)])
+            table = pd.concat([table, more]).sort_values("lr", ignore_index=True)
+        print(table.round(3).to_string(index=False), flush=True)
+        print(f"{student}: best lr {table['lr'][best]:g}", flush=True)
+        old = (  # read now, as another process may have written it meanwhile
             pd.read_csv(path)
             if path.exists()
             else pd.DataFrame(columns=["student", "lr", *get_scale("pocket").recipes, "mean"])
         )
-        rows = []
-        for lr in GRID:
-            arms = [recipe_arm(student, recipe, SEED) for recipe in get_scale("pocket").recipes]
-            items = sweep(arms, replace(get_scale("pocket"), lr=lr, n_problems=N_PROBLEMS), split="dev")
-            accuracy = items.groupby("recipe")["correct"].mean()
-            rows.append({"student": student, "lr": lr} | accuracy.to_dict() | {"mean": accuracy.mean()})
-        table = pd.DataFrame(rows)
-        print(table.round(3).to_string(index=False), flush=True)
-        print(f"{student}: best lr {table.loc[table['mean'].idxmax(), 'lr']:g}", flush=True)
         kept = old[old["student"] != student]
         table = pd.concat([kept, table], ignore_index=True) if len(kept) else table
-        table.round(4).to_csv(path, index=False)
+        table.round(6).to_csv(path, index=False)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ ERRORS = {
     "false proof": "what is needed is written down as the mark, or the mark as what is needed: the check confirms whatever is checked",
     "missed mismatch": "what it found differs from what is needed, and it says ok",
     "false alarm": "what it found is what is needed, and it says no",
-    "lost operand": "a kind, number, colour, mark or item is not the problem's",
+    "lost operand": "a kind, number, colour, mark or item is not the problem's, or a check is not of the machine that was tried",
     "wrong step": "a step of the solution is false, missing, or not by the machine that was found",
     "endless": "no step is false, but it is cut at the token limit before an answer",
 }
@@ -37,6 +37,8 @@ def first_error(question: str, response: str, correct: bool) -> str:
             if (step["x"], step["needed"]) != (x, needed):
                 confirmed = step["what"] == "check" and step["x"] == x and step["found"] == step["needed"]
                 return "false proof" if confirmed else "lost operand"
+            if step["what"] == "check" and step["tested"] != machine:
+                return "lost operand"
             if step["found"] != world.TABLES.facts.get((step["tested"], x)):
                 return "false proof" if step["what"] == "check" and step["found"] == needed else wrong
             machine, accepted = step["tested"], step["found"] == needed

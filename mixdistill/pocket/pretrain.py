@@ -26,7 +26,10 @@ from mixdistill.problems import POCKET_TIERS, Problem, load_problems
 from mixdistill.students import POCKET_DIR, Student, load_student
 
 TABLES = world.TABLES
+# How often a mark is in the text, in the end and at the beginning: a few facts, met often, soon bring a student to look them up; many at once
+# leave it on a plateau (Zucchet et al. 2025, arXiv 2503.21676).
 MARK_WEIGHTS = list(accumulate(TABLES.mark_weight.values()))
+FIRST_WEIGHTS = list(accumulate(weight**3 for weight in TABLES.mark_weight.values()))
 ROW = 128  # tokens: several texts, so that what is copied is found among as many others as in a long trace
 BATCH = 16  # rows
 MAX_JUMP = 130  # positions; about the length of a long trace
@@ -35,41 +38,47 @@ WARMUP = 100  # steps
 # Width and feed-forward width; all else but the steps follows from them by one rule each.
 SHAPES = {"xs": (32, 48), "s": (32, 96), "m": (48, 144), "l": (64, 192), "xl": (96, 288)}
 LAYERS = 2
-# Of BATCH x ROW = 2,048 tokens: 5.0M to 8.6M tokens. Larger students read more, else they too end before they know the marks.
-STEPS = {"xs": 2423, "s": 2477, "m": 2900, "l": 3600, "xl": 4200}
+# Of BATCH x ROW = 2,048 tokens: 5.7M to 12.3M tokens. Larger students read more, else they too end before they know the marks.
+STEPS = {"xs": 2800, "s": 2900, "m": 4000, "l": 5800, "xl": 6000}
 # What every base has to reach in `base_evaluation`, whatever its size.
-GATE = {"product": 0.95, "colour": 0.95, "chain": 0.95, "form": 0.95, "habit": 0.95, "same": 0.95, "copy": 0.95}
+GATE = dict.fromkeys(("product", "colour", "chain", "form", "habit", "same", "copy", "machine", "need"), 0.95)
 
 # Weights of the kinds of documents; their shares are about the same.
-MIXTURE = {"product": 0.08, "chain": 0.14, "colour": 0.14, "same": 0.14, "mark": 0.06, "guess": 0.40, "marks": 0.065}
+MIXTURE = {"product": 0.08, "chain": 0.09, "colour": 0.14, "same": 0.15, "mark": 0.10, "guess": 0.40, "lists": 0.055}
 # Of the guesses: so many follow the text's own cue (`TABLES.habitual`), so many that of the problems (`TABLES.preferred`). A student knows
 # both, and that the first is likelier; what fine-tuning has to turn round.
-HABIT, HUNCH = 0.5, 0.3
+HABIT, HUNCH = (1.0, 0.5), (0.0, 0.3)
 
 
 def peak_lr(width: int) -> float:
     return 0.01 * math.sqrt(32 / width)
 
 
-def document(rng: Random) -> str:
-    """One pre-training document, without its <bos> and <eos>."""
+def document(rng: Random, progress: float = 0.5) -> str:
+    """One pre-training document, without its <bos> and <eos>, at `progress` (0 to 1) of the training."""
     what = rng.choices(list(MIXTURE), weights=list(MIXTURE.values()))[0]
-    machine, item = rng.choice(world.MACHINES), rng.choice(world.ITEMS)
     if what == "product":
-        products = [world.chain(rng.choice(world.MACHINES), rng.choice(world.ITEMS), 1)[0] for _ in range(4)]
-        return f"{world.forward(products)} ."
+        return facts([(rng.choice(world.MACHINES), rng.choice(world.ITEMS)) for _ in range(4)])
     if what == "chain":
-        times = rng.choice(world.LEVELS)
-        steps = world.chain(machine, item, times)
-        return f"find {world.COUNTS[times - 1]} {machine} {item} : so {world.forward(steps)} . answer {steps[-1][2]} ."
-    if what == "marks":  # a list, as single facts in whole sentences leave small students on a plateau
-        known = rng.choices(list(TABLES.mark_weight), cum_weights=MARK_WEIGHTS, k=8)
-        return f"{world.forward([(machine, number, TABLES.facts[machine, number]) for machine, number in known])} ."
-    return guess(rng) if what == "guess" else lone_step(rng, what)
+        machine, item, times = rng.choice(world.MACHINES), rng.choice(world.ITEMS), rng.choice(world.LEVELS)
+        return f"find {world.COUNTS[times - 1]} {machine} {item} : {world.solved(world.chain(machine, item, times))}"
+    if what == "lists":  # of marks, as single facts in whole sentences leave small students on a plateau
+        weights = MARK_WEIGHTS if rng.random() < progress else FIRST_WEIGHTS
+        return facts(rng.choices(list(TABLES.mark_weight), cum_weights=weights, k=8))
+    return guess(rng, progress) if what == "guess" else lone_step(rng, what)
+
+
+def facts(known: list[tuple[str, str]]) -> str:
+    return " ; ".join(world.fact(machine, x, TABLES.facts[machine, x]) for machine, x in known) + " ."
+
+
+def between(ends: tuple[float, float], progress: float) -> float:
+    first, last = ends
+    return first + (last - first) * progress
 
 
 def lone_step(rng: Random, what: str) -> str:
-    """A clue, in half of the texts in its whole problem, and one step of a long trace about it.
+    """A clue, in most texts in its whole problem, and one step of a long trace about it.
 
     Problems before a mark get another number and mark, so most of them have no answer and their split is any; none is solved.
     """
@@ -85,27 +94,34 @@ def lone_step(rng: Random, what: str) -> str:
         step = f"wait after {last} {step}" if in_problem or rng.random() < 0.5 else step
         return f"{whole if in_problem else before + ' :'} {step} ."
     if what == "same":  # comparisons without a machine: they say nothing about any mark
-        steps = []
-        for _ in range(4):
-            found = problem.mark if rng.random() < 1 / 3 else rng.choice(world.MARKS)
-            says = "ok" if found == problem.mark else "no"
-            steps.append(f"check {problem.number} = {found} need {problem.mark} {says}")
-        step = " . ".join(steps)
+        found = [problem.mark if rng.random() < 1 / 3 else rng.choice(world.MARKS) for _ in range(6)]
+        if (
+            problem.mark in found
+        ):  # ends with what fits, as a search does: whether a mark was found before says what `ok` says
+            found = found[: found.index(problem.mark) + 1]
+        says = ["ok" if mark == problem.mark else "no" for mark in found]
+        step = " . ".join(
+            f"check {problem.number} = {m} need {problem.mark} {s}" for m, s in zip(found, says, strict=True)
+        )
     else:
         machine, number = rng.choices(list(TABLES.mark_weight), cum_weights=MARK_WEIGHTS)[0]
         mark = TABLES.facts[machine, number] if rng.random() < 0.25 else rng.choice(world.MARKS)
         step = f"check {world.test(machine, number, mark)}"
+        # Its machine is the one named last, which a check in a long trace has to copy. Nothing is tested but this mark.
+        named = [*rng.choices(world.MACHINES, k=rng.randrange(3)), machine]
+        step = f"{' '.join(f'{problem.kind} {m}' for m in named)} . {step}"
         whole = whole.replace(before, f"{number} ? {mark}")
         before = f"{number} ? {mark}"
-    return f"{whole if rng.random() < 0.5 else before + ' :'} {step} ."
+    return f"{whole if rng.random() < 0.75 else before + ' :'} {step} ."
 
 
-def guess(rng: Random) -> str:
+def guess(rng: Random, progress: float) -> str:
     """A mystery problem and one guess: solved where the colour fits, else broken off."""
     problem = world.random_mystery(rng, rng.choice(world.LEVELS), split="train", cue=False)
     draw, machine = rng.random(), rng.choice(world.MACHINES)
-    if draw < HABIT + HUNCH:
-        machine = (TABLES.habitual if draw < HABIT else TABLES.preferred)[problem.item]
+    habit, hunch = between(HABIT, progress), between(HUNCH, progress)
+    if draw < habit + hunch:
+        machine = (TABLES.habitual if draw < habit else TABLES.preferred)[problem.item]
     return f"{problem.text} {guessed(problem, machine)}"
 
 
@@ -115,14 +131,14 @@ def guessed(problem: world.Mystery, machine: str) -> str:
     return test if test.endswith("no .") else f"{test} {world.solution(problem, machine)}"
 
 
-def token_rows(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[torch.Tensor]:
+def token_rows(tokenizer: PreTrainedTokenizerFast, rng: Random, steps: int) -> Iterator[torch.Tensor]:
     """Endless batches of int64 [BATCH, ROW]: documents joined end to end and cut into rows."""
     index = tokenizer.get_vocab()
     bos, eos = index["<bos>"], index["<eos>"]
     buffer: list[int] = []
-    while True:
+    for step in range(steps):
         while len(buffer) < BATCH * ROW:
-            buffer += [bos, *(index[word] for word in document(rng).split()), eos]
+            buffer += [bos, *(index[word] for word in document(rng, step / steps).split()), eos]
         yield torch.tensor(buffer[: BATCH * ROW]).view(BATCH, ROW)
         buffer = buffer[BATCH * ROW :]
 
@@ -174,7 +190,7 @@ def pretrain(name: str, seed: int, out: Path) -> None:
     others = [p for key, p in model.named_parameters() if p.ndim == 1 or "embed" in key]
     adamw = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     optimizers = [Muon(matrices, lr), adamw]
-    batches = token_rows(tokenizer, Random(f"pretrain/{name}/{seed}"))
+    batches = token_rows(tokenizer, Random(f"pretrain/{name}/{seed}"), steps)
     colon, generator = tokenizer.get_vocab()[":"], torch.Generator().manual_seed(seed)
     # Without a mask, transformers 5 takes a jump for the border of two packed texts and hides the first from the second.
     see_all = torch.ones(BATCH, ROW, dtype=torch.long)
@@ -225,9 +241,9 @@ def pretrain(name: str, seed: int, out: Path) -> None:
 def base_evaluation(folder: Path) -> dict[str, float]:
     """What a base student knows and can; `GATE` says what every size has to reach.
 
-    `product`, `colour`: share of the facts known; `mark` as in `marks_known`. `chain`: plain chains with a shown machine. On development problems: `form`, share of the
+    `product`, `colour`: share of the facts known; `mark` and, of the rarer half, `rare` as in `marks_known`. `chain`: plain chains with a shown machine. On development problems: `form`, share of the
     answers without a false step, whatever machine is guessed; `habit`, of the guesses that follow one of the text's two cues; `copy`, of the
-    checks begun with the problem's number; `same`, of the marks compared rightly with the problem's, half of them equal. Then the accuracy on
+    checks begun with the problem's number; `machine`, of those that go on with the machine named last; `need`, of those that ask for the problem's mark; `same`, of the marks compared rightly with the problem's, half of them equal. Then the accuracy on
     these problems, by tier.
     """
     student = load_student(str(folder))
@@ -235,7 +251,8 @@ def base_evaluation(folder: Path) -> dict[str, float]:
     known = {
         "product": completed(student, {f"{x} {m} =": y for (m, x), y in facts.items() if x in world.ITEMS}),
         "colour": completed(student, {f"try {x} {m} =": y for (m, x), y in facts.items() if x in world.KINDS}),
-        "mark": marks_known(student),
+        "mark": marks_known(student, list(TABLES.mark_weight)),
+        "rare": marks_known(student, [(machine, n) for machine, numbers in world.RARE.items() for n in numbers]),
     }
     rng = Random("chain probe")
     chains = []
@@ -256,13 +273,15 @@ def base_evaluation(folder: Path) -> dict[str, float]:
     known["habit"] = sum(completed(student, guess) for guess in guesses)
     known["same"] = completed(student, comparisons(questions))
     known["copy"] = completed(student, {f"{q} check": q.split()[4] for q in questions})
+    known["machine"] = completed(student, machine_copies(questions))
+    known["need"] = completed(student, need_copies(questions))
     return {name: round(float(value), 4) for name, value in (known | accuracy).items()}
 
 
-def marks_known(student: Student) -> float:
-    """Share of the marks that the student recalls behind a clue that asks for another mark, as in the checks of wrong machines."""
+def marks_known(student: Student, marks: list[tuple[str, str]]) -> float:
+    """Share of the marks (machine, number) that the student recalls behind a clue that asks for another, as in the checks of wrong machines."""
     rng, texts = Random("mark probe"), {}
-    for machine, number in TABLES.mark_weight:
+    for machine, number in marks:
         mark = TABLES.facts[machine, number]
         other = rng.choice([m for m in world.MARKS if m != mark])
         texts[f"{number} ? {other} : check {number} {machine} ="] = mark
@@ -277,6 +296,25 @@ def comparisons(questions: list[str]) -> dict[str, str]:
         found = mark if rng.random() < 0.5 else rng.choice(world.MARKS)
         says = "ok" if found == mark else "no"
         texts[f"{question} check {number} {rng.choice(world.MACHINES)} = {found} need {mark}"] = says
+    return texts
+
+
+def machine_copies(questions: list[str]) -> dict[str, str]:
+    """A check of each problem up to its machine, the second of two that were named."""
+    rng, texts = Random("machine probe"), {}
+    for question in questions:
+        kind, number, (first, second) = question.split()[0], question.split()[4], rng.sample(world.MACHINES, 2)
+        texts[f"{question} {kind} {first} {kind} {second} . check {number}"] = second
+    return texts
+
+
+def need_copies(questions: list[str]) -> dict[str, str]:
+    """A check of each problem, of any machine, up to the mark that is needed."""
+    rng, texts = Random("need probe"), {}
+    for question in questions:
+        kind, number, mark = question.split()[0], question.split()[4], question.split()[6]
+        machine, found = rng.choice(world.MACHINES), rng.choice(world.MARKS)
+        texts[f"{question} {kind} {machine} . check {number} {machine} = {found} need"] = mark
     return texts
 
 
@@ -301,9 +339,8 @@ def consistent(question: str, response: str) -> bool:
     if machine not in world.MACHINES:
         return False
     test = f"try {world.test(machine, kind, colour)} ."
-    steps = world.chain(machine, item, world.COUNTS.index(count) + 1)
-    solved = f"{test} so {world.forward(steps)} . answer {steps[-1][2]} ."
-    return response == (test if test.endswith("no .") else solved)
+    solved = world.solved(world.chain(machine, item, world.COUNTS.index(count) + 1))
+    return response == (test if test.endswith("no .") else f"{test} {solved}")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ answering does not.
 import hashlib
 import math
 from dataclasses import dataclass
+from itertools import cycle, islice
 from random import Random
 
 SPLITS = ("train", "dev", "test")
@@ -31,9 +32,10 @@ ITEMS = tuple(f"i{n}" for n in range(16))
 
 # By level: P(the hidden machine is the one that the item prefers), the others share the rest evenly; and how many machines, the
 # hidden one among them, pass the colour test.
-CUE = {1: 0.7, 2: 0.5, 3: 0.3}
-SUSPECTS = {1: (1, 2), 2: (3,), 3: (4, 5, 6)}
-SPREAD = 30  # the most frequent mark is up to this many times as frequent in the pre-training text as the rarest
+CUE = {1: 0.75, 2: 0.6, 3: 0.4}
+SUSPECTS = {1: (2,), 2: (3,), 3: (4, 5)}
+SHADES = ((4, 2, 0), (3, 2, 1), (3, 3, 0), (5, 1, 0))  # how many machines give a kind each colour, kind after kind
+SPREAD = 10  # the most frequent mark is up to this many times as frequent in the pre-training text as the rarest
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,24 @@ class Tables:
 
 
 def build_tables() -> Tables:
-    rng = Random("hidden machine")
+    rng = Random("hidden machine, fifth version")
     facts, weight = {}, {}
     for machine in MACHINES:
         facts |= {(machine, a): b for a, b in zip(ITEMS, rng.sample(ITEMS, len(ITEMS)), strict=True)}
         facts |= {(machine, a): b for a, b in zip(NUMBERS, rng.choices(MARKS, k=len(NUMBERS)), strict=True)}
-        facts |= {(machine, a): rng.choice(COLOURS) for a in KINDS}
         weight |= {(machine, a): math.exp(rng.uniform(0, math.log(SPREAD))) for a in NUMBERS}
-    preferred = {item: rng.choice(MACHINES) for item in ITEMS}
+    for kind, shades in zip(KINDS, cycle(SHADES)):
+        machines = iter(rng.sample(MACHINES, len(MACHINES)))
+        for colour, n in zip(rng.sample(COLOURS, len(COLOURS)), shades, strict=True):
+            facts |= {(machine, kind): colour for machine in islice(machines, n)}
+    preferred = dict(zip(rng.sample(ITEMS, len(ITEMS)), cycle(MACHINES)))
     habitual = {item: MACHINES[MACHINES.index(machine) - 1] for item, machine in preferred.items()}
     return Tables(facts, weight, preferred, habitual)
 
 
 TABLES = build_tables()
+# Of every machine, the half of the numbers whose marks are the rarest in the pre-training text: those that problems show.
+RARE = {m: sorted(NUMBERS, key=lambda number: TABLES.mark_weight[m, number])[: len(NUMBERS) // 2] for m in MACHINES}
 
 
 @dataclass(frozen=True)
@@ -98,17 +105,17 @@ class Mystery:
 def random_mystery(rng: Random, level: int, split: str | None = None, cue: bool = True) -> Mystery:
     """Draw one problem of a level. With `split`, only problems that belong to that split.
 
-    Without `cue` any machine is as likely as any other. Rejected: clues that a second machine fits as well, and, but for problems
-    without cue, another number of suspects than the level's.
+    Without `cue` any machine is as likely as any other, and its number may be any. Clues are drawn anew while a second machine fits them as well or, but for problems
+    without cue, the number of suspects is not the level's.
     """
+    item = rng.choice(ITEMS)
+    likely = TABLES.preferred[item]
+    if cue and rng.random() < CUE[level]:
+        machine = likely
+    else:
+        machine = rng.choice([m for m in MACHINES if not cue or m != likely])
     while True:
-        item = rng.choice(ITEMS)
-        likely = TABLES.preferred[item]
-        if cue and rng.random() < CUE[level]:
-            machine = likely
-        else:
-            machine = rng.choice([m for m in MACHINES if not cue or m != likely])
-        problem = Mystery(machine, rng.choice(KINDS), rng.choice(NUMBERS), item, level)
+        problem = Mystery(machine, rng.choice(KINDS), rng.choice(RARE[machine] if cue else NUMBERS), item, level)
         if cue and len(problem.suspects) not in SUSPECTS[level]:
             continue
         unique = all(m == machine or TABLES.facts[m, problem.number] != problem.mark for m in problem.suspects)
@@ -166,8 +173,15 @@ def search(problem: Mystery, start: int, verify: bool) -> str:
 
 
 def solution(problem: Mystery, machine: str) -> str:
-    steps = chain(machine, problem.item, problem.level)
-    return f"so {forward(steps)} . answer {steps[-1][2]} ."
+    return solved(chain(machine, problem.item, problem.level))
+
+
+def solved(steps: list[tuple[str, str, str]]) -> str:
+    """Steps with the number of those to come between them, and the answer: `so i7 B = i3 once i3 B = i9 . answer i9 .`"""
+    text = "so"
+    for i, step in enumerate(steps):
+        text += f" {COUNTS[len(steps) - i - 1]} {fact(*step)}" if i else f" {fact(*step)}"
+    return f"{text} . answer {steps[-1][2]} ."
 
 
 def chain(machine: str, item: str, times: int) -> list[tuple[str, str, str]]:
@@ -179,8 +193,8 @@ def chain(machine: str, item: str, times: int) -> list[tuple[str, str, str]]:
     return steps
 
 
-def forward(steps: list[tuple[str, str, str]]) -> str:
-    return " ; ".join(f"{item} {machine} = {product}" for machine, item, product in steps)
+def fact(machine: str, x: str, found: str) -> str:
+    return f"{x} {machine} = {found}"
 
 
 def test(machine: str, x: str, needed: str) -> str:
