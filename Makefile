@@ -16,7 +16,7 @@ reproduce: setup
 test: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest
+	$(PY) -m pytest -n logical --dist loadfile
 
 lab: setup
 	$(PY) -m jupyterlab notebooks
