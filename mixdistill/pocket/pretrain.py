@@ -26,8 +26,8 @@ from mixdistill.problems import POCKET_TIERS, Problem, load_problems
 from mixdistill.students import POCKET_DIR, Student, load_student
 
 TABLES = world.TABLES
-# How often a mark is in the text, in the end and at the beginning: a few facts, met often, soon bring a student to look them up; many at once
-# leave it on a plateau (Zucchet et al. 2025, arXiv 2503.21676).
+# How often a mark is in the lists, in the end and at the beginning: a few facts, met often, soon bring a student to look them up; many at
+# once leave it on a plateau (Zucchet et al. 2025, arXiv 2503.21676).
 MARK_WEIGHTS = list(accumulate(TABLES.mark_weight.values()))
 FIRST_WEIGHTS = list(accumulate(weight**3 for weight in TABLES.mark_weight.values()))
 ROW = 128  # tokens: several texts, so that what is copied is found among as many others as in a long trace
@@ -95,9 +95,8 @@ def lone_step(rng: Random, what: str) -> str:
         return f"{whole if in_problem else before + ' :'} {step} ."
     if what == "same":  # comparisons without a machine: they say nothing about any mark
         found = [problem.mark if rng.random() < 1 / 3 else rng.choice(world.MARKS) for _ in range(6)]
-        if (
-            problem.mark in found
-        ):  # ends with what fits, as a search does: whether a mark was found before says what `ok` says
+        # Ends with what fits, as a search does: so `ok` says no more than that this mark was found before.
+        if problem.mark in found:
             found = found[: found.index(problem.mark) + 1]
         says = ["ok" if mark == problem.mark else "no" for mark in found]
         step = " . ".join(
@@ -241,10 +240,11 @@ def pretrain(name: str, seed: int, out: Path) -> None:
 def base_evaluation(folder: Path) -> dict[str, float]:
     """What a base student knows and can; `GATE` says what every size has to reach.
 
-    `product`, `colour`: share of the facts known; `mark` and, of the rarer half, `rare` as in `marks_known`. `chain`: plain chains with a shown machine. On development problems: `form`, share of the
-    answers without a false step, whatever machine is guessed; `habit`, of the guesses that follow one of the text's two cues; `copy`, of the
-    checks begun with the problem's number; `machine`, of those that go on with the machine named last; `need`, of those that ask for the problem's mark; `same`, of the marks compared rightly with the problem's, half of them equal. Then the accuracy on
-    these problems, by tier.
+    `product`, `colour`: share of the facts known; `mark` and, of the rarer half, `rare` as in `marks_known`. `chain`: plain chains with a shown
+    machine. On development problems: `form`, share of the answers without a false step, whatever machine is guessed; `habit`, of the guesses
+    that follow one of the text's two cues; `copy`, of the checks begun with the problem's number; `machine`, of those that go on with the
+    machine named last; `need`, of those that ask for the problem's mark; `same`, of the marks compared rightly with the problem's, half of
+    them equal. Then the accuracy on these problems, by tier.
     """
     student = load_student(str(folder))
     facts = TABLES.facts
