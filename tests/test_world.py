@@ -22,9 +22,9 @@ def traces(style: str) -> list[tuple[world.Mystery, str]]:
     return [(problem, world.TEACHERS[style](problem, rng)) for problem in mysteries()]
 
 
-def documents(n: int = 3000) -> list[str]:
+def documents(n: int = 3000, progress: float = 0.5) -> list[str]:
     rng = Random(3)
-    return [document(rng) for _ in range(n)]
+    return [document(rng, progress) for _ in range(n)]
 
 
 def is_true(text: str) -> bool:
@@ -195,14 +195,9 @@ def test_a_lone_check_is_of_the_machine_that_was_named_last():
     assert sum(later) / len(later) < 0.25  # the first that was named is not the machine, but by chance
 
 
-def texts_at(progress: float, n: int = 6000) -> list[str]:
-    rng = Random(5)
-    return [document(rng, progress) for _ in range(n)]
-
-
 @pytest.mark.parametrize("end", [0, 1])
 def test_the_first_cue_of_the_pretraining_text_becomes_rarer(end):
-    guesses = re.findall(r"(i\d+) : try \S+ (\w+)", "\n".join(texts_at(progress=end)))
+    guesses = re.findall(r"(i\d+) : try \S+ (\w+)", "\n".join(documents(6000, progress=end)))
     habits = [world.TABLES.habitual[item] == machine for item, machine in guesses]
     chance = (1 - HABIT[end] - HUNCH[end]) / len(world.MACHINES)  # of the guesses without cue
     assert sum(habits) / len(habits) == pytest.approx(HABIT[end] + chance, abs=0.025)
@@ -210,7 +205,7 @@ def test_the_first_cue_of_the_pretraining_text_becomes_rarer(end):
 
 def test_lists_begin_with_few_marks_and_end_with_all():
     def distinct(progress: float) -> int:
-        lists = [text for text in texts_at(progress) if re.fullmatch(r"(\d+ [A-F] = m\d+ [;.] ?){8}", text)]
+        lists = [text for text in documents(6000, progress) if re.fullmatch(r"(\d+ [A-F] = m\d+ [;.] ?){8}", text)]
         return len(set(re.findall(r"\d+ [A-F] =", "\n".join(lists[:300]))))
 
     assert distinct(0) < 0.75 * distinct(1)

@@ -39,14 +39,10 @@ def main() -> None:
             table = pd.concat([table, more]).sort_values("lr", ignore_index=True)
         print(table.round(3).to_string(index=False), flush=True)
         print(f"{student}: best lr {table['lr'][best]:g}", flush=True)
-        old = (  # read now, as another process may have written it meanwhile
-            pd.read_csv(path)
-            if path.exists()
-            else pd.DataFrame(columns=["student", "lr", *get_scale("pocket").recipes, "mean"])
-        )
-        kept = old[old["student"] != student]
-        table = pd.concat([kept, table], ignore_index=True) if len(kept) else table
-        table.round(6).to_csv(path, index=False)
+        # Read now, as another process may have written it meanwhile.
+        others = pd.read_csv(path) if path.exists() else table.head(0)
+        others = others[others["student"] != student]
+        pd.concat([others, table], ignore_index=True).round(6).to_csv(path, index=False)
 
 
 if __name__ == "__main__":

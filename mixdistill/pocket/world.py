@@ -105,8 +105,8 @@ class Mystery:
 def random_mystery(rng: Random, level: int, split: str | None = None, cue: bool = True) -> Mystery:
     """Draw one problem of a level. With `split`, only problems that belong to that split.
 
-    Without `cue` any machine is as likely as any other, and its number may be any. Clues are drawn anew while a second machine fits them as well or, but for problems
-    without cue, the number of suspects is not the level's.
+    Without `cue` any machine is as likely as any other, and its number may be any. Clues are drawn anew while a second machine fits
+    them as well or, but for problems without cue, the number of suspects is not the level's.
     """
     item = rng.choice(ITEMS)
     likely = TABLES.preferred[item]
@@ -178,9 +178,9 @@ def solution(problem: Mystery, machine: str) -> str:
 
 def solved(steps: list[tuple[str, str, str]]) -> str:
     """Steps with the number of those to come between them, and the answer: `so i7 B = i3 once i3 B = i9 . answer i9 .`"""
-    text = "so"
-    for i, step in enumerate(steps):
-        text += f" {COUNTS[len(steps) - i - 1]} {fact(*step)}" if i else f" {fact(*step)}"
+    text = f"so {fact(*steps[0])}"
+    for to_come, step in zip(reversed(COUNTS[: len(steps) - 1]), steps[1:], strict=True):
+        text += f" {to_come} {fact(*step)}"
     return f"{text} . answer {steps[-1][2]} ."
 
 
@@ -200,4 +200,4 @@ def fact(machine: str, x: str, found: str) -> str:
 def test(machine: str, x: str, needed: str) -> str:
     """What the machine gives, compared with what is needed: `k4 B = red need red ok`."""
     found = TABLES.facts[machine, x]
-    return f"{x} {machine} = {found} need {needed} {'ok' if found == needed else 'no'}"
+    return f"{fact(machine, x, found)} need {needed} {'ok' if found == needed else 'no'}"
