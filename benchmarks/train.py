@@ -179,7 +179,7 @@ def run_trl(student: str, examples: list[Example], folder: Path, **settings) -> 
         loaded = load_student(student)
         rows = [{"input_ids": e.input_ids, "labels": [-100] * e.n_prompt + e.input_ids[e.n_prompt :]} for e in examples]
         cuda = torch.cuda.is_available()
-        attention = attention_for(loaded.device)
+        attention = attention_for(loaded.device, loaded.model.dtype)
         if cuda and attention.startswith("flash_attention"):  # TRL's packing needs it to keep examples apart
             loaded.model.set_attn_implementation(attention)
         clock = Clock()
@@ -235,7 +235,7 @@ def trl_settings(examples: list[Example]) -> list[dict]:
 def run_bare(student: str, examples: list[Example]) -> Measured:
     with Peak() as peak:
         loaded = load_student(student)
-        device, attention = loaded.device, attention_for(loaded.device)
+        device, attention = loaded.device, attention_for(loaded.device, loaded.model.dtype)
         if packs(attention):
             loaded.model.set_attn_implementation(attention)
         torch.manual_seed(0)
@@ -252,7 +252,7 @@ def run_bare(student: str, examples: list[Example]) -> Measured:
         clock.start()
         for passes in steps:
             for inputs in passes:
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=loaded.model.dtype == torch.bfloat16):
                     loss = model(**inputs).loss
                 loss.backward()
             optimizer.step()

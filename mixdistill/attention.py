@@ -16,10 +16,10 @@ VARLEN = "mixdistill_varlen"  # for packed examples
 CAUSAL = "mixdistill_causal"  # for examples in rows of their own, padded on the right
 
 
-def attention_for(device: torch.device) -> str:
-    """The attention to train with on this device; what `choose_attention` says of what is found here."""
-    if device.type != "cuda":
-        return choose_attention(device.type, None, ())
+def attention_for(device: torch.device, dtype: torch.dtype) -> str:
+    """The attention to train with, for weights of this type on this device; what `choose_attention` says of what is found here."""
+    if device.type != "cuda" or dtype == torch.float32:  # what packs takes half precision only
+        return choose_attention("cpu", None, ())
     found = {"flash_attention_2": is_flash_attn_2_available(), "flash_attention_3": is_flash_attn_3_available()}
     installed = [name for name, there in found.items() if there]
     return choose_attention("cuda", torch.cuda.get_device_capability(device), installed)

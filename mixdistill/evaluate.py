@@ -20,7 +20,7 @@ from mixdistill.grade import Grade, grade_all
 from mixdistill.memory import kv_bytes
 from mixdistill.problems import Problem, load_problems
 from mixdistill.runs import Run
-from mixdistill.students import fingerprint, student_source
+from mixdistill.students import fingerprint, n_params, student_source
 from mixdistill.vllm_engine import Complete, open_vllm
 
 # Raised whenever the same evaluation would give another result than before (rendering, decoding, grading).
@@ -104,11 +104,12 @@ def evaluate(
             not here, or a run that is damaged or not finished.
         RuntimeError: an engine has left prompts without completion; what was finished before is stored.
     """
-    engine = engine or default_engine()
-    check_engine(engine)
+    if engine is not None:
+        check_engine(engine)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it is at least 1, or None")
     run = _as_run(run, revision)
+    engine = engine or default_engine(n_params(run.student, run.config["revision"]))
     problems = _problems(benchmarks, n, split)
     config = {
         "version": EVALUATION_VERSION,

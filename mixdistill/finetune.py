@@ -196,12 +196,13 @@ def train_run(
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     rank = lora.r if lora else None
     plan = choose_memory_plan(student.model.config, longest, free, lora_rank=rank, gpus=world, **overrides)
-    attention = attention_for(device)
+    dtype = student.model.dtype
+    attention = attention_for(device, dtype)
     student.model.set_attn_implementation(attention)
     if not plan.shard:  # else FSDP2 moves what is this GPU's
         student.model.to(device)
     model = trainable_model(student, lora, config["seed"])
-    loss_of = prepared(model, plan, compile, state)
+    loss_of = prepared(model, dtype == torch.bfloat16, plan, compile, state)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config["lr"], betas=BETAS, weight_decay=0.0, fused=True)
 

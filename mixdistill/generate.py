@@ -2,7 +2,7 @@
 
 | engine       | what it does                                                     | used                                  |
 |--------------|------------------------------------------------------------------|---------------------------------------|
-| `static`     | batches of prompts of similar length, padded on the left         | on a CPU                              |
+| `static`     | batches of prompts of similar length, padded on the left         | on a CPU, and by tiny students        |
 | `continuous` | paged cache, a finished completion's place is taken by the next  | on a GPU                              |
 | `vllm`       | the same, faster, LoRA adapters served as they are               | on a GPU where `vllm` is installed    |
 
@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from mixdistill.students import Student
+from mixdistill.students import TINY, Student
 
 ENGINES = ("static", "continuous", "vllm")
 LOOP_TOKENS = 60  # a tail of at least so many tokens ...
@@ -60,9 +60,9 @@ class Completion:
     batch: str
 
 
-def default_engine() -> str:
-    """The fastest engine that this machine has."""
-    if not torch.cuda.is_available():
+def default_engine(n_params: int) -> str:
+    """The fastest engine that this machine has for a student of this size."""
+    if not torch.cuda.is_available() or n_params < TINY:
         return "static"
     return "vllm" if importlib.util.find_spec("vllm") else "continuous"
 

@@ -9,11 +9,15 @@ LOGITS_CHUNK = 1024  # positions whose logits are in memory at a time
 
 
 class ResponseLoss(torch.nn.Module):
-    """A student and its loss in one module: DDP and FSDP2 act on what a module's `forward` calls."""
+    """A student and its loss in one module: DDP and FSDP2 act on what a module's `forward` calls.
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    With `half` it computes in bfloat16, whatever type its weights have.
+    """
+
+    def __init__(self, model: torch.nn.Module, half: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.half = half
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Summed cross-entropy of the batch's supervised tokens (stop tokens included, prompts not); a scalar in float32.
@@ -30,11 +34,10 @@ class ResponseLoss(torch.nn.Module):
                 "max_length_q": batch.max_seqlen,
                 "max_length_k": batch.max_seqlen,
             }
-        device = batch.input_ids.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.half):
             hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
         hidden, weight = hidden.flatten(0, 1)[batch.predicts], causal.get_output_embeddings().weight
-        if device.type == "cuda":
+        if self.half:
             hidden, weight = hidden.bfloat16(), weight.bfloat16()
         return chunked_cross_entropy(hidden, weight, batch.labels)
 

@@ -11,15 +11,17 @@ from mixdistill.loss import ResponseLoss
 from mixdistill.memory_plan import MemoryPlan
 
 
-def prepared(model: torch.nn.Module, plan: MemoryPlan, compile: bool, state: PartialState) -> torch.nn.Module:
+def prepared(
+    model: torch.nn.Module, half: bool, plan: MemoryPlan, compile: bool, state: PartialState
+) -> torch.nn.Module:
     """The loss module as its processes run it: alone, with DDP, or sharded (FSDP2)."""
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
     if plan.checkpointing:
         causal.activation_checkpointing_enable({"use_reentrant": False}, offload=plan.offload)
-    loss_of = ResponseLoss(model)
-    # On GPUs weights travel as autocast would use them, gradients in full.
-    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    policy = half if state.device.type == "cuda" else MixedPrecisionPolicy()
+    loss_of = ResponseLoss(model, half)
+    # In bfloat16 weights travel as autocast would use them, gradients in full.
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = mixed if half else MixedPrecisionPolicy()
     for layer in causal.base_model.layers:
         if compile:
             layer.compile(dynamic=True)

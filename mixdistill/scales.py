@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from mixdistill.mix import CONTROLS, RECIPES
 from mixdistill.problems import POCKET_TIERS
-from mixdistill.students import POCKET, POCKET_BASES
+from mixdistill.students import LARGE, POCKET, POCKET_BASES
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Scale:
 
     @property
     def pocket(self) -> bool:
-        return all(student in POCKET for student in self.students)
+        return all(student in POCKET_BASES for student in self.students)
 
 
 # Commits of the students on the Hub, as many public projects have recorded them.
@@ -128,6 +128,21 @@ REAL = Scale(
     max_new_tokens=16_000,
 )
 
+POCKET_STUDY = Scale(
+    name="pocket",
+    students=POCKET,
+    n_seeds=6,
+    n_train=1600,
+    epochs=4,
+    benchmarks=tuple(POCKET_TIERS),
+    n_problems=340,
+    alphas=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
+    alpha_student="pocket/xs",
+    unverified=TraceSet("pocket/unverified"),
+    direct=TraceSet("pocket/direct"),
+    batch_size=16,
+)
+
 SCALES = {
     # As small as goes through every line: for tests.
     "smoke": Scale(
@@ -144,20 +159,9 @@ SCALES = {
         direct=TraceSet("pocket/direct"),
     ),
     # The default: the study on a laptop.
-    "pocket": Scale(
-        name="pocket",
-        students=POCKET,
-        n_seeds=6,
-        n_train=1600,
-        epochs=4,
-        benchmarks=tuple(POCKET_TIERS),
-        n_problems=340,
-        alphas=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
-        alpha_student="pocket/xs",
-        unverified=TraceSet("pocket/unverified"),
-        direct=TraceSet("pocket/direct"),
-        batch_size=16,
-    ),
+    "pocket": POCKET_STUDY,
+    # The same with two larger sizes, to 2.9 million parameters; what the store holds of `pocket` is read.
+    "pocket-large": replace(POCKET_STUDY, name="pocket-large", students=POCKET + LARGE),
     # Real models on one GPU: LoRA at every size.
     "gpu": REAL,
     # All students of the paper (Tables 1-3), trained as in the paper (Table 5 and model cards): all weights below 14B.

@@ -25,19 +25,29 @@ from mixdistill.chat import stop_token_id
 POCKET_DIR = Path(__file__).parent / "pocket" / "students"
 # The pocket students by size, and the seeds of their bases: several models of one size, from other first weights and other pre-training text.
 # The first seeds that passed the gate (`pocket/pretrain.py`): seed 5 of s missed it.
-BASE_SEEDS = {"xs": (0, 1, 2, 3, 4, 5), "s": (0, 1, 2, 3, 4, 6), "m": (0, 1, 2), "l": (0, 1, 2, 3, 4), "xl": (0, 1, 2)}
+BASE_SEEDS = {
+    "xs": (0, 1, 2, 3, 4, 5),
+    "s": (0, 1, 2, 3, 4, 6),
+    "m": (0, 1, 2),
+    "l": (0, 1, 2, 3, 4),
+    "xl": (0, 1, 2),
+    "2xl": (0, 1, 2),
+    "3xl": (0, 1, 2),
+}
 POCKET_BASES = {
     f"pocket/{name}": tuple(f"pocket/{name}-{seed}" if seed else f"pocket/{name}" for seed in seeds)
     for name, seeds in BASE_SEEDS.items()
 }
-POCKET = tuple(POCKET_BASES)
+LARGE = ("pocket/2xl", "pocket/3xl")  # of the scale `pocket-large`; their weights are not in the repo
+POCKET = tuple(name for name in POCKET_BASES if name not in LARGE)
 
 transformers_logging.disable_progress_bar()  # "Loading weights", once an arm, buries our own progress
 # peft 0.21 reads an attribute that transformers 5.23 deprecates.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
-# A second thread costs tiny models more than it gives, and one thread makes their sums come out the same on every run.
-ONE_THREAD_BELOW = 10_000_000  # parameters
+# Below so many parameters a student computes in float32 on a GPU too, so that it learns what it learns on a CPU; and there on one thread, as
+# a second costs it more than it gives, and its sums come out the same on every run.
+TINY = 10_000_000
 max_threads = torch.get_num_threads()  # for larger models on a CPU; a sweep's workers lower it to 1
 
 
@@ -58,7 +68,7 @@ class Student:
 
 
 def load_student(name: str, revision: str | None = None, device: str | None = None) -> Student:
-    """Load a student onto the GPU in bfloat16 if there is one, else onto the CPU in float32.
+    """Load a student onto the GPU in bfloat16 (a tiny one in float32) if there is one, else onto the CPU in float32.
 
     Arguments:
         name: `pocket/xs`, a Hub id such as `Qwen/Qwen2.5-0.5B-Instruct`, or a local folder in Hugging Face form.
@@ -72,17 +82,18 @@ def load_student(name: str, revision: str | None = None, device: str | None = No
     cuda = torch.cuda.is_available()
     try:
         tokenizer = load_tokenizer(source, revision)
+        half = cuda and n_params(name, revision) >= TINY
         model = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
-            dtype=torch.bfloat16 if cuda else torch.float32,
+            dtype=torch.bfloat16 if half else torch.float32,
             use_safetensors=True,  # no pickle
         )
     except (OSError, ValueError) as error:
         raise ValueError(_cannot_load(name, error)) from error
     model.to(device or ("cuda" if cuda else "cpu")).eval()
     if not cuda:
-        torch.set_num_threads(1 if model.num_parameters() < ONE_THREAD_BELOW else max_threads)
+        torch.set_num_threads(1 if model.num_parameters() < TINY else max_threads)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     stop = stop_token_id(tokenizer)

@@ -19,7 +19,7 @@ from mixdistill.finetune import LoRA, default_lr, finetune
 from mixdistill.mix import mix
 from mixdistill.problems import Problem, load_problems
 from mixdistill.scales import REVISIONS, Arm, Scale, TraceSet
-from mixdistill.students import ONE_THREAD_BELOW, n_params
+from mixdistill.students import TINY, n_params
 from mixdistill.traces import load_traces
 
 HEARTBEAT = 30  # seconds without a finished arm until a line says who is at work
@@ -78,7 +78,7 @@ def run_arm(arm: Arm, scale: Scale, split: str = "test", stored_only: bool = Fal
             too_long=scale.too_long,
             seed=arm.seed,
             revision=revision,
-            gpus=max(1, torch.cuda.device_count()),
+            gpus=1 if n_params(base, revision) < TINY else max(1, torch.cuda.device_count()),
             progress=torch.cuda.is_available(),
             stored_only=stored_only,
         )
@@ -224,7 +224,7 @@ def _start_worker() -> None:
 def _cost(arm: Arm) -> float:
     """Relative time of an arm, for the minutes left: more for longer traces, and the less than the size the tinier the student."""
     size = n_params(arm.student, REVISIONS.get(arm.student))
-    return size ** (0.6 if size < ONE_THREAD_BELOW else 1) * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
+    return size ** (0.6 if size < TINY else 1) * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
 
 
 def _items(arm: Arm, base: str, scores: Scores) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from mixdistill import load_student
+from mixdistill import load_student, students
 from mixdistill.attention import CAUSAL, VARLEN, attention_for, choose_attention, packs
 from mixdistill.chat import Example
 from mixdistill.loss import ResponseLoss
@@ -31,13 +31,16 @@ def test_the_attention_is_the_fastest_that_runs_on_the_device(device, capability
     assert packs(expected) is (expected != CAUSAL)
 
 
-def test_on_a_cpu_examples_are_padded():
-    assert not packs(attention_for(torch.device("cpu")))
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.float32), ("cpu", torch.bfloat16), ("cuda", torch.float32)]
+)
+def test_on_a_cpu_and_in_full_precision_examples_are_padded(device, dtype):
+    assert not packs(attention_for(torch.device(device), dtype))
 
 
-def gradient(model: torch.nn.Module, batch) -> tuple[float, torch.Tensor]:
+def gradient(model: torch.nn.Module, batch, half: bool = False) -> tuple[float, torch.Tensor]:
     model.zero_grad()
-    loss = ResponseLoss(model)(batch)
+    loss = ResponseLoss(model, half)(batch)
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -60,11 +63,13 @@ def test_padded_attention_equals_that_of_transformers(name, request):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch has variable-length attention on CUDA only")
 @pytest.mark.parametrize("name", ["qwen", "llama"])
-def test_packed_attention_on_a_gpu_equals_padded(name, request):
+def test_packed_attention_on_a_gpu_equals_padded(name, request, monkeypatch):
+    monkeypatch.setattr(students, "TINY", 0)  # or this toy would not compute in half precision
     model = load_student(request.getfixturevalue(name)).model
     device = model.device
-    loss, expected = gradient(model, pad(EXAMPLES, 0).to(device))
-    model.set_attn_implementation(attention_for(device))
-    ours, found = gradient(model, pack(EXAMPLES).to(device))
+    loss, expected = gradient(model, pad(EXAMPLES, 0).to(device), half=True)
+    model.set_attn_implementation(attention_for(device, model.dtype))
+    assert packs(model.config._attn_implementation)
+    ours, found = gradient(model, pack(EXAMPLES).to(device), half=True)
     assert ours == pytest.approx(loss, rel=1e-2)
     assert torch.nn.functional.cosine_similarity(found.float(), expected.float(), dim=0) > 0.99

@@ -12,10 +12,23 @@ from mixdistill import load_student
 from mixdistill.pocket import pretrain, world
 from mixdistill.pocket.tokenizer import build_tokenizer
 from mixdistill.problems import POCKET_TIERS
-from mixdistill.students import BASE_SEEDS, POCKET_BASES, POCKET_DIR
+from mixdistill.students import BASE_SEEDS, POCKET, POCKET_BASES, POCKET_DIR
 
 BASES = sorted(path.parent.name for path in POCKET_DIR.glob("*/evaluation.json"))
-RECIPE = {"student", "params", "width", "ffn_width", "layers", "tokens", "lr", "seed", "row", "batch", "seconds"}
+RECIPE = {
+    "student",
+    "params",
+    "width",
+    "ffn_width",
+    "layers",
+    "tokens",
+    "lr",
+    "seed",
+    "row",
+    "batch",
+    "device",
+    "seconds",
+}
 EVALUATION = {*pretrain.GATED, "mark", "rare", *POCKET_TIERS}
 
 
@@ -123,8 +136,8 @@ def test_every_base_that_is_here_says_how_it_was_made(base):
     assert recipe["tokens"] == pretrain.STEPS[size] * pretrain.BATCH * pretrain.ROW
 
 
-def test_every_base_of_every_size_is_here():
-    assert {f"pocket/{base}" for base in BASES} == {base for bases in POCKET_BASES.values() for base in bases}
+def test_every_base_of_every_size_is_here():  # those of the larger ones where someone has made them
+    assert {f"pocket/{base}" for base in BASES} >= {base for student in POCKET for base in POCKET_BASES[student]}
 
 
 def test_the_stored_evaluation_of_the_smallest_student_comes_from_its_weights():

@@ -1,11 +1,12 @@
 import re
+from dataclasses import replace
 
 import pytest
 
 from mixdistill import check_parameters, get_scale
 from mixdistill.mix import CONTROLS, RECIPES
 from mixdistill.scales import REVISIONS, SCALES, Arm, alpha_arms, control_arms, gap_arms, recipe_arm, untouched_arms
-from mixdistill.students import POCKET_BASES
+from mixdistill.students import LARGE, POCKET, POCKET_BASES
 
 INJECTED = "# Parameters\nALPHAA = 0.3\nSCALE = 'smoke'\n"
 
@@ -49,6 +50,13 @@ def test_every_base_that_a_seed_meets_is_evaluated_untouched_once(name, n_seeds)
         assert [arm.student for arm in arms].count(student) == min(n_seeds, n_bases)
 
 
+def test_the_large_pocket_scale_adds_students_and_changes_nothing_else():
+    pocket, large = get_scale("pocket"), get_scale("pocket-large")
+    assert large.students == (*POCKET, *LARGE)
+    assert large.pocket
+    assert replace(large, name="pocket", students=POCKET) == pocket
+
+
 def test_controls_are_arms_of_the_pocket_world_only():
     pocket = get_scale("pocket", 3)
     arms = control_arms(pocket)
@@ -87,7 +95,7 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: get_scale("galaxy"), "unknown scale 'galaxy': use one of smoke, pocket, gpu, paper"),
+        (lambda: get_scale("galaxy"), "unknown scale 'galaxy': use one of smoke, pocket, pocket-large, gpu, paper"),
         (lambda: get_scale("pocket", -1), "number of seeds is -1"),
         (
             lambda: recipe_arm("pocket/xs", "medium", 0),

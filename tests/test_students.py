@@ -4,11 +4,11 @@ import pytest
 
 from mixdistill import load_student, students
 from mixdistill.pocket.pretrain import GATED
-from mixdistill.students import BASE_SEEDS, POCKET, POCKET_BASES, base_facts, n_params, student_source
+from mixdistill.students import BASE_SEEDS, LARGE, POCKET, POCKET_BASES, base_facts, n_params, student_source
 
 
 def test_the_first_base_carries_the_students_own_name():
-    assert list(POCKET_BASES) == list(POCKET)
+    assert list(POCKET_BASES) == [*POCKET, *LARGE]
     assert all(bases[0] == student for student, bases in POCKET_BASES.items())
     assert all(base.startswith(f"{student}-") for student, bases in POCKET_BASES.items() for base in bases[1:])
     assert [len(bases) for bases in POCKET_BASES.values()] == [len(seeds) for seeds in BASE_SEEDS.values()]

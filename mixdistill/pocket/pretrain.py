@@ -36,10 +36,18 @@ MAX_JUMP = 130  # positions; about the length of a long trace
 WARMUP = 100  # steps
 
 # Width and feed-forward width; all else but the steps follows from them by one rule each.
-SHAPES = {"xs": (32, 48), "s": (32, 96), "m": (48, 144), "l": (64, 192), "xl": (96, 288)}
+SHAPES = {
+    "xs": (32, 48),
+    "s": (32, 96),
+    "m": (48, 144),
+    "l": (64, 192),
+    "xl": (96, 288),
+    "2xl": (160, 480),
+    "3xl": (320, 960),
+}
 LAYERS = 2
-# Of BATCH x ROW = 2,048 tokens: 5.7M to 12.3M tokens. Larger students read more, else they too end before they know the marks.
-STEPS = {"xs": 2800, "s": 2900, "m": 4000, "l": 5800, "xl": 6000}
+# Of BATCH x ROW = 2,048 tokens: 5.7M to 20.5M tokens. Larger students read more, else they too end before they know the marks.
+STEPS = {"xs": 2800, "s": 2900, "m": 4000, "l": 5800, "xl": 6000, "2xl": 8000, "3xl": 10000}
 # What every base has to reach in `base_evaluation`, whatever its size, and in what.
 GATE = 0.95
 GATED = ("product", "colour", "chain", "form", "habit", "same", "copy", "machine", "need")
@@ -179,15 +187,16 @@ def build_student(name: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Q
     return Qwen2ForCausalLM(config)
 
 
-def pretrain(name: str, seed: int, out: Path) -> None:
-    """Train base `seed` of student `name` and write it to `out` as a Hugging Face folder (bfloat16 weights), with `recipe.json`, `loss.csv`
-    and `evaluation.json` beside.
+def pretrain(name: str, seed: int, out: Path, steps: int | None = None) -> None:
+    """Train base `seed` of student `name` for `steps` (None: its own) on the GPU if there is one, and write it to `out` as a Hugging Face folder
+    (bfloat16 weights), with `recipe.json`, `loss.csv` and `evaluation.json` beside.
     """
     torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = build_tokenizer()
-    model = build_student(name, tokenizer, seed)
+    model = build_student(name, tokenizer, seed).to(device)
     width, ffn_width = SHAPES[name]
-    steps, lr = STEPS[name], peak_lr(width)
+    steps, lr = steps or STEPS[name], peak_lr(width)
     matrices = [p for key, p in model.named_parameters() if p.ndim == 2 and "embed" not in key]
     others = [p for key, p in model.named_parameters() if p.ndim == 1 or "embed" in key]
     adamw = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -195,11 +204,12 @@ def pretrain(name: str, seed: int, out: Path) -> None:
     batches = token_rows(tokenizer, Random(f"pretrain/{name}/{seed}"), steps)
     colon, generator = tokenizer.get_vocab()[":"], torch.Generator().manual_seed(seed)
     # Without a mask, transformers 5 takes a jump for the border of two packed texts and hides the first from the second.
-    see_all = torch.ones(BATCH, ROW, dtype=torch.long)
+    see_all = torch.ones(BATCH, ROW, dtype=torch.long, device=device)
     started, curve = time.time(), []
     for step in range(steps):
         rows = next(batches)
-        positions = jumping_positions(rows, colon, generator)
+        positions = jumping_positions(rows, colon, generator).to(device)
+        rows = rows.to(device)
         loss = model(input_ids=rows, attention_mask=see_all, position_ids=positions, labels=rows, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -216,9 +226,8 @@ def pretrain(name: str, seed: int, out: Path) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     params = model.num_parameters()
-    model.to(torch.bfloat16).save_pretrained(
-        out
-    )  # half the size; fine-tuning and decoding take them up to float32 again
+    # Half the size; fine-tuning and decoding take them up to float32 again.
+    model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     facts = {"student": name, "params": params, "width": width, "ffn_width": ffn_width, "layers": LAYERS}
     facts |= {
@@ -227,6 +236,7 @@ def pretrain(name: str, seed: int, out: Path) -> None:
         "seed": seed,
         "row": ROW,
         "batch": BATCH,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "seconds": round(time.time() - started),
     }
     (out / "recipe.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -351,9 +361,10 @@ def main() -> None:
     parser.add_argument("students", nargs="+", choices=list(SHAPES))
     parser.add_argument("--seed", type=int, default=0, help="which base, from 0: of first weights and text")
     parser.add_argument("--out", type=Path, default=POCKET_DIR, help="folder that gets one folder a base")
+    parser.add_argument("--steps", type=int, help="default: the student's own number")
     args = parser.parse_args()
     for name in args.students:
-        pretrain(name, args.seed, args.out / (f"{name}-{args.seed}" if args.seed else name))
+        pretrain(name, args.seed, args.out / (f"{name}-{args.seed}" if args.seed else name), args.steps)
 
 
 if __name__ == "__main__":
