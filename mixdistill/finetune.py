@@ -46,7 +46,15 @@ TRAINING_VERSION = 2
 
 # LoRA learning rate of the pocket students: in steps of 2, the one with the best mean accuracy over short, long and mix_long
 # on development problems (`python -m mixdistill.pocket.choose_lr`).
-POCKET_LR = {"pocket/xs": 6.25e-4, "pocket/s": 2.5e-3, "pocket/m": 1e-2, "pocket/l": 2.5e-3, "pocket/xl": 1e-2}
+POCKET_LR = {
+    "pocket/xs": 6.25e-4,
+    "pocket/s": 2.5e-3,
+    "pocket/m": 1e-2,
+    "pocket/l": 2.5e-3,
+    "pocket/xl": 1e-2,
+    "pocket/2xl": 2.5e-3,
+    "pocket/3xl": 5e-3,
+}
 LORA_LR, FULL_LR = 1e-4, 1e-5  # the paper's, for everybody else
 BETAS = (0.9, 0.98)  # 0.999 would average over more steps than a short run has
 LOG_EVERY = 10  # steps

@@ -11,7 +11,7 @@ from mixdistill import LoRA, finetune, load_student, load_traces, mix, runs
 from mixdistill.finetune import load_trained, schedule
 from mixdistill.lora import trainable_model
 from mixdistill.problems import load_problems
-from mixdistill.students import POCKET, POCKET_DIR
+from mixdistill.students import POCKET, POCKET_BASES, POCKET_DIR
 
 training = importlib.import_module("mixdistill.finetune")
 SETTINGS = {"lora": LoRA(r=4), "epochs": 2, "batch_size": 8, "lr": 5e-3, "progress": False}
@@ -221,7 +221,7 @@ def test_pocket_rates_are_the_best_of_the_search():
     search = pd.read_csv(POCKET_DIR / "lr_search.csv")
     best = search.loc[search.groupby("student")["mean"].idxmax()]
     assert dict(zip(best["student"], best["lr"], strict=True)) == training.POCKET_LR
-    assert set(training.POCKET_LR) == set(POCKET)
+    assert set(training.POCKET_LR) == set(POCKET_BASES)
 
 
 def test_the_schedule_warms_up_and_ends_near_zero():
