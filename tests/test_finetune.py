@@ -11,7 +11,7 @@ from mixdistill import LoRA, finetune, load_student, load_traces, mix, runs
 from mixdistill.finetune import load_trained, schedule
 from mixdistill.lora import trainable_model
 from mixdistill.problems import load_problems
-from mixdistill.students import POCKET, POCKET_BASES, POCKET_DIR
+from mixdistill.students import POCKET_BASES, POCKET_DIR
 
 training = importlib.import_module("mixdistill.finetune")
 SETTINGS = {"lora": LoRA(r=4), "epochs": 2, "batch_size": 8, "lr": 5e-3, "progress": False}
