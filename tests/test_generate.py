@@ -1,10 +1,12 @@
+import importlib.util
+
 import pytest
 import torch
 
 from mixdistill import LoRA, Sampling, finetune, load_problems, load_student, load_traces
 from mixdistill.chat import prompt_ids, render_prompts
 from mixdistill.finetune import load_trained
-from mixdistill.generate import complete, is_loop, length_sorted_batches
+from mixdistill.generate import complete, default_engine, is_loop, length_sorted_batches
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,21 @@ def test_sampling_follows_its_seed(student, prompts, engine):
 
     assert texts(0) == texts(0)
     assert texts(0) != texts(1)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "vllm", "n_params", "engine"),
+    [
+        (False, True, 500_000_000, "static"),
+        (True, True, 500_000_000, "vllm"),
+        (True, False, 500_000_000, "continuous"),
+        (True, True, 300_000, "static"),
+    ],
+)
+def test_the_engine_is_the_fastest_for_the_student_on_this_machine(cuda, vllm, n_params, engine, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: vllm or None)
+    assert default_engine(n_params) == engine
 
 
 def test_batches_hold_every_prompt_once_the_longest_first(prompts):

@@ -61,6 +61,14 @@ def test_padded_rows_equal_single_examples_and_packed_ones(name):
     assert_equal(gradients(model, pack(EXAMPLES)), single)
 
 
+def test_half_precision_changes_the_loss_by_rounding_only(name):
+    model = load_student(name).model
+    batch = pad(EXAMPLES, 0)
+    full, half = ResponseLoss(model)(batch).item(), ResponseLoss(model, half=True)(batch).item()
+    assert half != full
+    assert half == pytest.approx(full, rel=2e-2)
+
+
 def test_no_example_sees_its_neighbour(name):
     loss_of = ResponseLoss(load_student(name).model)
     silent = Example(EXAMPLES[0].input_ids, n_prompt=len(EXAMPLES[0].input_ids))

@@ -95,11 +95,10 @@ def test_what_names_no_machine_is_not_consistent(response):
     assert not pretrain.consistent(world.random_mystery(Random(0), 1).text, response)
 
 
-def test_a_short_pretraining_writes_a_base_in_bfloat16_that_can_be_loaded(monkeypatch, tmp_path):
+def test_a_short_pretraining_writes_a_base_in_bfloat16_that_can_be_loaded(tmp_path):
     steps = 6
-    monkeypatch.setitem(pretrain.STEPS, "xs", steps)
     folder = tmp_path / "xs-1"
-    pretrain.pretrain("xs", 1, folder)
+    pretrain.pretrain("xs", 1, folder, steps)
 
     weights = load_file(folder / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}

@@ -1,6 +1,7 @@
 """The names that a pocket student has, and what a reader is told of one that is not here."""
 
 import pytest
+import torch
 
 from mixdistill import load_student, students
 from mixdistill.pocket.pretrain import GATED
@@ -31,6 +32,13 @@ def test_a_base_whose_weights_are_not_here_is_refused_with_the_command_that_make
         ValueError, match=rf"weights of '{name}' are not in .* `python -m mixdistill.pocket.pretrain {command}`"
     ):
         student_source(name)
+
+
+def test_only_tiny_students_compute_in_full_precision_beside_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert load_student("pocket/xs", device="cpu").model.dtype == torch.float32
+    monkeypatch.setattr(students, "TINY", n_params("pocket/xs"))
+    assert load_student("pocket/xs", device="cpu").model.dtype == torch.bfloat16
 
 
 def test_pocket_students_go_from_small_to_large():
