@@ -187,9 +187,9 @@ def build_student(name: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Q
     return Qwen2ForCausalLM(config)
 
 
-def pretrain(name: str, seed: int, out: Path, steps: int | None = None) -> None:
+def pretrain(name: str, seed: int, out: Path, steps: int | None = None, half: bool = False) -> None:
     """Train base `seed` of student `name` for `steps` (None: its own) on the GPU if there is one, and write it to `out` as a Hugging Face folder
-    (bfloat16 weights), with `recipe.json`, `loss.csv` and `evaluation.json` beside.
+    (bfloat16 weights), with `recipe.json`, `loss.csv` and `evaluation.json` beside. `half`: multiply in bfloat16.
     """
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -200,7 +200,7 @@ def pretrain(name: str, seed: int, out: Path, steps: int | None = None) -> None:
     matrices = [p for key, p in model.named_parameters() if p.ndim == 2 and "embed" not in key]
     others = [p for key, p in model.named_parameters() if p.ndim == 1 or "embed" in key]
     adamw = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    optimizers = [Muon(matrices, lr), adamw]
+    optimizers = [Muon(matrices, lr, half=half), adamw]
     batches = token_rows(tokenizer, Random(f"pretrain/{name}/{seed}"), steps)
     colon, generator = tokenizer.get_vocab()[":"], torch.Generator().manual_seed(seed)
     # Without a mask, transformers 5 takes a jump for the border of two packed texts and hides the first from the second.
@@ -210,7 +210,8 @@ def pretrain(name: str, seed: int, out: Path, steps: int | None = None) -> None:
         rows = next(batches)
         positions = jumping_positions(rows, colon, generator).to(device)
         rows = rows.to(device)
-        loss = model(input_ids=rows, attention_mask=see_all, position_ids=positions, labels=rows, use_cache=False).loss
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = model(rows, attention_mask=see_all, position_ids=positions, labels=rows, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         share = min(1.0, (step + 1) / WARMUP) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
@@ -236,6 +237,7 @@ def pretrain(name: str, seed: int, out: Path, steps: int | None = None) -> None:
         "seed": seed,
         "row": ROW,
         "batch": BATCH,
+        "precision": "bfloat16" if half else "float32",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "seconds": round(time.time() - started),
     }
@@ -362,9 +364,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="which base, from 0: of first weights and text")
     parser.add_argument("--out", type=Path, default=POCKET_DIR, help="folder that gets one folder a base")
     parser.add_argument("--steps", type=int, help="default: the student's own number")
+    parser.add_argument(
+        "--half",
+        action="store_true",
+        help="multiply in bfloat16: 2 times as fast with AVX-512 BF16, slower on other CPUs",
+    )
     args = parser.parse_args()
     for name in args.students:
-        pretrain(name, args.seed, args.out / (f"{name}-{args.seed}" if args.seed else name), args.steps)
+        pretrain(name, args.seed, args.out / (f"{name}-{args.seed}" if args.seed else name), args.steps, args.half)
 
 
 if __name__ == "__main__":
