@@ -20,13 +20,15 @@ def test_orthogonalised_matrices_keep_their_singular_vectors():
     torch.testing.assert_close(seen, torch.diag(seen.diag()), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("shape", [(32, 96), (96, 32)])
-def test_an_update_is_as_large_as_one_of_adamw(shape):
+def test_an_update_is_as_large_as_one_of_adamw(shape, half):
     """Root mean square 0.2 times the learning rate, whatever the gradient's size."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(shape))
     weight.grad = 1000 * torch.randn(shape)
-    Muon([weight], lr=0.01).step()
+    Muon([weight], lr=0.01, half=half).step()
+    assert weight.dtype == torch.float32
     assert weight.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.3)
 
 

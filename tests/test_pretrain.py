@@ -26,6 +26,7 @@ RECIPE = {
     "seed",
     "row",
     "batch",
+    "precision",
     "device",
     "seconds",
 }
@@ -95,16 +96,18 @@ def test_what_names_no_machine_is_not_consistent(response):
     assert not pretrain.consistent(world.random_mystery(Random(0), 1).text, response)
 
 
-def test_a_short_pretraining_writes_a_base_in_bfloat16_that_can_be_loaded(tmp_path):
+@pytest.mark.parametrize(("half", "precision"), [(False, "float32"), (True, "bfloat16")])
+def test_a_short_pretraining_writes_a_base_in_bfloat16_that_can_be_loaded(tmp_path, half, precision):
     steps = 6
     folder = tmp_path / "xs-1"
-    pretrain.pretrain("xs", 1, folder, steps)
+    pretrain.pretrain("xs", 1, folder, steps, half)
 
     weights = load_file(folder / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     recipe = json.loads((folder / "recipe.json").read_text())
     assert recipe.keys() == RECIPE
     assert (recipe["student"], recipe["seed"], recipe["width"]) == ("xs", 1, pretrain.SHAPES["xs"][0])
+    assert recipe["precision"] == precision
     assert recipe["tokens"] == steps * pretrain.BATCH * pretrain.ROW
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation.keys() == EVALUATION
