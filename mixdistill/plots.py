@@ -71,7 +71,7 @@ def learnability_gap(
         guess: the reader's own `long - short` in points, a student each; drawn beside the measurement where not None.
         family: `long` for long and short traces, `large` for large and small teachers.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.3))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8))
     sizes = accuracy.drop_duplicates("student").sort_values("params")
     for i, recipe in enumerate(FAMILY[family]):
         color, marker, label = STYLE[recipe]
@@ -95,7 +95,7 @@ def learnability_gap(
     for axes in (left, right):
         _size_axis(axes, sizes)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     _caption(figure, gaps)
     return figure
 
@@ -277,7 +277,7 @@ def _size_axis(axes, sizes: pd.DataFrame) -> None:
         f"{student.split('/')[-1].removesuffix('-Instruct')}\n{size_text(params)}"
         for student, params in zip(sizes["student"], sizes["params"], strict=True)
     ]
-    axes.set_xticks(sizes["params"], names)
+    axes.set_xticks(sizes["params"], names, fontsize=7.5)
     axes.minorticks_off()
     axes.set_xlabel("student, parameters")
 
