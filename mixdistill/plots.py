@@ -167,9 +167,9 @@ def errors(table: pd.DataFrame) -> Figure:
             )
             bottom += rows[name].to_numpy()
         for i, right in enumerate(rows["right"]):
-            axes.text(i, 1 - right / 2, f"{right:.0%}", ha="center", va="center", fontsize=9)
+            axes.text(i, 1 - right / 2, f"{right:.0%}", ha="center", va="center", fontsize=8)
         names = [f"{s.split('/')[-1]}\n{size_text(n)}" for s, n in zip(rows["student"], rows["params"], strict=True)]
-        axes.set_xticks(range(len(rows)), names)
+        axes.set_xticks(range(len(rows)), names, fontsize=8)
         axes.set_title(STYLE[recipe][2])
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[0, 0].set_ylabel("share of all answers")
