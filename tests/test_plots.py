@@ -12,6 +12,7 @@ def figures(tmp_path, monkeypatch):
 
 def test_every_committed_figure_is_redrawn_from_its_csv(figures, monkeypatch):
     names = {path.name for path in (plots.REPO / "figures").glob("*.png")}
+    names = {name for name in names if not name.startswith("03_mix_distillation_")}  # of other students, by the reader
     (figures / "data").symlink_to(plots.REPO / "figures" / "data")
     drawn = plots.redraw()
     assert {path.rsplit("/", 1)[-1] for path in drawn} == names
