@@ -168,8 +168,7 @@ def errors(table: pd.DataFrame) -> Figure:
             bottom += rows[name].to_numpy()
         for i, right in enumerate(rows["right"]):
             axes.text(i, 1 - right / 2, f"{right:.0%}", ha="center", va="center", fontsize=8)
-        names = [f"{s.split('/')[-1]}\n{size_text(n)}" for s, n in zip(rows["student"], rows["params"], strict=True)]
-        axes.set_xticks(range(len(rows)), names, fontsize=8)
+        axes.set_xticks(range(len(rows)), _student_labels(rows), fontsize=7.5)
         axes.set_title(STYLE[recipe][2])
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[0, 0].set_ylabel("share of all answers")
@@ -273,13 +272,16 @@ def _points(
 
 def _size_axis(axes, sizes: pd.DataFrame) -> None:
     axes.set_xscale("log")
-    names = [
-        f"{student.split('/')[-1].removesuffix('-Instruct')}\n{size_text(params)}"
-        for student, params in zip(sizes["student"], sizes["params"], strict=True)
-    ]
-    axes.set_xticks(sizes["params"], names, fontsize=7.5)
+    axes.set_xticks(sizes["params"], _student_labels(sizes), fontsize=7.5)
     axes.minorticks_off()
     axes.set_xlabel("student, parameters")
+
+
+def _student_labels(rows: pd.DataFrame) -> list[str]:
+    return [
+        f"{student.split('/')[-1].removesuffix('-Instruct')}\n{size_text(params)}"
+        for student, params in zip(rows["student"], rows["params"], strict=True)
+    ]
 
 
 def size_text(params: int) -> str:

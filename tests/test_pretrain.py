@@ -120,6 +120,14 @@ def test_a_short_pretraining_writes_a_base_in_bfloat16_that_can_be_loaded(tmp_pa
     assert student.tokenizer.decode(student.tokenizer("find twice ? i7 :")["input_ids"]) == "find twice ? i7 :"
 
 
+def test_half_computes_the_loss_in_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "base_evaluation", lambda folder: dict.fromkeys(pretrain.GATED, 1.0))
+    for half in (False, True):
+        pretrain.pretrain("xs", 0, tmp_path / str(half), 1, half)
+    losses = [float((tmp_path / str(half) / "loss.csv").read_text().split(",")[-1]) for half in (False, True)]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_every_base_that_is_here_passes_the_gate(base):
     evaluation = json.loads((POCKET_DIR / base / "evaluation.json").read_text())
