@@ -11,7 +11,7 @@ READY  := $(ENV)/.mixdistill-ready
 .PHONY: reproduce test lab figures publish setup clean
 
 reproduce: setup
-	$(PY) -m mixdistill.reproduce --scale "$(SCALE)" --seeds "$(SEEDS)"
+	$(PY) -m mixdistill.study.reproduce --scale "$(SCALE)" --seeds "$(SEEDS)"
 
 test: setup
 	$(PY) -m ruff check .
@@ -22,11 +22,11 @@ lab: setup
 	$(PY) -m jupyterlab notebooks
 
 figures: setup
-	$(PY) -m mixdistill.plots
+	$(PY) -m mixdistill.results.figures
 
 publish: setup  # what is committed; twice, so that the notebooks show results and not progress
-	$(PY) -m mixdistill.reproduce --scale pocket --seeds "$(SEEDS)"
-	$(PY) -m mixdistill.reproduce --scale pocket --seeds "$(SEEDS)" --publish
+	$(PY) -m mixdistill.study.reproduce --scale pocket --seeds "$(SEEDS)"
+	$(PY) -m mixdistill.study.reproduce --scale pocket --seeds "$(SEEDS)" --publish
 
 setup: $(READY)
 

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 
 from mixdistill import LoRA, load_student, load_traces, mix
-from mixdistill.chat import render_traces
-from mixdistill.lora import trainable_model
-from mixdistill.loss import ResponseLoss
-from mixdistill.packing import pack, pad, token_groups
+from mixdistill.data.chat import render_traces
+from mixdistill.finetuning.batches import pack, pad, token_groups
+from mixdistill.finetuning.lora import trainable_model
+from mixdistill.finetuning.loss import ResponseLoss
 
 STUDENTS = ("pocket/xs", "pocket/s", "pocket/m", "pocket/l", "pocket/xl")
 BUDGETS = (256, 512, 768, 1024, 2048, 4096)  # tokens of a pass

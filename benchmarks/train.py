@@ -42,13 +42,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
 
 from mixdistill import LoRA, finetune, load_student, load_traces, mix
-from mixdistill.attention import attention_for, packs
-from mixdistill.chat import Example, render_traces
-from mixdistill.finetune import BETAS
-from mixdistill.memory_plan import GPU_TOKENS, cpu_tokens
-from mixdistill.packing import pack, pad, token_groups
-from mixdistill.progress import PEAK_FLOPS, flops_per_token
-from mixdistill.students import POCKET
+from mixdistill.data.chat import Example, render_traces
+from mixdistill.data.pocket.bases import POCKET
+from mixdistill.finetuning.attention import attention_for, packs
+from mixdistill.finetuning.batches import pack, pad, token_groups
+from mixdistill.finetuning.finetune import BETAS
+from mixdistill.finetuning.memory import GPU_TOKENS, cpu_tokens
+from mixdistill.finetuning.progress import PEAK_FLOPS, flops_per_token
 
 BATCH = 32  # examples a step
 LR = 1e-3
@@ -158,7 +158,7 @@ def compare(name: str, steps: int, rounds: int, longest: int, folder: Path) -> d
 
 
 def run_ours(student: str, train: Dataset, seed: int) -> Measured:
-    training, clock = sys.modules["mixdistill.finetune"], Clock()
+    training, clock = sys.modules["mixdistill.finetuning.finetune"], Clock()
     with Peak() as peak, clock.starting_at(training, "batch_of"), clock.ending_at(training, "save_trained"):
         run = finetune(
             student,

@@ -1,18 +1,18 @@
 """Mix Distillation and the small model learnability gap (arXiv 2502.12143): data, LoRA fine-tuning, evaluation, statistics."""
 
-from mixdistill.collect import collect_traces
-from mixdistill.evaluate import Scores, evaluate
-from mixdistill.finetune import LoRA, finetune
-from mixdistill.generate import Sampling
-from mixdistill.grade import Grade, grade, grade_all
-from mixdistill.judge import judge
-from mixdistill.mix import mix
-from mixdistill.problems import Problem, load_problems
+from mixdistill.data.mix import mix
+from mixdistill.data.problems import Problem, load_problems
+from mixdistill.data.students import load_student
+from mixdistill.data.traces import load_traces
+from mixdistill.finetuning.finetune import LoRA, finetune
+from mixdistill.generation.generate import Sampling
+from mixdistill.grading.grade import Grade, grade, grade_all
+from mixdistill.results.evaluate import Scores, evaluate
+from mixdistill.results.judge import judge
 from mixdistill.runs import Run, open_run
-from mixdistill.scales import check_parameters, get_scale
-from mixdistill.students import load_student
-from mixdistill.sweep import sweep
-from mixdistill.traces import load_traces
+from mixdistill.study.collect import collect_traces
+from mixdistill.study.scales import check_parameters, get_scale
+from mixdistill.study.sweep import sweep
 
 __all__ = [
     "Grade",

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from mixdistill.plan import plan
-from mixdistill.scales import SCALES, get_scale
+from mixdistill.study.plan import plan
+from mixdistill.study.scales import SCALES, get_scale
 
 
 def main() -> None:

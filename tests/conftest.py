@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from mixdistill.scales import Scale, TraceSet, get_scale
+from mixdistill.study.scales import Scale, TraceSet, get_scale
 
 REPO = Path(__file__).parents[1]
 SHARED_BENCHMARKS = REPO.parent / "shared" / "benchmarks"

@@ -9,7 +9,7 @@ import papermill
 import pytest
 from conftest import REPO
 
-from mixdistill.reproduce import NOTEBOOKS, execute, publish_notebook
+from mixdistill.study.reproduce import NOTEBOOKS, execute, publish_notebook
 
 FOLDER = REPO / "notebooks"
 # The tour shows stored results, and those of the pocket scale are committed.

@@ -9,7 +9,7 @@ from mixdistill import runs
 TRAIN = """
 import importlib, os, pathlib, sys, time
 from mixdistill import finetune, load_traces
-training = importlib.import_module("mixdistill.finetune")
+training = importlib.import_module("mixdistill.finetuning.finetune")
 train_run = training.train_run
 training.train_run = lambda *arguments: (print("I train", flush=True), train_run(*arguments))
 traces = load_traces("pocket/short", n=64)

@@ -1,0 +1,60 @@
+"""What goes wrong first in an answer of the pocket world, read step by step: the mechanism behind an accuracy."""
+
+import re
+
+from mixdistill.data.pocket import world
+
+# In the order of the text; `right`, `wrong guess`, `gave up` and `endless` hold no false step.
+ERRORS = {
+    "right": "the answer is right",
+    "wrong guess": "no step is false, but the machine is not the hidden one (all that short traces can do)",
+    "gave up": "no step is false, and it stops without an answer, as the pre-training text does where a colour does not fit",
+    "wrong colour": "a colour is recalled wrongly",
+    "wrong mark": "a mark is recalled wrongly, and so the machine is refused: knowledge that only verification needs",
+    "false proof": "what is needed is written down as the mark, or the mark as what is needed: the check confirms whatever is checked",
+    "missed mismatch": "what it found differs from what is needed, and it says ok",
+    "false alarm": "what it found is what is needed, and it says no",
+    "lost operand": "a kind, number, colour, mark or item is not the problem's, or a check is not of the machine that was tried",
+    "wrong step": "a step of the solution is false, missing, or not by the machine that was found",
+    "endless": "no step is false, but it is cut at the token limit before an answer",
+}
+STEP = re.compile(
+    r"(?P<what>try|check) (?P<x>\S+) (?P<tested>\w+) = (?P<found>\S+) need (?P<needed>\S+) (?P<says>ok|no)"
+    r"|(?P<item>\S+) (?P<machine>\w+) = (?P<product>\S+)"
+)
+
+
+def first_error(question: str, response: str, correct: bool) -> str:
+    """The first false step of an answer, a key of `ERRORS`."""
+    if correct:
+        return "right"
+    kind, _, colour, _, number, _, mark, _, _, count, _, item, _ = question.split()
+    clue = {"try": (kind, colour, "wrong colour"), "check": (number, mark, "wrong mark")}
+    machine, accepted, products = "", False, []
+    for step in STEP.finditer(response):
+        if step["what"]:
+            x, needed, wrong = clue[step["what"]]
+            if (step["x"], step["needed"]) != (x, needed):
+                confirmed = step["what"] == "check" and step["x"] == x and step["found"] == step["needed"]
+                return "false proof" if confirmed else "lost operand"
+            if step["what"] == "check" and step["tested"] != machine:
+                return "lost operand"
+            if step["found"] != world.TABLES.facts.get((step["tested"], x)):
+                return "false proof" if step["what"] == "check" and step["found"] == needed else wrong
+            machine, accepted = step["tested"], step["found"] == needed
+            if accepted != (step["says"] == "ok"):
+                return "false alarm" if accepted else "missed mismatch"
+        else:
+            if not products and step["item"] != item:
+                return "lost operand"
+            follows = step["item"] == (products[-1] if products else item)
+            true = step["product"] == world.TABLES.facts.get((step["machine"], step["item"]))
+            if not (follows and true and accepted and step["machine"] == machine):
+                return "wrong step"
+            products.append(step["product"])
+    if not products:
+        ended = "gave up" if response.endswith(" no .") else "endless"
+        return "wrong step" if " answer " in response else ended
+    answer = response.partition(" answer ")[2].split(" ")[0]
+    whole = len(products) == world.COUNTS.index(count) + 1 and answer == products[-1]
+    return "wrong guess" if whole else "wrong step"

@@ -1,0 +1,1 @@
+"""A student learns from traces: LoRA or all weights, resumable at any moment."""

@@ -1,0 +1,1 @@
+"""A student answers: many prompts, one of three engines."""

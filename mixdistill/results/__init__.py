@@ -1,0 +1,1 @@
+"""What comes out: accuracies, gaps with intervals, figures."""

@@ -1,0 +1,1 @@
+"""Many arms at once: scales, sweeps, the whole reproduction by one command."""

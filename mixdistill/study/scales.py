@@ -1,0 +1,271 @@
+"""The one dial: which students, how much data and how many seeds a study takes."""
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from mixdistill.data.mix import CONTROLS, RECIPES
+from mixdistill.data.pocket.bases import LARGE, POCKET, POCKET_BASES
+from mixdistill.data.problems import POCKET_TIERS
+
+
+@dataclass(frozen=True)
+class TraceSet:
+    """Where the traces of one part come from: arguments of `load_traces`."""
+
+    source: str
+    question: str = "question"  # columns
+    response: str = "response"
+    answer_format: str = "math"
+    revision: str | None = None  # commit of a Hub data set
+    unusable: str = "error"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A named set of arms. All arms share everything but student, recipe and seed; the learning rate is the student's own.
+
+    At the paper's scale the method is the student's own too: those in `full` train all weights, at another rate.
+
+    A scale of your own, with your students (Hub ids or folders), traces and benchmarks (names, or files that `load_problems`
+    reads):
+
+        scale = replace(
+            get_scale("gpu"),
+            name="mine",
+            students=("Qwen/Qwen2.5-0.5B-Instruct", "models/my-student"),
+            long=TraceSet("data/long.jsonl", question="problem", response="solution"),
+            short=TraceSet("data/short.jsonl", question="problem", response="solution"),
+            large=None,
+            small=None,
+            benchmarks=("math500", "data/my_test.jsonl"),
+            alpha_student="models/my-student",
+        )
+        print(plan(scale))
+        items = sweep(gap_arms(scale), scale)
+
+    A new Hub student is pinned by an entry in `REVISIONS`.
+    """
+
+    name: str
+    students: tuple[str, ...]  # from small to large
+    n_seeds: int
+    n_train: int | None  # problems, of files the first so many of each trace set; None: all
+    epochs: int
+    benchmarks: tuple[str, ...]
+    n_problems: int | None  # of each benchmark; None: all
+    alphas: tuple[float, ...]  # of the sweep
+    alpha_student: str  # who is swept
+    # The trace sets that play the parts of `mix.RECIPES`; without large and small there are no recipes of these teachers.
+    long: TraceSet = TraceSet("pocket/long")
+    short: TraceSet = TraceSet("pocket/short")
+    large: TraceSet | None = None
+    small: TraceSet | None = None
+    # Those of `mix.CONTROLS`.
+    unverified: TraceSet | None = None
+    direct: TraceSet | None = None
+    unmatched: str = "intersect"  # what `mix` does with problems that only one teacher has solved
+    batch_size: int = 32
+    lora_rank: int = 16
+    lr: float | None = None  # None: the student's own (`finetune.default_lr`)
+    full: tuple[str, ...] = ()  # students that train all weights in the place of LoRA
+    max_tokens: int | None = None  # of a training example; None: the student's context
+    too_long: str = "error"  # what becomes of longer examples, as in `finetune`
+    max_new_tokens: int | None = None  # of an answer; None: what the context leaves, at most 16,000
+    gpus: int = 1  # that it is meant for; `plan` assumes as many where it finds none
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """Those of `mix.RECIPES` for which this scale has both trace sets."""
+        return tuple(name for name, r in RECIPES.items() if getattr(self, r.hard) and getattr(self, r.easy))
+
+    def base(self, arm: "Arm") -> str:
+        """The model that an arm starts from: pocket students have several bases of one size, over which the seeds are spread."""
+        bases = POCKET_BASES.get(arm.student, (arm.student,))
+        return bases[arm.seed % len(bases)]
+
+    @property
+    def pocket(self) -> bool:
+        return all(student in POCKET_BASES for student in self.students)
+
+
+# Commits of the students on the Hub, as many public projects have recorded them.
+REVISIONS = {
+    "Qwen/Qwen2.5-0.5B-Instruct": "7ae557604adf67be50417f59c2c2f167def9a775",
+    "Qwen/Qwen2.5-1.5B-Instruct": "989aa7980e4cf806f80c7fef2b1adb7bc71aa306",
+    "Qwen/Qwen2.5-3B-Instruct": "aa8e72537993ba99e69dfaafa59ed015b17504d1",
+    "Qwen/Qwen2.5-7B-Instruct": "a09a35458c702b33eeacc393d103063234e8bc28",
+    "Qwen/Qwen2.5-14B-Instruct": "cf98f3b3bbb457ad9e2bb7baf9a0125b6b88caa8",
+    "Qwen/Qwen2.5-32B-Instruct": "5ede1c97bbab6ce5cda5812749b4c0bdf79b18dd",
+    "meta-llama/Llama-3.2-1B-Instruct": "9213176726f574b556790deb65791e0c5aa438b6",
+    "meta-llama/Llama-3.2-3B-Instruct": "0cb88a4f764b7a12671c53f0838cd831a0843b95",
+    "meta-llama/Llama-3.1-8B-Instruct": "0e9e39f249a16976918f6564b8830bc894c89659",
+    "meta-llama/Llama-3.3-70B-Instruct": "6f6073b423013f6a7d4d9f39144961bfbfbc386b",
+}
+
+PUBLISHED = {"question": "problem", "response": "solution", "unusable": "drop"}
+REAL = Scale(
+    name="gpu",
+    students=tuple(f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")),
+    n_seeds=3,
+    n_train=None,
+    epochs=2,
+    benchmarks=("math500", "gsm8k", "amc23", "aime24", "olympiadbench"),
+    n_problems=None,
+    alphas=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
+    alpha_student="Qwen/Qwen2.5-3B-Instruct",
+    long=TraceSet(
+        "UWNSL/MATH_training_split_long_cot", **PUBLISHED, revision="307eaa221cc715bceeb74e07ed55d1296312c7e4"
+    ),
+    short=TraceSet(
+        "UWNSL/MATH_training_split_short_cot", **PUBLISHED, revision="90f97787754fb742749bf54cfc81f9af9329fe76"
+    ),
+    large=TraceSet("UWNSL/MATH_training_split_distill_large_teacher", **PUBLISHED),
+    small=TraceSet("UWNSL/MATH_training_split_distill_small_teacher", **PUBLISHED),
+    batch_size=8,  # the paper's: 4 GPUs of 2 examples
+    max_tokens=16_384,
+    too_long="drop",  # counted in the manifest
+    max_new_tokens=16_000,
+)
+
+POCKET_STUDY = Scale(
+    name="pocket",
+    students=POCKET,
+    n_seeds=6,
+    n_train=1600,
+    epochs=4,
+    benchmarks=tuple(POCKET_TIERS),
+    n_problems=340,
+    alphas=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
+    alpha_student="pocket/xs",
+    unverified=TraceSet("pocket/unverified"),
+    direct=TraceSet("pocket/direct"),
+    batch_size=16,
+)
+
+SCALES = {
+    # As small as goes through every line: for tests.
+    "smoke": Scale(
+        name="smoke",
+        students=("pocket/xs", "pocket/s"),
+        n_seeds=2,
+        n_train=32,
+        epochs=1,
+        benchmarks=tuple(POCKET_TIERS),
+        n_problems=8,
+        alphas=(0.0, 0.2, 1.0),
+        alpha_student="pocket/xs",
+        unverified=TraceSet("pocket/unverified"),
+        direct=TraceSet("pocket/direct"),
+    ),
+    # The default: the study on a laptop.
+    "pocket": POCKET_STUDY,
+    # The same with two larger sizes, to 2.9 million parameters; what the store holds of `pocket` is read.
+    "pocket-large": replace(POCKET_STUDY, name="pocket-large", students=POCKET + LARGE),
+    # Real models on one GPU: LoRA at every size.
+    "gpu": REAL,
+    # All students of the paper (Tables 1-3), trained as in the paper (Table 5 and model cards): all weights below 14B.
+    "paper": replace(
+        REAL,
+        name="paper",
+        gpus=8,
+        students=(
+            *(f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B", "14B", "32B")),
+            *(f"meta-llama/Llama-{size}-Instruct" for size in ("3.2-1B", "3.2-3B", "3.1-8B", "3.3-70B")),
+        ),
+        benchmarks=("math", "gsm8k", "amc23", "aime24", "olympiadbench"),
+        full=(
+            *(f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")),
+            *(f"meta-llama/Llama-{size}-Instruct" for size in ("3.2-1B", "3.2-3B", "3.1-8B")),
+        ),
+    ),
+}
+
+
+def get_scale(name: str, n_seeds: int = 0) -> Scale:
+    """The scale of this name, with another number of seeds if `n_seeds` is above 0.
+
+    Raises ValueError for an unknown name or a negative number.
+    """
+    if name not in SCALES:
+        raise ValueError(f"unknown scale {name!r}: use one of {', '.join(SCALES)}")
+    if n_seeds < 0:
+        raise ValueError(f"the number of seeds is {n_seeds}: give at least 1, or 0 for the scale's own")
+    return replace(SCALES[name], n_seeds=n_seeds or SCALES[name].n_seeds)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One student under one recipe with one seed.
+
+    `alpha` is the share of hard traces, None for the untouched student; `hard` and `easy` are parts as in `mix.Recipe`.
+    """
+
+    student: str
+    recipe: str
+    alpha: float | None
+    seed: int
+    hard: str = "long"
+    easy: str = "short"
+
+
+def gap_arms(scale: Scale) -> list[Arm]:
+    """Every student untouched (each of its bases), and under every recipe of the scale with every seed."""
+    return untouched_arms(scale, scale.students) + [
+        recipe_arm(s, recipe, i) for i in range(scale.n_seeds) for s in scale.students for recipe in scale.recipes
+    ]
+
+
+def untouched_arms(scale: Scale, students: Sequence[str]) -> list[Arm]:
+    """The untouched students: one arm for each base that the scale's seeds meet."""
+    arms = [Arm(student, "untouched", None, seed) for student in students for seed in range(scale.n_seeds)]
+    return list({scale.base(arm): arm for arm in reversed(arms)}.values())[::-1]
+
+
+def control_arms(scale: Scale) -> list[Arm]:
+    """Every student under the controls of `mix.CONTROLS` with every seed; none where the scale has no such traces."""
+    names = [name for name, control in CONTROLS.items() if getattr(scale, control.hard)]
+    return [recipe_arm(s, name, i) for i in range(scale.n_seeds) for s in scale.students for name in names]
+
+
+def alpha_arms(scale: Scale, student: str, alphas: tuple[float, ...]) -> list[Arm]:
+    """One student over shares of long traces with every seed."""
+    return [Arm(student, f"alpha={alpha:g}", alpha, seed) for seed in range(scale.n_seeds) for alpha in alphas]
+
+
+def recipe_arm(student: str, recipe: str, seed: int) -> Arm:
+    """The arm of a named recipe. Raises ValueError for an unknown one."""
+    known = RECIPES | CONTROLS
+    if recipe not in known:
+        raise ValueError(f"unknown recipe {recipe!r}: use one of {', '.join(known)}")
+    made = known[recipe]
+    return Arm(student, recipe, made.alpha, seed, made.hard, made.easy)
+
+
+def check_parameters(namespace: Mapping[str, object], **types: type) -> None:
+    """Refuse parameters that a notebook does not know, or of another type than it declares, before anything runs.
+
+    Arguments:
+        namespace: the notebook's `globals()`.
+        types: every parameter with its type.
+
+    Raises:
+        ValueError: papermill has set a name that is not among `types`, or a value has another type.
+    """
+    injected = set()
+    for cell in namespace.get("In", []):
+        if cell.startswith("# Parameters"):  # papermill's mark on the cell that it puts in
+            targets = [
+                target for node in ast.parse(cell).body if isinstance(node, ast.Assign) for target in node.targets
+            ]
+            injected |= {ast.unparse(target) for target in targets}
+    unknown = sorted(injected - set(types))
+    if unknown:
+        raise ValueError(f"unknown notebook parameter {', '.join(unknown)}: this notebook takes {', '.join(types)}")
+    for name, wanted in types.items():
+        value = namespace[name]
+        allowed = (int, float) if wanted is float else wanted
+        if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
+            raise ValueError(
+                f"the notebook parameter {name} is {value!r}, a {type(value).__name__}: give a {wanted.__name__}"
+            )

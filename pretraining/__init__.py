@@ -1,0 +1,1 @@
+"""How the pocket bases were made. Run by hand; imported by nobody."""

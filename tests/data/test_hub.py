@@ -1,0 +1,79 @@
+"""Loading from the Hub, and what a user sees when it says no."""
+
+import pytest
+from hub import jsonl, said, serve
+from test_problems import PUBLISHED
+
+from mixdistill.data.problems import BENCHMARKS
+
+
+def data_set(name: str, rows: list[dict]) -> dict[str, bytes]:
+    """The repository of a benchmark, laid out as published."""
+    benchmark = BENCHMARKS[name]
+    split = benchmark.hub_split or "test"
+    card = (
+        f"---\nconfigs:\n- config_name: {benchmark.config or 'default'}\n"
+        f"  data_files:\n  - split: {split}\n    path: data/{split}.jsonl\n---\n"
+    )
+    return {"README.md": card.encode(), f"data/{split}.jsonl": jsonl(rows)}
+
+
+@pytest.fixture(scope="module")
+def hub():
+    repos = {benchmark.hub: data_set(name, [PUBLISHED[name][0]]) for name, benchmark in BENCHMARKS.items()}
+    repos["open/data"] = {"test.jsonl": jsonl([{"question": "1+1?", "answer": 2.0}])}
+    with serve(repos) as address:
+        yield address
+
+
+def test_every_benchmark_is_read_from_the_hub_at_its_pinned_commit(hub, tmp_path):
+    lines = [f"print(load_problems({name!r})[0])" for name in BENCHMARKS]
+    text = said(tmp_path, *lines, HF_ENDPOINT=hub).splitlines()
+    for name, line in zip(BENCHMARKS, text, strict=True):
+        answer, level, subject = PUBLISHED[name][1]
+        assert line.startswith(f"Problem(id='{name}/test/")
+        assert f"question='1+1?', answer={answer!r}, level={level!r}" in line
+        assert f"subject={subject!r}" in line
+        owner, repo = BENCHMARKS[name].hub.split("/")
+        kept = [path.parts for path in tmp_path.rglob("test.jsonl")] + [
+            path.parts for path in tmp_path.rglob("train.jsonl")
+        ]
+        assert any(f"datasets--{owner}--{repo}" in parts and BENCHMARKS[name].revision in parts for parts in kept)
+
+
+def test_another_data_set_is_loaded_by_its_columns(hub, tmp_path):
+    right, wrong = said(
+        tmp_path,
+        "print(load_problems('open/data'))",
+        "load_problems('open/data', columns={'answer': 'gold'})",
+        HF_ENDPOINT=hub,
+    ).splitlines()
+    assert "Problem(id='open/data/0', question='1+1?', answer='2.0'" in right
+    assert "refused: 'open/data' has no column 'gold', only question, answer" in wrong
+
+
+def test_gated_and_missing_models_say_what_to_do(hub, tmp_path):
+    gated, missing, no_data = said(
+        tmp_path,
+        "load_student('gated/model')",
+        "load_student('nobody/nothing')",
+        "load_traces('nobody/no-traces')",
+        HF_ENDPOINT=hub,
+    ).splitlines()
+    assert "refused: cannot load the student 'gated/model'" in gated
+    assert "restricted" in gated or "gated" in gated.split("(", 1)[1]
+    assert "hf auth login" in gated
+    assert "refused: cannot load the student 'nobody/nothing'" in missing
+    assert "check the name" in missing
+    assert "refused: cannot load 'nobody/no-traces'" in no_data
+
+
+def test_an_offline_machine_says_so_for_models_and_benchmarks(tmp_path):
+    model, data = said(
+        tmp_path, "load_student('owner/model')", "load_problems('gsm8k')", HF_HUB_OFFLINE="1"
+    ).splitlines()
+    assert "refused: cannot load the student 'owner/model'" in model
+    assert "refused: cannot load 'openai/gsm8k'" in data
+    assert "$MIXDISTILL_DATA" in data
+    assert "network" in model
+    assert "network" in data

@@ -1,0 +1,167 @@
+import re
+
+import pytest
+from conftest import SHARED_BENCHMARKS, write_jsonl
+
+from mixdistill import load_problems, load_student
+from mixdistill.data.chat import render_prompts
+from mixdistill.data.problems import BENCHMARKS, POCKET_TIERS
+
+needs_benchmarks = pytest.mark.skipif(
+    not SHARED_BENCHMARKS.is_dir(),
+    reason="the benchmark files are not part of the repo; put them in ../shared/benchmarks",
+)
+
+
+def test_pocket_problems_are_the_same_on_every_call_and_all_different():
+    for tier, level in POCKET_TIERS.items():
+        problems = load_problems(tier, n=50)
+        assert problems == load_problems(tier, n=50)
+        assert len({problem.question for problem in problems}) == 50
+        assert {(problem.level, problem.source) for problem in problems} == {(str(level), tier)}
+
+
+def test_a_local_file_with_other_column_names(math_problems):
+    problems = load_problems(str(math_problems), n=4, columns={"question": "problem"})
+    assert [problem.answer for problem in problems] == ["20", "21", "22", "23"]
+
+
+# One row of each published schema, as the Hub has it.
+PUBLISHED = {
+    "math": (
+        {"problem": "1+1?", "level": "Level 5", "type": "Algebra", "solution": "So $1+1=\\boxed{\\frac{4}{2}}$."},
+        ("\\frac{4}{2}", "5", "Algebra"),
+    ),
+    "math500": (
+        {
+            "problem": "1+1?",
+            "solution": "",
+            "answer": "2",
+            "subject": "Algebra",
+            "level": 3,
+            "unique_id": "test/algebra/1.json",
+        },
+        ("2", "3", "Algebra"),
+    ),
+    "gsm8k": ({"question": "1+1?", "answer": "It is <<1+1=2>>2.\n#### 1,002"}, ("1,002", "", "")),
+    "amc23": ({"id": 0, "answer": 27.0, "url": "https://example.org", "question": "1+1?"}, ("27", "", "")),
+    "aime24": (
+        {"id": 60, "problem": "1+1?", "solution": "", "answer": "033", "url": "https://example.org", "year": "2024"},
+        ("033", "", ""),
+    ),
+    "olympiadbench": (
+        {
+            "id": 1606,
+            "subfield": "Algebra",
+            "context": None,
+            "question": "1+1?",
+            "solution": ["two"],
+            "final_answer": ["$1$,$2$"],
+            "is_multiple_answer": True,
+            "unit": None,
+            "answer_type": "Numerical",
+            "error": None,
+        },
+        ("$1$,$2$", "", "Algebra"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_is_read_from_a_file_with_its_published_columns(name, tmp_path, monkeypatch):
+    row, (answer, level, subject) = PUBLISHED[name]
+    file = write_jsonl(tmp_path / BENCHMARKS[name].file.format(split="test"), [row])
+    (problem,) = load_problems(name, file=file)
+    assert (problem.question, problem.answer, problem.level, problem.subject) == ("1+1?", answer, level, subject)
+    assert (problem.source, problem.answer_format) == (name, "gsm8k" if name == "gsm8k" else "math")
+    monkeypatch.setenv("MIXDISTILL_DATA", str(tmp_path))
+    assert load_problems(name) == [problem]
+
+
+@needs_benchmarks
+@pytest.mark.parametrize(
+    ("name", "split", "n"),
+    [
+        ("math500", "test", 500),
+        ("gsm8k", "test", 1319),
+        ("gsm8k", "train", 7473),
+        ("aime24", "test", 30),
+        ("amc23", "test", 40),
+        ("olympiadbench", "test", 675),
+    ],
+)
+def test_real_benchmark_files_load_whole(name, split, n, monkeypatch):
+    monkeypatch.setenv("MIXDISTILL_DATA", str(SHARED_BENCHMARKS))
+    problems = load_problems(name, split=split)
+    assert len({problem.id for problem in problems}) == n
+    assert all(problem.question and problem.answer for problem in problems)
+
+
+def test_every_benchmark_is_pinned_to_a_commit():
+    assert all(re.fullmatch("[0-9a-f]{40}", benchmark.revision) for benchmark in BENCHMARKS.values())
+
+
+def test_problems_without_a_gold_answer_are_left_out_and_counted(tmp_path):
+    right = {"problem": "1+1?", "level": "Level 1", "type": "Algebra", "solution": "\\boxed{2}"}
+    file = write_jsonl(tmp_path / "math.jsonl", [right, right | {"solution": "There are \\boxed{} primes."}])
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 problems of 'math' have no gold answer and are left out \(rows \[1\]\)"
+    ):
+        assert len(load_problems("math", file=file)) == 1
+
+
+def test_a_file_with_other_columns_than_published_is_refused(tmp_path):
+    file = write_jsonl(tmp_path / "amc.jsonl", [{"question": "1+1?", "result": 2.0}])
+    with pytest.raises(ValueError, match=r"no column 'answer', only question, result: .*'amc23'"):
+        load_problems("amc23", file=file)
+
+
+def test_gsm8k_can_ask_for_a_box(tmp_path, qwen):
+    file = write_jsonl(tmp_path / "gsm8k.jsonl", [PUBLISHED["gsm8k"][0]])
+    student = load_student(qwen)
+    asked = [
+        student.tokenizer.decode(
+            render_prompts(student.tokenizer, load_problems("gsm8k", file=file, prompt=prompt), 512, 9)[0][0]
+        )
+        for prompt in ("", "gsm8k_boxed")
+    ]
+    assert "1+1?" in asked[0]
+    assert "boxed" not in asked[0]
+    assert "within \\boxed{}" in asked[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "pocket/huge"}, "pocket/easy, pocket/medium, pocket/hard"),
+        ({"source": "pocket/easy", "split": "exam"}, "train, dev, test"),
+        ({"source": "pocket/easy", "n": 0}, "at least 1"),
+        ({"source": "gsm8k", "split": "dev"}, "'gsm8k' has no split 'dev': use train or test"),
+        ({"source": "aime24", "split": "train"}, "use test"),
+        ({"source": "mine.jsonl", "file": "other.jsonl"}, "file is for a benchmark by name"),
+        ({"source": "missing.jsonl"}, "there is no file 'missing.jsonl'"),
+        ({"source": "nobody/no-such-benchmark"}, "cannot load 'nobody/no-such-benchmark'"),
+        ({"source": "pocket.jsonl", "answer_format": "essay"}, "unknown answer_format 'essay'"),
+    ],
+)
+def test_bad_requests_are_refused_with_what_is_allowed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_problems(**arguments)
+
+
+def test_a_missing_column_is_named_with_those_that_exist(math_problems):
+    with pytest.raises(ValueError, match=r"no column 'question', only problem, answer"):
+        load_problems(str(math_problems))
+
+
+def test_a_row_without_the_column_is_refused_with_its_number(tmp_path):
+    rows = [{"question": "q", "answer": "1"}, {"question": "r"}]
+    with pytest.raises(ValueError, match=r"column 'answer' of .* is empty in 1 of 2 rows \(the first: \[1\]\)"):
+        load_problems(str(write_jsonl(tmp_path / "gap.jsonl", rows)))
+
+
+@pytest.mark.parametrize("text", ["", "this is no JSON"])
+def test_an_empty_or_malformed_file_is_refused(tmp_path, text):
+    (tmp_path / "bad.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"cannot read .*bad\.jsonl"):
+        load_problems(str(tmp_path / "bad.jsonl"))

@@ -1,0 +1,63 @@
+"""Batches by token budget: every example once, no pass over the budget, the same work for all processes."""
+
+from random import Random
+
+import pytest
+import torch
+
+from mixdistill.data.chat import Example
+from mixdistill.finetuning.batches import pack, pad, share_of, token_groups
+
+LENGTHS = Random(0).choices(range(3, 90), k=32)
+
+
+def test_packed_positions_restart_and_nothing_predicts_into_the_next_example():
+    batch = pack([Example([4, 5, 6], 1), Example([7, 8], 1)])
+    assert batch.input_ids.tolist() == [[4, 5, 6, 7, 8]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.cu_seqlens.tolist() == [0, 3, 5]
+    assert batch.cu_seqlens.dtype == torch.int32
+    assert batch.max_seqlen == 3
+    assert batch.predicts.tolist() == [0, 1, 3]
+    assert batch.labels.tolist() == [5, 6, 8]
+
+
+def test_padded_rows_are_asked_for_the_same_labels():
+    batch = pad([Example([4, 5, 6], 1), Example([7, 8], 1)], pad_token=0)
+    assert batch.input_ids.tolist() == [[4, 5, 6], [7, 8, 0]]
+    assert batch.predicts.tolist() == [0, 1, 3]
+    assert batch.labels.tolist() == [5, 6, 8]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("budget", [10, 90, 200, 10_000])
+def test_groups_hold_every_example_once_within_the_budget(packed, budget):
+    groups = token_groups(LENGTHS, budget, packed)
+    assert sorted(i for group in groups for i in group) == list(range(len(LENGTHS)))
+    for group in groups:
+        longest = max(LENGTHS[i] for i in group)
+        tokens = sum(LENGTHS[i] for i in group) if packed else len(group) * longest
+        assert tokens <= max(budget, longest)
+        assert tokens <= budget or len(group) == 1
+
+
+def test_packing_fills_its_passes():
+    groups = token_groups(LENGTHS, 300, packed=True)
+    assert sum(LENGTHS) / (300 * len(groups)) > 0.85
+    assert len(groups) < len(token_groups(LENGTHS, 300, packed=False))
+
+
+def test_rows_of_a_pass_can_be_limited():
+    assert max(map(len, token_groups(LENGTHS, 10_000, packed=True, max_rows=5))) == 5
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_processes_get_equally_many_passes_and_together_all_examples(ranks):
+    groups = token_groups(LENGTHS, 300, packed=True)
+    shares = [share_of(groups, rank, ranks) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(i for share in shares for group in share for i in group) == list(range(len(LENGTHS)))
+
+
+def test_a_process_without_examples_gets_empty_passes():
+    assert [share_of([[0]], rank, 3) for rank in range(3)] == [[[0]], [[]], [[]]]

@@ -1,0 +1,154 @@
+"""The loss is plain cross-entropy over response tokens, however its examples are put together."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mixdistill import LoRA, load_student
+from mixdistill.data.chat import Example
+from mixdistill.finetuning.batches import pack, pad
+from mixdistill.finetuning.lora import trainable_model
+from mixdistill.finetuning.loss import ResponseLoss, chunked_cross_entropy
+
+EXAMPLES = [
+    Example([5, 9, 30, 41, 7, 2], n_prompt=3),
+    Example([8, 60, 11, 12, 13, 14, 15, 16, 17, 18, 2], n_prompt=1),
+    Example([21, 22, 23, 2], n_prompt=2),
+]
+
+
+def gradients(model: torch.nn.Module, *batches) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = ResponseLoss(model)(batch)
+        loss.backward()
+        total += loss.item()
+    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_equal(left, right) -> None:
+    assert left[0] == pytest.approx(right[0], rel=1e-6)
+    assert left[1].keys() == right[1].keys()
+    for name, gradient in right[1].items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(left[1][name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
+
+
+@pytest.fixture(params=["qwen", "llama"])
+def name(request) -> str:
+    return request.getfixturevalue(request.param)
+
+
+def test_it_is_plain_cross_entropy_and_so_are_its_gradients(name):
+    model = load_student(name).model.train()
+    expected = 0.0
+    for example in EXAMPLES:
+        ids = torch.tensor([example.input_ids])
+        losses = F.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+        expected += losses[example.n_prompt - 1 :].sum()
+    model.zero_grad()
+    expected.backward()
+    plain = expected.item(), {key: p.grad.clone() for key, p in model.named_parameters()}
+    assert_equal(gradients(model, pad(EXAMPLES, 0)), plain)
+    assert_equal(gradients(model, pack(EXAMPLES)), plain)
+
+
+def test_padded_rows_equal_single_examples_and_packed_ones(name):
+    model = load_student(name).model.train()
+    single = gradients(model, *(pad([example], 0) for example in EXAMPLES))
+    assert_equal(gradients(model, pad(EXAMPLES, 0)), single)
+    assert_equal(gradients(model, pack(EXAMPLES)), single)
+
+
+def test_half_precision_changes_the_loss_by_rounding_only(name):
+    model = load_student(name).model
+    batch = pad(EXAMPLES, 0)
+    full, half = ResponseLoss(model)(batch).item(), ResponseLoss(model, half=True)(batch).item()
+    assert half != full
+    assert half == pytest.approx(full, rel=2e-2)
+
+
+def test_no_example_sees_its_neighbour(name):
+    loss_of = ResponseLoss(load_student(name).model)
+    silent = Example(EXAMPLES[0].input_ids, n_prompt=len(EXAMPLES[0].input_ids))
+    other = Example([99, 98, 97, 96, 95, 94], n_prompt=6)
+    alone = loss_of(pack([EXAMPLES[1]])).item()
+    assert loss_of(pack([silent, EXAMPLES[1]])).item() == pytest.approx(alone, rel=1e-6)
+    assert loss_of(pack([other, EXAMPLES[1], silent])).item() == pytest.approx(alone, rel=1e-6)
+
+
+def test_fused_adapters_equal_those_of_peft(name):
+    for r in (2, 32):  # past the matrix's gradient, and through it
+        fused = trainable_model(load_student(name), LoRA(r=r), seed=3)
+        plain = trainable_model(load_student(name), LoRA(r=r, dropout=0.5), seed=3).eval()  # dropout is never fused
+        with torch.no_grad():
+            for model in (fused, plain):
+                generator = torch.Generator().manual_seed(1)
+                for p in model.parameters():
+                    if p.requires_grad:
+                        p.copy_(torch.randn(p.shape, generator=generator) / 4)
+        assert_equal(gradients(fused, pad(EXAMPLES, 0)), gradients(plain, pad(EXAMPLES, 0)))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_chunks_of_logits_change_nothing(chunk):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(7, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+    labels = torch.randint(50, (7,))
+    (chunked_cross_entropy(hidden, weight, labels, chunk) / 3).backward()
+    found = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+    (F.cross_entropy(hidden @ weight.t(), labels, reduction="sum") / 3).backward()
+    torch.testing.assert_close(found, (hidden.grad, weight.grad))
+
+
+def test_the_loss_of_bfloat16_logits_is_summed_in_float32():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(3000, 16).bfloat16(), torch.randn(50, 16).bfloat16()
+    labels = torch.randint(50, (3000,))
+    loss = chunked_cross_entropy(hidden, weight, labels)
+    assert loss.dtype == torch.float32
+    exact = F.cross_entropy(hidden.float() @ weight.float().t(), labels, reduction="sum")
+    assert loss.item() == pytest.approx(exact.item(), rel=2e-4)  # a sum in bfloat16 would be off by up to 4e-3
+
+
+def test_logits_of_one_chunk_are_in_memory_at_a_time():
+    hidden, weight = torch.randn(4096, 4, requires_grad=True), torch.randn(5000, 4)
+    labels = torch.randint(5000, (4096,))
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            largest = max(largest, out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    with Watch():
+        chunked_cross_entropy(hidden, weight, labels, chunk=128).backward()
+    assert largest == 128 * 5000
+    assert weight.grad is None
+
+
+def test_a_frozen_head_gets_no_gradient_and_a_batch_without_targets_a_loss_of_zero(name):
+    model = trainable_model(load_student(name), LoRA(r=2), seed=0)
+    total, adapters = gradients(model, pad([Example([1, 2], n_prompt=2)], 0))
+    assert total == 0
+    assert all((gradient == 0).all() for gradient in adapters.values())
+    assert model.get_output_embeddings().weight.grad is None
+
+
+def test_adapters_of_a_bfloat16_base_are_float32_and_get_the_gradients(name):
+    student = load_student(name)
+    exact = gradients(trainable_model(student, LoRA(r=2), seed=0), pad(EXAMPLES, 0))
+    student = load_student(name)
+    student.model.bfloat16()
+    model = trainable_model(student, LoRA(r=2), seed=0)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, found = gradients(model, pad(EXAMPLES, 0))
+    assert loss == pytest.approx(exact[0], rel=0.02)
+    flat, flat_exact = (torch.cat([g.flatten() for g in part.values()]) for part in (found, exact[1]))
+    assert F.cosine_similarity(flat, flat_exact, dim=0) > 0.99

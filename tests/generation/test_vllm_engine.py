@@ -1,0 +1,115 @@
+"""vLLM needs an NVIDIA GPU. Here a stand-in with its interface (as of 0.30) decodes with transformers, which tests what
+is ours: what vLLM is asked for, and what becomes of its answers."""
+
+import sys
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from mixdistill import LoRA, Sampling, evaluate, finetune, load_problems, load_traces
+from mixdistill.data.chat import prompt_ids
+from mixdistill.data.students import load_tokenizer
+from mixdistill.generation.vllm_engine import open_vllm
+
+
+@dataclass
+class SamplingParams:
+    temperature: float
+    top_p: float
+    max_tokens: int
+    stop_token_ids: list[int]
+    detokenize: bool
+    seed: int | None
+
+
+@dataclass
+class LLM:
+    abort_last = False  # what a test sets
+
+    model: str
+    revision: str | None
+    skip_tokenizer_init: bool
+    dtype: str
+    tensor_parallel_size: int
+    max_model_len: int
+    generation_config: str
+    trust_remote_code: bool
+    seed: int
+    enable_lora: bool = False
+    max_lora_rank: int = 16
+
+    def generate(self, prompts, sampling_params, lora_request, use_tqdm):
+        model = AutoModelForCausalLM.from_pretrained(self.model)
+        assert (lora_request is not None) == self.enable_lora
+        if lora_request:
+            model = PeftModel.from_pretrained(model, lora_request.path)
+            assert model.peft_config["default"].r <= self.max_lora_rank
+        outputs = []
+        for prompt, choice in zip(prompts, sampling_params, strict=True):
+            ids = torch.tensor([prompt["prompt_token_ids"]])
+            new = model.generate(
+                input_ids=ids, max_new_tokens=choice.max_tokens, do_sample=False, eos_token_id=choice.stop_token_ids
+            )[0, ids.shape[1] :].tolist()
+            reason = "stop" if new[-1] in choice.stop_token_ids else "length"
+            outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(new), finish_reason=reason)]))
+        if self.abort_last:
+            outputs[-1].outputs[0].finish_reason = "abort"
+        return outputs
+
+
+@dataclass
+class LoRARequest:
+    name: str
+    number: int
+    path: str
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch):
+    package = ModuleType("vllm")
+    package.__spec__ = SimpleNamespace(name="vllm")
+    package.LLM, package.SamplingParams = LLM, SamplingParams
+    inputs, request = ModuleType("vllm.inputs"), ModuleType("vllm.lora.request")
+    inputs.TokensPrompt, request.LoRARequest = dict, LoRARequest
+    modules = {
+        "vllm": package,
+        "vllm.inputs": inputs,
+        "vllm.lora": ModuleType("vllm.lora"),
+        "vllm.lora.request": request,
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+COLUMNS = ["problem_id", "response", "answer", "correct", "finish_reason", "n_tokens", "loop"]
+
+
+@pytest.mark.parametrize("lora", [LoRA(r=4), None])
+def test_a_run_gives_the_same_items_as_with_transformers(qwen, math_traces, math_problems, lora, tmp_path):
+    train = load_traces(str(math_traces), columns={"question": "problem", "response": "solution"})
+    run = finetune(qwen, train, lora=lora, lr=1e-2, epochs=10, batch_size=4, progress=False)
+    problems = load_problems(str(math_problems), columns={"question": "problem"})
+    static = evaluate(run, [problems], max_new_tokens=16, progress=False)
+    (static.folder / "scores.json").unlink()
+    static.folder.rename(tmp_path / "static")
+    scores = evaluate(run, [problems], max_new_tokens=16, engine="vllm", progress=False)
+    assert scores.items[COLUMNS].equals(static.items[COLUMNS])
+    assert set(scores.items["engine"]) == {"vllm"}
+
+
+def test_an_aborted_completion_is_an_error_and_not_a_missing_row(qwen, monkeypatch):
+    monkeypatch.setattr(LLM, "abort_last", True)
+    tokenizer, _, complete = open_vllm(qwen, None, None, 0)
+    prompts = [prompt_ids(tokenizer, question, "math") for question in ("1?", "2?")]
+    with pytest.raises(RuntimeError, match=r"1 completions for 2 prompts \(1 aborted\)"):
+        complete(prompts, 4, Sampling())
+
+
+def test_the_tokenizer_is_the_students_own(qwen):
+    tokenizer, context, _ = open_vllm(qwen, None, None, 0)
+    assert tokenizer.get_vocab() == load_tokenizer(qwen).get_vocab()
+    assert context == 512

@@ -1,0 +1,151 @@
+import importlib
+from types import SimpleNamespace
+
+import pytest
+from conftest import write_jsonl
+
+from mixdistill import LoRA, Sampling, evaluate, finetune, load_problems, load_traces, open_run
+
+evaluation = importlib.import_module("mixdistill.results.evaluate")
+QUIET = {"progress": False}
+
+
+def test_scores_are_the_mean_of_the_items_with_an_interval_around():
+    scores = evaluate("pocket/s", ["pocket/easy", "pocket/hard"], n=20, **QUIET)
+    table = scores.table().set_index("benchmark")
+    assert list(table.index) == ["pocket/easy", "pocket/hard", "mean"]
+    assert list(table["n_problems"]) == [20, 20, 40]
+    assert table.loc["mean", "accuracy"] == pytest.approx(scores.items["correct"].mean())
+    assert table["accuracy"].between(table["ci_low"], table["ci_high"]).all()
+    assert (table["ci_low"] < table["ci_high"]).all()
+    assert "<table" in scores._repr_html_()
+    for item in scores.items.itertuples():
+        assert item.correct == (item.answer == item.gold)
+
+
+def test_a_second_evaluation_only_reads(monkeypatch):
+    first = evaluate("pocket/xs", ["pocket/easy"], n=8, **QUIET)
+    monkeypatch.setattr(evaluation, "load_trained", None)
+    assert evaluate("pocket/xs", ["pocket/easy"], n=8, **QUIET).items.equals(first.items)
+    assert evaluate("pocket/xs", ["pocket/easy"], n=9, stored_only=True) is None
+
+
+def test_a_killed_evaluation_goes_on_and_ends_as_if_undisturbed(monkeypatch, tmp_path):
+    arguments = {"benchmarks": ["pocket/easy", "pocket/hard"], "n": 20, "batch_size": 7, "progress": False}
+    undisturbed = evaluate("pocket/xs", **arguments)
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "killed"))
+    complete, calls = evaluation.complete, []
+
+    def die_in_batch_4(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return complete(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "complete", die_in_batch_4)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("pocket/xs", **arguments)
+    (file,) = (tmp_path / "killed").rglob("generations.jsonl")
+    file.write_text(file.read_text()[:-40])  # as a kill in the middle of a write leaves it
+    # It goes on in the batches that it began with, whatever the second call says.
+    resumed = evaluate("pocket/xs", **arguments | {"batch_size": 20})
+    assert len(calls) == 4 + 4  # of 6 batches two were whole
+    assert resumed.items.equals(undisturbed.items)
+    assert (resumed.folder / "scores.json").read_text() == (undisturbed.folder / "scores.json").read_text()
+
+
+def test_several_samples_of_a_problem_are_rows_of_their_own():
+    arguments = {"benchmarks": ["pocket/easy"], "n": 6, "sampling": Sampling(temperature=1.0, n=3, seed=1)} | QUIET
+    items = evaluate("pocket/xs", **arguments).items
+    assert list(items["sample"]) == [0, 1, 2] * 6
+    assert items["problem_id"].nunique() == 6
+    assert items.groupby("problem_id")["response"].nunique().max() > 1
+    assert evaluate("pocket/xs", **arguments, stored_only=True).items.equals(items)
+
+
+def test_every_row_says_how_it_was_decoded():
+    (row, *_) = evaluate("pocket/xs", ["pocket/easy"], n=4, batch_size=2, **QUIET).items.itertuples()
+    assert (row.engine, row.dtype, row.finish_reason, row.loop) == ("static", "float32", "stop", False)
+    assert row.batch == f"2x{row.n_prompt_tokens}"
+
+
+def test_a_laptop_reads_what_another_engine_has_computed():
+    computed = evaluate("pocket/xs", ["pocket/easy"], n=4, engine="continuous", batch_size=3, **QUIET)
+    read = evaluate("pocket/xs", ["pocket/easy"], n=4, stored_only=True)
+    assert set(read.items["engine"]) == {"continuous"}
+    assert read.items.equals(computed.items)
+
+
+def test_the_default_batch_has_room_for_its_whole_cache(qwen, monkeypatch):
+    run = evaluation.untouched(qwen)
+    assert evaluation.default_batch_size(run, "static", None) == 256
+    # 2 layers x keys and values x 2 heads of 8 x 4 bytes x 512 tokens a prompt
+    free = SimpleNamespace(available=2 * 11 * 2 * 2 * 2 * 8 * 4 * 512)
+    monkeypatch.setattr(evaluation.psutil, "virtual_memory", lambda: free)
+    assert evaluation.default_batch_size(run, "static", None) == 8  # 11 would fit
+    assert evaluation.default_batch_size(run, "continuous", None) == 256
+
+
+def test_the_same_lines_serve_a_real_architecture_and_files(qwen, math_traces, math_problems):
+    train = load_traces(str(math_traces), columns={"question": "problem", "response": "solution"})
+    run = finetune(qwen, train, lora=LoRA(r=16), lr=1e-2, epochs=60, batch_size=4, **QUIET)
+    problems = load_problems(str(math_problems), columns={"question": "problem"})
+    scores = evaluate(run, [problems], max_new_tokens=24, **QUIET)
+    assert scores.items["finish_reason"].eq("stop").any()
+    assert scores.items["answer"].notna().any()  # it has learnt to box an answer
+    untouched = evaluate(qwen, [problems], max_new_tokens=24, **QUIET)
+    assert untouched.items["reason"].eq("no_answer").all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"run": "pocket/huge", "benchmarks": ["pocket/easy"]}, "unknown student 'pocket/huge'"),
+        ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "engine": "warp"}, "unknown engine 'warp'"),
+        ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "engine": "vllm"}, "needs the package vllm"),
+        ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "batch_size": 0}, "batch_size is 0"),
+        ({"run": "pocket/xs", "benchmarks": []}, "nothing to evaluate"),
+        ({"run": "pocket/xs", "benchmarks": ["pocket/none"]}, "unknown benchmark 'pocket/none'"),
+        ({"run": "pocket/xs", "benchmarks": ["pocket/easy", "pocket/easy"]}, "give each once"),
+        (
+            {"run": "pocket/xs", "benchmarks": ["pocket/easy"], "max_new_tokens": 250},
+            "exceed the student's context of 256",
+        ),
+    ],
+)
+def test_bad_requests_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(**arguments)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(qwen, tmp_path):
+    file = write_jsonl(tmp_path / "long.jsonl", [{"question": "12 plus 30? " * 400, "answer": "42"}])
+    with pytest.raises(ValueError, match=r"1 of 1 prompts .* exceed the student's context of 512"):
+        evaluate(qwen, [load_problems(str(file))])
+
+
+def test_damaged_run_folders_are_refused_with_what_to_do(store, tmp_path):
+    run = finetune("pocket/xs", load_traces("pocket/short", n=4), epochs=1, **QUIET)
+    scores = evaluate(run, ["pocket/easy"], n=4, **QUIET)
+
+    empty = store / "empty"
+    empty.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"empty' is empty: give the folder of a finished run"):
+        evaluate(str(empty), ["pocket/easy"])
+    with pytest.raises(ValueError, match="does not exist"):
+        open_run(store / "nothing")
+
+    (scores.folder / "generations.jsonl").write_text('{"index": 0}\n')
+    with pytest.raises(ValueError, match=r"holds 1 completions, not 4: delete the folder"):
+        evaluate(run, ["pocket/easy"], n=4)
+
+    (run.folder / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="has lost its adapter: delete the folder"):
+        evaluate(run, ["pocket/hard"], n=4)
+
+    (run.folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"has not finished \(no manifest.json\): call finetune"):
+        open_run(run.folder)
+    (run.folder / "config.json").write_text('{"student": ')
+    with pytest.raises(ValueError, match=r"config.json' is damaged .*: delete the folder"):
+        open_run(run.folder)

@@ -1,0 +1,73 @@
+import importlib
+
+import pytest
+
+from mixdistill import LoRA, evaluate, finetune, load_problems, load_traces
+from mixdistill.results.judge import PROMPT, judge, judge_table, verdict_of
+
+module = importlib.import_module("mixdistill.results.judge")
+QUIET = {"progress": False}
+
+
+@pytest.fixture
+def scores(qwen, math_traces, math_problems):
+    """A student that has learnt to box an answer, often a wrong one."""
+    train = load_traces(str(math_traces), columns={"question": "problem", "response": "solution"})
+    run = finetune(qwen, train, lora=LoRA(r=16), lr=1e-2, epochs=60, batch_size=4, **QUIET)
+    return evaluate(
+        run, [load_problems(str(math_problems), columns={"question": "problem"})], max_new_tokens=24, **QUIET
+    )
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("CORRECT", "correct"),
+        (" **Correct**.\n", "correct"),
+        ("INCORRECT", "incorrect"),
+        ("not correct", "unreadable"),
+        ("The answer is CORRECT", "unreadable"),
+        ("", "unreadable"),
+    ],
+)
+def test_a_reply_is_one_of_two_words_or_unreadable(reply, verdict):
+    assert verdict_of(reply) == verdict
+
+
+def test_the_judge_is_asked_about_wrong_answers_only_and_the_rules_grades_stay(scores, llama, monkeypatch):
+    stored = (scores.folder / "generations.jsonl").read_bytes()
+    judged = judge(scores, llama, **QUIET)
+    wrong = ~scores.items["correct"] & scores.items["answer"].notna()
+    assert wrong.any()
+    assert judged.loc[wrong, "verdict"].eq("unreadable").all()  # its weights are random
+    assert judged.loc[~wrong, "verdict"].isna().all()
+    assert judged["correct_judged"].tolist() == scores.items["correct"].tolist()
+    assert (scores.folder / "generations.jsonl").read_bytes() == stored
+    (row,) = judge_table(judged).to_dict("records")
+    assert row["n_asked"] == row["n_unreadable"] == wrong.sum()
+
+    monkeypatch.setattr(module, "load_student", None)  # a second time nobody is asked
+    assert judge(scores, llama, **QUIET).equals(judged)
+
+
+def test_a_killed_judge_goes_on_where_it_was_and_another_prompt_is_another_file(scores, llama, monkeypatch):
+    judged = judge(scores, llama, batch_size=1, **QUIET)
+    (file,) = (scores.folder / "judge").glob("*.jsonl")
+    whole = file.read_text()
+    first = whole.splitlines()[0]
+    file.write_text(first.replace("unreadable", "correct") + "\n" + whole.splitlines()[-1][:20])
+    resumed = judge(scores, llama, batch_size=1, **QUIET)
+    assert sorted(file.read_text().splitlines()[1:]) == sorted(whole.splitlines()[1:])
+    assert (resumed["verdict"] == "correct").sum() >= 1
+    assert resumed["correct_judged"].sum() > judged["correct_judged"].sum()
+    assert resumed["correct"].equals(judged["correct"])
+
+    monkeypatch.setattr(module, "PROMPT", PROMPT + " ")
+    judge(scores, llama, **QUIET)
+    assert len(list((scores.folder / "judge").glob("*.jsonl"))) == 2
+
+
+def test_a_question_longer_than_the_judges_context_is_refused(scores, llama, monkeypatch):
+    monkeypatch.setattr(module, "PROMPT", PROMPT * 5)
+    with pytest.raises(ValueError, match=r"exceed the context of 512 of .*toy-llama': use a judge with a longer one"):
+        judge(scores, llama, **QUIET)

@@ -1,0 +1,108 @@
+import importlib
+
+import pytest
+
+from mixdistill import Sampling, collect_traces, evaluate, load_problems, mix
+from mixdistill.data.final_answers import final_answer
+from mixdistill.data.traces import check_traces
+from mixdistill.study.collect import _fates
+
+evaluation = importlib.import_module("mixdistill.results.evaluate")
+WARM = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 60, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return load_problems("pocket/easy", n=12, split="train") + load_problems("pocket/hard", n=12, split="train")
+
+
+@pytest.mark.filterwarnings("ignore:.*gave a right answer to")
+def test_only_right_and_whole_answers_become_traces_and_everything_else_is_counted(problems):
+    collected = collect_traces("pocket/s", problems, 12, **WARM)
+    golds = {problem.question: problem.answer for problem in problems}
+    for trace in check_traces(collected.traces):
+        assert final_answer(trace["response"], "pocket") == golds[trace["question"]]
+    counts = collected.counts.set_index("problem_id")
+    assert list(counts.index) == [problem.id for problem in problems]
+    assert (counts.sum(axis=1) == 12).all()
+    assert counts["kept"].sum() == len(collected.traces)
+    assert counts["wrong"].sum() > 0
+    assert counts["duplicate"].sum() > 0
+    assert collected.summary()["problems_with_trace"] == len(set(collected.traces["problem_id"]))
+
+
+@pytest.mark.filterwarnings("ignore:.*gave a right answer to")
+@pytest.mark.parametrize("keep", ["shortest", "longest", "random"])
+def test_one_trace_a_problem_can_be_kept_and_mixed(problems, keep):
+    every = collect_traces("pocket/s", problems, 4, **WARM).counts
+    collected = collect_traces("pocket/s", problems, 4, keep=keep, **WARM)
+    ids = collected.traces["problem_id"][:]
+    assert len(set(ids)) == len(ids) == (every["kept"] > 0).sum()
+    assert (collected.counts["not_chosen"] == (every["kept"] - 1).clip(lower=0)).all()
+    assert len(mix(collected.traces, collected.traces, 0.5)) == len(ids)
+
+
+def test_shortest_and_longest_go_by_tokens():
+    items = evaluate("pocket/xs", ["pocket/easy"], n=2, sampling=Sampling(1.0, n=3), progress=False).items
+    items = items.assign(correct=True, reason="equal", finish_reason="stop", n_tokens=[5, 4, 6, 3, 9, 3])
+    items["response"] = list("abcdef")
+    assert list(_fates(items, "shortest", 0)) == [
+        "not_chosen",
+        "kept",
+        "not_chosen",
+        "kept",
+        "not_chosen",
+        "not_chosen",
+    ]
+    assert list(_fates(items, "longest", 0)) == ["not_chosen", "not_chosen", "kept", "not_chosen", "kept", "not_chosen"]
+
+
+def test_a_cut_completion_is_no_trace_even_with_the_right_answer_in_it():
+    items = evaluate("pocket/xs", ["pocket/easy"], n=2, progress=False).items
+    items = items.assign(correct=True, reason="equal", finish_reason=["length", "stop"])
+    assert list(_fates(items, "all", 0)) == ["truncated", "kept"]
+
+
+@pytest.mark.filterwarnings("ignore:.*gave a right answer to")
+def test_a_killed_collection_asks_no_finished_problem_again(problems, monkeypatch, tmp_path):
+    options = WARM | {"batch_size": 16}
+    undisturbed = collect_traces("pocket/s", problems, 4, **options)
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "killed"))
+    complete, asked = evaluation.complete, []
+
+    def die_in_batch_3(student, prompts, *rest, **named):
+        if len(asked) == 2:
+            asked.append(0)
+            raise KeyboardInterrupt
+        asked.append(len(prompts))
+        return complete(student, prompts, *rest, **named)
+
+    monkeypatch.setattr(evaluation, "complete", die_in_batch_3)
+    with pytest.raises(KeyboardInterrupt):
+        collect_traces("pocket/s", problems, 4, **options)
+    resumed = collect_traces("pocket/s", problems, 4, **options)
+    assert sum(asked) == 4 * len(problems)
+    assert resumed.traces.to_list() == undisturbed.traces.to_list()
+    assert resumed.counts.equals(undisturbed.counts)
+
+
+def test_a_teacher_that_solves_nothing_is_refused_with_the_reasons(qwen, math_problems):
+    problems = load_problems(str(math_problems), columns={"question": "problem"})
+    with pytest.raises(
+        ValueError, match=r"none of the 6 completions by 'toy-qwen' is right \(6 (no answer|truncated)\)"
+    ):
+        collect_traces(qwen, problems, 1, max_new_tokens=8, temperature=0, top_p=1, progress=False)
+
+
+def test_problems_without_trace_are_said(problems):
+    with pytest.warns(UserWarning, match=r"gave a right answer to \d+ of 24 problems; completions: .* kept, .* wrong"):
+        collect_traces("pocket/s", problems, 1, **WARM)
+
+
+def test_bad_requests_are_refused(problems):
+    with pytest.raises(ValueError, match="keep is 'best': use one of all, shortest, longest, random"):
+        collect_traces("pocket/s", problems, keep="best")
+    with pytest.raises(ValueError, match="greedy completions of one prompt are all the same"):
+        collect_traces("pocket/s", problems, 2, temperature=0)
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        collect_traces("pocket/s", [])

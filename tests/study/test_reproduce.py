@@ -1,0 +1,144 @@
+"""Kill -9 at any moment loses no finished arm, and the next call ends as if nothing had happened."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import REPO
+
+from mixdistill.study.reproduce import with_results
+
+REPRODUCE = [sys.executable, "-m", "mixdistill.study.reproduce", "--scale", "smoke", "--seeds", "1"]
+TRAIN = """
+from mixdistill import evaluate, finetune, load_traces
+run = finetune("pocket/s", load_traces("pocket/long", n=96), epochs=8, checkpoint_every=10, progress=False)
+evaluate(run, ["pocket/easy"], n=20, batch_size=4, progress=False)
+"""
+
+
+def start(command: list[str], store: Path) -> subprocess.Popen:
+    environment = os.environ | {"MIXDISTILL_RUNS": str(store)}
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def finished(store: Path) -> dict[str, bytes]:
+    """The scores of every evaluation, by its place in the store."""
+    return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("scores.json")}
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[Path, str]:
+    store = tmp_path_factory.mktemp("undisturbed")
+    return store, finish(start(REPRODUCE, store))
+
+
+def test_it_shows_progress_and_ends_with_the_gaps_and_the_figures(undisturbed):
+    _, output = undisturbed
+    assert "[2/5] notebooks/02_learnability_gap.ipynb" in output
+    assert "min left" in output
+    assert "mix_long-best" in output
+    for name in ("01_trace_lengths", "02_learnability_gap", "03_mix_distillation"):
+        assert f"figures/smoke/{name}.png" in output
+    assert "Done in" in output
+
+
+def test_kills_lose_no_finished_arm_and_change_no_score(undisturbed, tmp_path):
+    expected = finished(undisturbed[0])
+    store = tmp_path / "killed"
+    for n_finished in (1, 4):
+        process = start(REPRODUCE, store)
+        wait_for(lambda n=n_finished: len(finished(store)) >= n)
+        before = {path: path.stat().st_mtime_ns for path in store.rglob("scores.json")}
+        kill(process)
+        wait_for(lambda: not workers_of(store), 30)  # nobody goes on in the background
+        assert len(finished(store)) < len(expected)
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+    finish(start(REPRODUCE, store))
+    assert finished(store) == expected
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def workers_of(store: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("MIXDISTILL_RUNS") == str(store) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def test_kills_in_the_middle_of_training_change_no_bit(tmp_path):
+    command = [sys.executable, "-c", TRAIN]
+    finish(start(command, tmp_path / "undisturbed"))
+    store = tmp_path / "killed"
+    for pattern in ("checkpoint.pt", "generations.jsonl"):  # in the middle of training, then of decoding
+        process = start(command, store)
+        wait_for(lambda p=pattern: list(store.rglob(p)))
+        kill(process)
+    finish(start(command, store))
+    names = ("adapter_model.safetensors", "generations.jsonl", "scores.json", "metrics.jsonl")
+    for name in names:
+        (one,), (other,) = list((tmp_path / "undisturbed").rglob(name)), list(store.rglob(name))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_readme_shows_what_the_tables_hold():
+    readme = (REPO / "README.md").read_text()
+    assert with_results(readme) == readme
+    with pytest.raises(ValueError, match="lacks the marks"):
+        with_results("# nothing")
+
+
+def test_the_readme_example_runs_as_it_stands(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), flags=re.DOTALL)
+    exec(example, {})
+    assert "pocket/hard" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scale", "galaxy"], "error: unknown scale 'galaxy': use one of smoke, pocket"),
+        (["--seeds", "-2"], "error: the number of seeds is -2"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(arguments, message, tmp_path):
+    process = start([*REPRODUCE[:3], *arguments], tmp_path)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert output.strip().splitlines()[-1].startswith(message)
+    assert "Traceback" not in output

@@ -1,0 +1,138 @@
+import re
+from dataclasses import replace
+
+import pytest
+
+from mixdistill import check_parameters, get_scale
+from mixdistill.data.mix import CONTROLS, RECIPES
+from mixdistill.data.pocket.bases import LARGE, POCKET, POCKET_BASES
+from mixdistill.study.scales import (
+    REVISIONS,
+    SCALES,
+    Arm,
+    alpha_arms,
+    control_arms,
+    gap_arms,
+    recipe_arm,
+    untouched_arms,
+)
+
+INJECTED = "# Parameters\nALPHAA = 0.3\nSCALE = 'smoke'\n"
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_every_student_gets_every_recipe_with_every_seed(name):
+    scale = get_scale(name, 3)
+    arms = gap_arms(scale)
+    trained = [arm for arm in arms if arm.alpha is not None]
+    assert len(set(trained)) == len(trained) == len(scale.students) * 3 * len(scale.recipes)
+    assert [arm for arm in arms if arm.alpha is None] == untouched_arms(scale, scale.students)
+    assert len(alpha_arms(scale, scale.alpha_student, scale.alphas)) == 3 * len(scale.alphas)
+
+
+def test_seeds_are_spread_over_the_bases_of_a_pocket_student():
+    pocket = get_scale("pocket")
+    bases = POCKET_BASES["pocket/l"]
+    met = [pocket.base(Arm("pocket/l", "short", 0.0, seed)) for seed in range(len(bases) + 2)]
+    assert met == [*bases, *bases[:2]]
+    assert [pocket.base(Arm("some/model", "short", 0.0, seed)) for seed in (0, 7)] == ["some/model"] * 2
+
+
+def test_all_recipes_of_one_seed_start_from_one_base():
+    scale = get_scale("pocket", 7)
+    bases = {(arm.student, arm.seed): set() for arm in gap_arms(scale)}
+    for arm in [*gap_arms(scale), *control_arms(scale), *alpha_arms(scale, scale.alpha_student, scale.alphas)]:
+        bases[arm.student, arm.seed].add(scale.base(arm))
+    assert {len(found) for found in bases.values()} == {1}
+
+
+@pytest.mark.parametrize(("name", "n_seeds"), [("pocket", 1), ("pocket", 3), ("pocket", 9), ("gpu", 3)])
+def test_every_base_that_a_seed_meets_is_evaluated_untouched_once(name, n_seeds):
+    scale = get_scale(name, n_seeds)
+    arms = untouched_arms(scale, scale.students)
+    assert {arm.alpha for arm in arms} == {None}
+    bases = [scale.base(arm) for arm in arms]
+    assert len(set(bases)) == len(bases)
+    assert set(bases) == {scale.base(arm) for arm in gap_arms(scale)}
+    for student in scale.students:
+        n_bases = len(POCKET_BASES[student]) if scale.pocket else 1
+        assert [arm.student for arm in arms].count(student) == min(n_seeds, n_bases)
+
+
+def test_the_large_pocket_scale_adds_students_and_changes_nothing_else():
+    pocket, large = get_scale("pocket"), get_scale("pocket-large")
+    assert large.students == (*POCKET, *LARGE)
+    assert large.pocket
+    assert replace(large, name="pocket", students=POCKET) == pocket
+
+
+def test_controls_are_arms_of_the_pocket_world_only():
+    pocket = get_scale("pocket", 3)
+    arms = control_arms(pocket)
+    assert len(set(arms)) == len(arms) == len(pocket.students) * 3 * len(CONTROLS)
+    assert {(arm.recipe, arm.hard, arm.alpha) for arm in arms} == {
+        ("unverified", "unverified", 1.0),
+        ("direct", "direct", 1.0),
+    }
+    assert control_arms(get_scale("gpu")) == []
+
+
+@pytest.mark.parametrize(("name", "recipes"), [("pocket", ["short", "long", "mix_long"]), ("gpu", [*RECIPES])])
+def test_a_scale_has_the_recipes_for_which_it_has_traces(name, recipes):
+    assert list(get_scale(name).recipes) == recipes
+
+
+def test_the_paper_scale_has_the_ten_students_and_trains_all_weights_below_14b():
+    paper, gpu = get_scale("paper"), get_scale("gpu")
+    assert len(set(paper.students)) == 10
+    assert set(paper.students) - set(paper.full) == {
+        "Qwen/Qwen2.5-14B-Instruct",
+        "Qwen/Qwen2.5-32B-Instruct",
+        "meta-llama/Llama-3.3-70B-Instruct",
+    }
+    assert set(gpu.students) < set(paper.students)
+    assert gpu.full == ()  # LoRA at every size: arms share their method
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_every_hub_student_is_pinned_to_a_commit(name):
+    students = [s for s in get_scale(name).students if not s.startswith("pocket/")]
+    assert all(re.fullmatch("[0-9a-f]{40}", REVISIONS[student]) for student in students)
+    assert len({REVISIONS[student] for student in students}) == len(students)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: get_scale("galaxy"), "unknown scale 'galaxy': use one of smoke, pocket, pocket-large, gpu, paper"),
+        (lambda: get_scale("pocket", -1), "number of seeds is -1"),
+        (
+            lambda: recipe_arm("pocket/xs", "medium", 0),
+            "unknown recipe 'medium': use one of short, long, mix_long, .*, unverified, direct",
+        ),
+    ],
+)
+def test_unknown_names_are_refused_with_what_is_allowed(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_notebook_parameters_of_the_right_type_pass():
+    check_parameters({"SCALE": "smoke", "ALPHA": 1, "In": ["", "x = 1"]}, SCALE=str, ALPHA=float)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "message"),
+    [
+        (
+            {"SCALE": "smoke", "ALPHA": 0.2, "In": ["", INJECTED]},
+            "unknown notebook parameter ALPHAA: this notebook takes SCALE, ALPHA",
+        ),
+        ({"SCALE": "smoke", "ALPHA": "0.2", "In": []}, "ALPHA is '0.2', a str: give a float"),
+        ({"SCALE": 3, "ALPHA": 0.2, "In": []}, "SCALE is 3, a int: give a str"),
+        ({"SCALE": "smoke", "ALPHA": True, "In": []}, "ALPHA is True, a bool: give a float"),
+    ],
+)
+def test_unknown_or_mistyped_notebook_parameters_are_refused(namespace, message):
+    with pytest.raises(ValueError, match=message):
+        check_parameters(namespace, SCALE=str, ALPHA=float)

@@ -1,0 +1,114 @@
+from dataclasses import replace
+
+import pytest
+
+from mixdistill import LoRA, finetune, get_scale, load_traces, mix, open_run, sweep
+from mixdistill.data.pocket.bases import POCKET_BASES
+from mixdistill.finetuning.finetune import default_lr
+from mixdistill.study.scales import Arm, alpha_arms, control_arms, gap_arms, recipe_arm
+from mixdistill.study.sweep import run_arm, training_set
+
+SMOKE = get_scale("smoke", 1)
+
+
+def test_a_sweep_trains_what_is_missing_once_and_then_only_reads(store, capfd):
+    arms = [*gap_arms(SMOKE)[-3:], *alpha_arms(SMOKE, "pocket/s", (0.0, 1.0))]
+    items = sweep(arms, SMOKE)
+    assert "3 arms: 0 in the run store, 3 to run" in capfd.readouterr().out  # alpha=0 is short, alpha=1 is long
+    assert len(items) == len(arms) * 24
+    assert set(items["recipe"]) == {"short", "long", "mix_long", "alpha=0", "alpha=1"}
+    scores = {path: path.read_bytes() for path in store.rglob("scores.json")}
+    assert sweep(arms, SMOKE).equals(items)
+    assert "3 in the run store, 0 to run" in capfd.readouterr().out
+    assert {path: path.read_bytes() for path in store.rglob("scores.json")} == scores
+
+
+def test_bad_arms_are_refused_before_anything_is_trained(store):
+    good = Arm("pocket/xs", "short", 0.0, 0)
+    for bad, message in (
+        (Arm("pocket/huge", "short", 0.0, 0), "unknown student 'pocket/huge'"),
+        (Arm("pocket/xs", "mix_long", 1.2, 0), "alpha is 1.2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweep([good, bad], SMOKE)
+    assert not list(store.rglob("manifest.json"))
+
+
+def test_a_failing_arm_costs_no_other(store, capfd):
+    arms = [Arm("pocket/xs", "short", 0.0, seed) for seed in range(2)]
+    broken = run_arm(arms[0], SMOKE).folder.parents[1]
+    (broken / "manifest.json").unlink()
+    (broken / "config.json").write_text("{}")
+    with pytest.raises(
+        RuntimeError, match=r"1 of 2 arms failed; the first, pocket/xs short seed 0: .*was changed after"
+    ):
+        sweep(arms, SMOKE)
+    assert run_arm(arms[1], SMOKE, stored_only=True) is not None
+
+
+def test_an_arm_is_the_run_of_a_finetune_call_with_the_same_mix_and_the_base_of_its_seed(store):
+    run_arm(recipe_arm("pocket/xs", "mix_long", 1), SMOKE)
+    train = mix(load_traces("pocket/long", n=32, seed=1), load_traces("pocket/short", n=32, seed=1), 0.2, 1)
+    lora = LoRA(r=16)
+    rate = default_lr("pocket/xs", lora)  # all bases of a student share it
+    base = POCKET_BASES["pocket/xs"][1]
+    assert finetune(base, train, lora=lora, lr=rate, epochs=1, seed=1, stored_only=True) is not None
+
+
+def test_items_say_which_base_each_seed_started_from(store):
+    scale = get_scale("smoke", 2)
+    arms = [arm for arm in gap_arms(scale) if arm.student == "pocket/xs" and arm.recipe in ("untouched", "short")]
+    for arm in arms:
+        run_arm(arm, scale)
+    items = sweep(arms, scale)
+    base_of = items.groupby(["recipe", "seed"])["base"].agg(set).to_dict()
+    assert base_of == {
+        (recipe, seed): {base}
+        for recipe in ("untouched", "short")
+        for seed, base in enumerate(POCKET_BASES["pocket/xs"][:2])
+    }
+    assert set(items["student"]) == {"pocket/xs"}
+
+
+def test_controls_are_trained_on_their_own_traces(store):
+    for arm in control_arms(SMOKE):
+        assert set(training_set(arm, SMOKE)["style"]) == {arm.recipe}
+    (arm, *_) = control_arms(SMOKE)
+    assert run_arm(arm, SMOKE).items["correct"].notna().all()
+
+
+def test_real_architectures_go_through_all_recipes_from_files(real_scale, store, capfd):
+    arms = [*gap_arms(real_scale), *alpha_arms(real_scale, real_scale.alpha_student, (0.0, 0.5))]
+    for arm in arms:
+        run_arm(arm, real_scale)
+    items = sweep(arms, real_scale)
+    assert "15 arms: 15 in the run store, 0 to run" in capfd.readouterr().out  # alpha=0 is short
+    recipes = {"untouched", *real_scale.recipes}
+    assert set(items.groupby("student")["recipe"].agg(set)[real_scale.students[1]]) == recipes
+    assert len(items) == len(arms) * 5
+    configs = [open_run(path.parent).config for path in store.glob("*/manifest.json")]
+    assert len(configs) == 13
+    assert len({config["train"] for config in configs}) == 7  # six recipes and alpha=0.5
+    assert {(c["lr"], c["batch_size"], c["epochs"], c["max_tokens"]) for c in configs} == {(1e-4, 8, 2, 256)}
+
+
+def test_students_named_in_full_train_all_weights_at_their_own_rate(real_scale):
+    scale = replace(real_scale, full=(real_scale.students[0],))
+    full, lora = (run_arm(recipe_arm(student, "short", 0), scale).folder.parents[1] for student in scale.students)
+    assert (open_run(full).config["lora"], open_run(full).config["lr"]) == (None, 1e-5)
+    assert (open_run(lora).config["lora"]["r"], open_run(lora).config["lr"]) == (16, 1e-4)
+    assert (full / "model").is_dir()
+
+
+def test_with_one_trace_a_problem_a_seed_draws_the_mix_only(real_scale):
+    def train(recipe, seed):
+        return training_set(recipe_arm(real_scale.students[0], recipe, seed), real_scale)
+
+    assert train("long", 0).to_list() == train("long", 1).to_list()
+    assert train("mix_large", 0)["role"] != train("mix_large", 1)["role"]
+    assert train("mix_large", 0)["problem_id"] == train("mix_large", 1)["problem_id"]
+
+
+def test_a_recipe_without_its_trace_sets_is_refused(real_scale):
+    with pytest.raises(ValueError, match=r"'smoke' has no trace set for large and small, which 'mix_large' needs"):
+        sweep([recipe_arm("pocket/xs", "mix_large", 0)], SMOKE)
