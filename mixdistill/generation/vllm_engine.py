@@ -4,7 +4,8 @@ Weights go from disk into vLLM and adapters are served as they are, unmerged. Wi
 many as divide its attention heads (tensor parallel).
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,11 +13,12 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from mixdistill.data.chat import stop_token_id
 from mixdistill.data.students import load_tokenizer
-from mixdistill.generation.generate import Completion, Sampling, completion
+from mixdistill.generation.generate import Completion, completion
+from mixdistill.generation.sampling import Sampling
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's max_lora_rank may be
 
-Complete = Callable[[list[list[int]], int, Sampling], list[Completion]]
+Complete = Callable[..., list[Completion]]  # as `generate.complete`, without its student and engine
 
 
 def open_vllm(
@@ -29,8 +31,15 @@ def open_vllm(
         adapter: folder of a LoRA adapter of this `rank`, or None.
         dtype: of weights and activations.
 
+    Raises ValueError for a rank that vLLM does not serve.
+
     Returns: the tokenizer, the context in tokens, and the function that completes prompts as `generate.complete` does.
     """
+    if rank > LORA_RANKS[-1]:
+        raise ValueError(
+            f"the adapter has rank {rank} and vLLM serves ranks up to {LORA_RANKS[-1]}: use the engine 'continuous' or 'static', "
+            "or `merge` the run and evaluate the folder"
+        )
     from vllm import LLM, SamplingParams  # optional, and slow to import
     from vllm.inputs import TokensPrompt
     from vllm.lora.request import LoRARequest
@@ -54,7 +63,13 @@ def open_vllm(
     )
     request = LoRARequest("adapter", 1, str(adapter)) if adapter else None
 
-    def complete(prompts: list[list[int]], max_new_tokens: int, sampling: Sampling) -> list[Completion]:
+    def complete(
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        sampling: Sampling,
+        streams: Sequence[int] | None = None,
+        progress: bool = False,
+    ) -> list[Completion]:
         choices = [
             SamplingParams(
                 temperature=sampling.temperature,
@@ -62,15 +77,15 @@ def open_vllm(
                 max_tokens=max_new_tokens,
                 stop_token_ids=sorted(stops),
                 detokenize=False,
-                seed=None if sampling.temperature == 0 else sampling.seed * 1_000_003 + number,
+                seed=None if sampling.greedy else _seed(sampling.seed, stream),
             )
-            for number in range(len(prompts))
+            for stream in (range(len(prompts)) if streams is None else streams)
         ]
         outputs = llm.generate(
             [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts],
             choices,
             lora_request=request,
-            use_tqdm=False,
+            use_tqdm=progress,
         )
         rows = [list(output.outputs[0].token_ids) for output in outputs if output.outputs]
         bad = [o.outputs[0].finish_reason for o in outputs if o.outputs and o.outputs[0].finish_reason == "abort"]
@@ -83,3 +98,8 @@ def open_vllm(
         return [completion(tokenizer, row, stops, "vllm", dtype, shape) for row in rows]
 
     return tokenizer, config.max_position_embeddings, complete
+
+
+def _seed(seed: int, stream: int) -> int:
+    """One seed, below 2**63, for a pair of them."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:8]) >> 1

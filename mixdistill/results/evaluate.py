@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -113,11 +113,11 @@ def evaluate(
         RuntimeError: an engine has left prompts without completion; what was finished before is stored.
     """
     if engine is not None:
-        check_engine(engine)
+        check_engine(engine, sampling)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it is at least 1, or None")
     run = _as_run(run, revision)
-    engine = engine or default_engine(n_params(run.student, run.config["revision"]))
+    engine = engine or default_engine(n_params(run.student, run.config["revision"]), sampling)
     problems = _problems(benchmarks, n, split)
     config = {
         "version": EVALUATION_VERSION,
@@ -138,7 +138,7 @@ def evaluate(
                 how = {"engine": engine, "batch_size": batch_size or default_batch_size(run, engine, max_new_tokens)}
                 if (folder / "config.json").is_file():
                     how = {name: runs.read_json(folder / "config.json")[name] for name in how}
-                    check_engine(how["engine"])
+                    check_engine(how["engine"], sampling)
                 runs.write_json(folder / "config.json", config | how)
                 _evaluate(run, problems, config | how, sampling, folder, progress)
     return Scores(folder, _read_items(folder, len(problems) * sampling.n))
@@ -154,9 +154,8 @@ def _evaluate(
     file = folder / "generations.jsonl"
     done = _finished_batches(file, batches)
     for number, batch in enumerate(batches[done:], start=done + 1):
-        # Each batch has a seed of its own, so that a resumed evaluation samples what an undisturbed one does.
-        choice = replace(sampling, seed=sampling.seed + number)
-        completions = complete_batch([prompts[requests[at][0]] for at in batch], room, choice)
+        asked_with = [prompts[requests[at][0]] for at in batch]
+        completions = complete_batch(asked_with, room, sampling, streams=batch, progress=progress)
         asked = [problems[requests[at][0]] for at in batch]
         verdicts = _graded(asked, completions)
         rows = [

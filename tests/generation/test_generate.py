@@ -68,28 +68,37 @@ def test_finish_reasons_tell_stopped_from_cut(student, prompts):
     assert complete(student, prompts[:1], 60)[0].finish_reason == "stop"
 
 
-@pytest.mark.parametrize("engine", ["static", "continuous"])
-def test_sampling_follows_its_seed(student, prompts, engine):
-    def texts(seed):
-        return [c.text for c in complete(student, prompts, 40, Sampling(temperature=1.5, seed=seed), engine)]
+def test_sampling_follows_its_seed_and_its_streams(student, prompts):
+    def texts(seed, streams=None):
+        return [c.text for c in complete(student, prompts, 40, Sampling(1.5, seed=seed), streams=streams)]
 
-    assert texts(0) == texts(0)
-    assert texts(0) != texts(1)
+    assert texts(0) == texts(0) == texts(0, range(12))
+    assert len({str(texts(0)), str(texts(1)), str(texts(0, range(1, 13)))}) == 3
+
+
+def test_sampled_answers_do_not_depend_on_batch_or_order(student, prompts):
+    sampling = Sampling(1.0, top_p=0.95, seed=2**63)
+    together = complete(student, prompts, 60, sampling)
+    apart = [complete(student, [p], 60, sampling, streams=[i])[0] for i, p in reversed(list(enumerate(prompts)))][::-1]
+    assert tokens_and_ends(together) == tokens_and_ends(apart)
 
 
 @pytest.mark.parametrize(
-    ("cuda", "vllm", "n_params", "engine"),
+    ("cuda", "vllm", "n_params", "temperature", "engine"),
     [
-        (False, True, 500_000_000, "static"),
-        (True, True, 500_000_000, "vllm"),
-        (True, False, 500_000_000, "continuous"),
-        (True, True, 300_000, "static"),
+        (False, True, 500_000_000, 0, "static"),
+        (True, True, 500_000_000, 0, "vllm"),
+        (True, False, 500_000_000, 0, "continuous"),
+        (True, False, 500_000_000, 1, "static"),
+        (True, True, 300_000, 0, "static"),
     ],
 )
-def test_the_engine_is_the_fastest_for_the_student_on_this_machine(cuda, vllm, n_params, engine, monkeypatch):
+def test_the_engine_is_the_fastest_for_the_student_on_this_machine(
+    cuda, vllm, n_params, temperature, engine, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: vllm or None)
-    assert default_engine(n_params) == engine
+    assert default_engine(n_params, Sampling(temperature)) == engine
 
 
 def test_batches_hold_every_prompt_once_the_longest_first(prompts):

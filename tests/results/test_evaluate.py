@@ -101,7 +101,7 @@ def test_the_same_lines_serve_a_real_architecture_and_files(qwen, math_traces, m
     ("arguments", "message"),
     [
         ({"run": "pocket/huge", "benchmarks": ["pocket/easy"]}, "unknown student 'pocket/huge'"),
-        ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "engine": "warp"}, "unknown engine 'warp'"),
+        ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "engine": "warp"}, "engine is 'warp': use one of"),
         ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "engine": "vllm"}, "needs the package vllm"),
         ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "batch_size": 0}, "batch_size is 0"),
         ({"run": "pocket/xs", "benchmarks": []}, "nothing to evaluate"),
