@@ -70,7 +70,7 @@ def test_long_examples_are_refused_or_dropped_never_cut(pocket_tokenizer):
     assert [len(example.input_ids) for example in kept] == [length for length in lengths if length <= limit]
     with pytest.raises(ValueError, match="all 40 examples"):
         render_traces(pocket_tokenizer, traces, 3, "drop")
-    with pytest.raises(ValueError, match="use 'error', or 'drop'"):
+    with pytest.raises(ValueError, match="use one of error, drop"):
         render_traces(pocket_tokenizer, traces, limit, "cut")
 
 

@@ -169,7 +169,7 @@ def test_pocket_runs_name_no_path_of_this_machine():
         ({"lr": -1.0}, "lr is -1.0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"max_tokens": 30}, "32 of 32 examples have more than 30 tokens"),
-        ({"too_long": "cut"}, "use 'error', or 'drop'"),
+        ({"too_long": "cut"}, "too_long is 'cut'"),
     ],
 )
 def test_bad_requests_are_refused(change, message):
