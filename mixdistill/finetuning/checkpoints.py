@@ -96,17 +96,21 @@ def save_trained(folder: Path, model: torch.nn.Module, student: Student) -> None
 
 def load_trained(run: Run) -> Student:
     """The student of a run: the untouched one, or with the run's adapter or weights."""
-    student = load_student(run.config["student"], run.config["revision"])
+    student = load_student(run.student, run.config["revision"])
+    if student.fingerprint != run.config["fingerprint"]:
+        raise ValueError(
+            f"the student {run.student!r} is not what it was when the run {run.folder.name!r} was made (fingerprint "
+            f"{student.fingerprint}, then {run.config['fingerprint']}): give the old one, or call finetune again with the new"
+        )
     if not run.trained:
         return student
+    folder = runs.trained_folder(run)
     if run.config["lora"] is None:
-        model = type(student.model).from_pretrained(run.folder / "model", use_safetensors=True)
+        model = type(student.model).from_pretrained(folder, use_safetensors=True)
         student.model.load_state_dict(model.state_dict())
         return student
-    if not (run.folder / "adapter" / "adapter_model.safetensors").is_file():
-        raise ValueError(f"the run {str(run.folder)!r} has lost its adapter: delete the folder and call finetune again")
     config = student.model.generation_config
-    student.model = PeftModel.from_pretrained(student.model, run.folder / "adapter").eval()
+    student.model = PeftModel.from_pretrained(student.model, folder).eval()
     student.model.generation_config = config
     return student
 

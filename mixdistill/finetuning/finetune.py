@@ -198,7 +198,7 @@ def train_run(
     """The training loop: load, render, step, save. Every process of a run calls it and takes its share of each step."""
     config, state, started = run.config, PartialState(), time.time()
     device, world, main = state.device, state.num_processes, state.is_main_process
-    student = load_student(config["student"], config["revision"], device="cpu")
+    student = load_student(run.student, config["revision"], device="cpu")
     limit = min(config["max_tokens"] or student.context, student.context)
     examples = render_traces(student.tokenizer, train, limit, config["too_long"])
     longest = max(len(example.input_ids) for example in examples)
@@ -319,6 +319,7 @@ def train_run(
             "memory_plan": asdict(plan),
             "peak_memory_bytes": peak_memory(device),
         }
+        facts |= {"files": runs.digests(run.folder, ("adapter", "model", "metrics.jsonl"))}
         runs.write_json(run.folder / "manifest.json", facts | runs.machine())
         (run.folder / "checkpoint.pt").unlink(missing_ok=True)
 

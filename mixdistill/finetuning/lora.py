@@ -104,7 +104,7 @@ def merge(run: Run) -> Path:
         raise ValueError(f"the run {run.folder.name!r} has no adapter: only runs of finetune with lora can be merged")
     target = run.folder / "merged"
     if not target.is_dir():
-        student = load_student(run.config["student"], run.config["revision"], device="cpu")
+        student = load_student(run.student, run.config["revision"], device="cpu")
         stored = student.model.config.dtype or torch.float32
         adapted = PeftModel.from_pretrained(student.model.float(), run.folder / "adapter")
         merged = adapted.merge_and_unload().to(stored)
