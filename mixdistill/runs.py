@@ -183,6 +183,13 @@ def open_run(folder: str | Path, student: str | Path | None = None) -> Run:
     return run
 
 
+def is_run_folder(path: str | Path) -> bool:
+    """Whether a path is a run's folder, whole or damaged, and not a student's."""
+    path = Path(path)
+    inside = path.resolve().parent == runs_dir().resolve()
+    return inside or any((path / name).exists() for name in ("manifest.json", "evaluations", "checkpoint.pt"))
+
+
 def trained_folder(run: Run) -> Path:
     """`adapter/`, or `model/` after full fine-tuning; its files are those that training has written.
 
@@ -343,7 +350,7 @@ def read_json(path: Path) -> dict:
 
 
 def read_rows(path: Path, owner: str) -> list[dict]:
-    """The rows of a JSON Lines file that `append_rows` wrote, up to one that was cut, changed, or is another owner's."""
+    """The rows of a JSON Lines file that `append_rows` wrote, up to one that was cut or changed, or is another owner's."""
     rows = []
     for line in read_bytes(path).split(b"\n") if path.exists() else []:
         try:

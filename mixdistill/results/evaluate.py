@@ -1,6 +1,6 @@
 """Evaluation: a student on benchmarks, one row a completion, stored beside the run and resumable."""
 
-import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,16 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import psutil
-import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from mixdistill import runs
-from mixdistill.data.chat import render_prompts
+from mixdistill import arguments, runs
+from mixdistill.data.chat import PROMPTS, prompt_fingerprint, render_prompts
+from mixdistill.data.final_answers import ANSWER_FORMATS
 from mixdistill.data.problems import Problem, load_problems
-from mixdistill.data.students import fingerprint, n_params, student_source
+from mixdistill.data.students import fingerprint, load_tokenizer, n_params, student_source
 from mixdistill.finetuning.finetune import TRAINING_VERSION, load_trained
-from mixdistill.finetuning.memory_model import kv_bytes
 from mixdistill.generation.generate import (
     Completion,
     Sampling,
@@ -32,11 +30,11 @@ from mixdistill.results import stats
 from mixdistill.runs import Run
 
 # Raised whenever the same evaluation would give another result than before (rendering, decoding, grading).
-EVALUATION_VERSION = 2
+EVALUATION_VERSION = 3
 # Prompts decoded, graded and stored at a time: what a kill can cost, against the wait for the longest answer of each batch.
 BATCH_SIZE = {"static": 256, "continuous": 256, "vllm": 1024}
-LONGEST = 16_000  # new tokens, where no limit is given: the paper's
-PROMPT_ROOM = 1000  # tokens: more than a prompt of these benchmarks has
+
+Benchmarks = str | Path | Problem | Sequence["Benchmarks"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,7 +79,7 @@ class Scores:
 
 def evaluate(
     run: Run | str | Path,
-    benchmarks: Sequence[str | list[Problem]],
+    benchmarks: Benchmarks,
     *,
     n: int | None = None,
     split: str = "test",
@@ -90,88 +88,164 @@ def evaluate(
     engine: str | None = None,
     batch_size: int | None = None,
     revision: str | None = None,
+    thinking: bool | None = None,
     progress: bool = True,
     stored_only: bool = False,
 ) -> Scores | None:
     """Evaluate a run, or an untouched student; an evaluation that the store already holds is read from it.
 
     Arguments:
-        run: what `finetune` returned; a run's folder; or a student's name as in `load_student`.
-        benchmarks: names for `load_problems`, or lists of problems.
+        run: what `finetune` returned; a run's folder, in the store or in a copy; or an untouched student as in `load_student`.
+        benchmarks: a name or file for `load_problems`, a list of problems, or a list of these.
         n, split: for benchmarks given by name, as in `load_problems`.
         max_new_tokens: None means what the student's context leaves, at most 16,000.
         sampling: greedy unless a temperature is given.
         engine: `static`, `continuous` or `vllm` (`generate`); None means the fastest that this machine has.
-        batch_size: prompts decoded, graded and stored at a time; None means what `default_batch_size` gives.
+        batch_size: prompts decoded, graded and stored at a time; no part of the result. None means 256, with vLLM 1024.
         revision: commit of a Hub model, where `run` is a student's name.
+        thinking: for chat templates with such a switch; None means what the template does by itself.
         progress: print a line after each batch.
         stored_only: evaluate nothing; return None if the store has no such evaluation.
 
     Raises:
-        ValueError: no benchmark, an unknown one, the same problem twice, a prompt longer than the context, an engine that is
-            not here, or a run that is damaged or not finished.
+        ValueError: a bad argument, no benchmark, an unknown one, the same problem twice, a problem without gold answer, a prompt
+            longer than the context, an engine that is not here, or a run that is damaged or not finished.
+        OSError: the store can not be read or written.
         RuntimeError: an engine has left prompts without completion; what was finished before is stored.
     """
+    arguments.whole("n", n, optional=True)
+    arguments.text("split", split)
+    max_new_tokens = arguments.whole("max_new_tokens", max_new_tokens, optional=True)
+    arguments.instance("sampling", sampling, Sampling)
     if engine is not None:
         check_engine(engine, sampling)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: it is at least 1, or None")
-    run = _as_run(run, revision)
-    engine = engine or default_engine(n_params(run.student, run.config["revision"]), sampling)
+    batch_size = arguments.whole("batch_size", batch_size, optional=True)
+    arguments.flag("thinking", thinking, optional=True)
+    arguments.flag("progress", progress)
+    arguments.flag("stored_only", stored_only)
     problems = _problems(benchmarks, n, split)
+    run = _as_run(run, revision)
+    tokenizer = load_tokenizer(student_source(run.student), run.config["revision"])
     config = {
         "version": EVALUATION_VERSION,
         "problems": runs.key({"problems": [asdict(problem) for problem in problems]}),
         "n_problems": len(problems),
         "max_new_tokens": max_new_tokens,
-        "sampling": asdict(sampling),
+        "sampling": asdict(
+            Sampling() if sampling.greedy else sampling
+        ),  # greedily neither seed nor top_p changes anything
+        "thinking": thinking,
+        "prompts": prompt_fingerprint(tokenizer, thinking),
     }
     folder = run.folder / "evaluations" / runs.key(config)
-    stored = (folder / "scores.json").is_file()
-    if stored_only and not stored:
+    if stored_only and not (folder / "scores.json").is_file():
         return None
-    if not stored:
-        with runs.lock(folder):
-            if not (folder / "scores.json").is_file():
-                runs.start(run)
-                # Not part of the hash, so that a laptop reads what a GPU has computed; an evaluation goes on as it began.
-                how = {"engine": engine, "batch_size": batch_size or default_batch_size(run, engine, max_new_tokens)}
-                if (folder / "config.json").is_file():
-                    how = {name: runs.read_json(folder / "config.json")[name] for name in how}
-                    check_engine(how["engine"], sampling)
-                runs.write_json(folder / "config.json", config | how)
-                _evaluate(run, problems, config | how, sampling, folder, progress)
-    return Scores(folder, _read_items(folder, len(problems) * sampling.n))
+    owner = f"{runs.run_key(run.config)}/{folder.name}"
+    work = partial(_evaluate, run, problems, config, sampling, engine, batch_size, folder, owner, progress)
+    runs.once(folder, "scores.json", work)
+    return _read_scores(folder, config, owner, len(problems) * sampling.n)
+
+
+def untouched(student: str | Path, revision: str | None = None) -> Run:
+    """The run of a student that nothing was done to."""
+    student, revision = arguments.text("student", student), arguments.text("revision", revision, optional=True)
+    return runs.run_of(
+        {
+            "version": TRAINING_VERSION,
+            "student": student,
+            "fingerprint": fingerprint(student, revision),
+            "revision": revision,
+            "train": None,
+        }
+    )
+
+
+def _as_run(run: Run | str | Path, revision: str | None) -> Run:
+    if not isinstance(run, Run) and not runs.is_run_folder(name := arguments.text("run", run)):
+        return untouched(name, revision)
+    if revision is not None:
+        raise ValueError(f"revision is {revision!r}: it is for a student's name, a run has its own")
+    run = run if isinstance(run, Run) else runs.open_run(name)
+    if not runs.finished(run):
+        raise ValueError(f"the run {run.folder.name!r} has not finished: call finetune with the same arguments again")
+    return run
+
+
+def _problems(benchmarks: Benchmarks, n: int | None, split: str) -> list[Problem]:
+    items = [benchmarks] if isinstance(benchmarks, str | os.PathLike | Problem) else benchmarks
+    arguments.instance("benchmarks", items, Sequence)
+    problems: list[Problem] = []
+    for item in items:
+        if isinstance(item, str | os.PathLike):
+            problems += load_problems(item, n=n, split=split)
+        else:
+            problems += [item] if isinstance(item, Problem) else item
+    for problem in problems:
+        arguments.instance("a problem", problem, Problem)
+        arguments.text(f"the question of problem {problem.id!r}", problem.question)
+        arguments.text(f"the gold answer of problem {problem.id!r}", problem.answer)
+        arguments.choice(f"answer_format of problem {problem.id!r}", problem.answer_format, ANSWER_FORMATS)
+        arguments.choice(f"prompt of problem {problem.id!r}", problem.prompt or problem.answer_format, PROMPTS)
+    if not problems:
+        raise ValueError("there is nothing to evaluate: give at least one benchmark with at least one problem")
+    n_ids = len({(problem.source, problem.id) for problem in problems})
+    if n_ids < len(problems):
+        raise ValueError(f"{len(problems)} problems have {n_ids} different ids: give each once")
+    return problems
 
 
 def _evaluate(
-    run: Run, problems: list[Problem], config: dict, sampling: Sampling, folder: Path, progress: bool
-) -> None:
-    tokenizer, context, complete_batch = _open(run, config["engine"])
-    prompts, room = render_prompts(tokenizer, problems, context, config["max_new_tokens"])
+    run: Run,
+    problems: list[Problem],
+    config: dict,
+    sampling: Sampling,
+    engine: str | None,
+    batch_size: int | None,
+    folder: Path,
+    owner: str,
+    progress: bool,
+) -> dict:
+    """Decode, grade and store what is missing, batch by batch; returns the summary for `scores.json`."""
+    path, file = folder / "config.json", folder / "generations.jsonl"
+    # Not part of the name, so that a laptop reads what a GPU has computed; an evaluation goes on as it began.
+    if path.is_file():
+        begun = _read_config(folder, config)
+        engine, batch_size = begun.get("engine"), begun.get("batch_size")
+        check_engine(engine, sampling)
+    engine = engine or default_engine(n_params(run.student, run.config["revision"]), sampling)
+    batch_size = batch_size or BATCH_SIZE[engine]
+    tokenizer, context, complete_batch = _open(run, engine)
+    prompts, room = render_prompts(tokenizer, problems, context, config["max_new_tokens"], config["thinking"])
     requests = [(i, sample) for i in range(len(problems)) for sample in range(sampling.n)]
-    batches = length_sorted_batches([prompts[i] for i, _ in requests], config["batch_size"])
-    file = folder / "generations.jsonl"
-    done = _finished_batches(file, batches)
+    batches = length_sorted_batches([prompts[i] for i, _ in requests], batch_size)
+
+    runs.sweep_up(run.folder, held=folder)
+    if not run.trained:
+        with runs.lock(run.folder):
+            runs.start(run)
+    runs.write_json(path, config | {"engine": engine, "batch_size": batch_size})
+    rows = runs.read_rows(file, owner)
+    done = len(rows) // batch_size if len(rows) < len(requests) else len(batches)
+    rows = rows[: done * batch_size]
+    runs.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further batch
     for number, batch in enumerate(batches[done:], start=done + 1):
+        asked = [problems[requests[at][0]] for at in batch]
         asked_with = [prompts[requests[at][0]] for at in batch]
         completions = complete_batch(asked_with, room, sampling, streams=batch, progress=progress)
-        asked = [problems[requests[at][0]] for at in batch]
-        verdicts = _graded(asked, completions)
-        rows = [
-            {"index": at} | _row(problem, requests[at][1], len(prompts[requests[at][0]]), completion, verdict)
-            for at, problem, completion, verdict in zip(batch, asked, completions, verdicts, strict=True)
+        new = [
+            {"index": at} | _row(problem, requests[at][1], len(prompt), completion, verdict)
+            for at, problem, prompt, completion, verdict in zip(
+                batch, asked, asked_with, completions, _graded(asked, completions), strict=True
+            )
         ]
-        with file.open("a") as out:
-            out.write("".join(json.dumps(row) + "\n" for row in rows))
-            out.flush()
-            os.fsync(out.fileno())
+        runs.append_rows(file, new, owner, at=len(rows))
+        rows += new
         if progress:
             print(f"{run.folder.name}: {number}/{len(batches)} batches decoded", flush=True)
-    scores = Scores(folder, _read_items(folder, len(requests)))
+    scores = Scores(folder, _items(rows))
     summary = {row.pop("benchmark"): row for row in scores.table().to_dict("records")}
     runs.write_json(folder / "manifest.json", {"max_new_tokens": room} | runs.machine())
-    runs.write_json(folder / "scores.json", {"accuracy": scores.accuracy, "benchmarks": summary})
+    return {"accuracy": scores.accuracy, "benchmarks": summary}
 
 
 def _open(run: Run, engine: str) -> tuple[PreTrainedTokenizerBase, int, Complete]:
@@ -179,11 +253,11 @@ def _open(run: Run, engine: str) -> tuple[PreTrainedTokenizerBase, int, Complete
     if engine != "vllm":
         student = load_trained(run)
         return student.tokenizer, student.context, partial(complete, student, engine=engine)
-    lora = run.config.get("lora")
+    trained = runs.trained_folder(run) if run.trained else None
+    lora = run.config["lora"] if run.trained else None
     if run.trained and lora is None:
-        return open_vllm(str(run.folder / "model"), None, None, 0)
-    adapter = run.folder / "adapter" if run.trained else None
-    return open_vllm(student_source(run.student), run.config["revision"], adapter, lora["r"] if lora else 0)
+        return open_vllm(str(trained), None, None, 0)
+    return open_vllm(student_source(run.student), run.config["revision"], trained, lora["r"] if lora else 0)
 
 
 def _graded(problems: list[Problem], completions: list[Completion]) -> list[Grade]:
@@ -218,77 +292,25 @@ def _row(problem: Problem, sample: int, n_prompt_tokens: int, completion: Comple
     }
 
 
-def default_batch_size(run: Run, engine: str, max_new_tokens: int | None) -> int:
-    """256 prompts, or as many (a power of 2) as have their whole cache in half of the free memory; more for an engine with a
-    paged cache, which holds back itself what does not fit."""
-    if engine != "static":
-        return BATCH_SIZE[engine]
-    config = AutoConfig.from_pretrained(student_source(run.student), revision=run.config["revision"])
-    cuda = torch.cuda.is_available()
-    free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
-    length = min(config.max_position_embeddings, (max_new_tokens or LONGEST) + PROMPT_ROOM)
-    fit = free // 2 // (length * kv_bytes(config) * (1 if cuda else 2))  # float32 on a CPU
-    return min(BATCH_SIZE[engine], 2 ** (max(1, fit).bit_length() - 1))
+def _read_config(folder: Path, config: dict) -> dict:
+    stored = runs.read_json(folder / "config.json")
+    if any(stored.get(name, ...) != value for name, value in config.items()):
+        raise runs.damaged(folder / "config.json", "it is not this evaluation's")
+    return stored
 
 
-def _as_run(run: Run | str | Path, revision: str | None) -> Run:
-    if isinstance(run, Run):
-        return run
-    if isinstance(run, Path) or Path(run).resolve().parent == runs.runs_dir().resolve():
-        return runs.open_run(run)
-    return untouched(run, revision)
-
-
-def untouched(student: str, revision: str | None = None) -> Run:
-    """The run of a student that nothing was done to."""
-    return runs.run_of(
-        {
-            "version": TRAINING_VERSION,
-            "student": student,
-            "fingerprint": fingerprint(student, revision),
-            "revision": revision,
-            "train": None,
-        }
-    )
-
-
-def _problems(benchmarks: Sequence[str | list[Problem]], n: int | None, split: str) -> list[Problem]:
-    if isinstance(benchmarks, str):
-        benchmarks = [benchmarks]
-    problems: list[Problem] = []
-    for benchmark in benchmarks:
-        problems += load_problems(benchmark, n=n, split=split) if isinstance(benchmark, str) else benchmark
-    if not problems:
-        raise ValueError("there is nothing to evaluate: give at least one benchmark with at least one problem")
-    if len({problem.id for problem in problems}) < len(problems):
-        raise ValueError(f"{len(problems)} problems have {len({p.id for p in problems})} different ids: give each once")
-    return problems
-
-
-def _finished_batches(file: Path, batches: list[list[int]]) -> int:
-    """How many whole batches a killed evaluation has left; what it left of a further one is cut off."""
-    if not file.is_file():
-        return 0
-    lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    done = n_rows = 0
-    while done < len(batches) and n_rows + len(batches[done]) <= len(lines):
-        n_rows += len(batches[done])
-        done += 1
-    runs.replace(file, lambda path: path.write_text("".join(lines[:n_rows])))
-    return done
-
-
-def _read_items(folder: Path, n: int) -> pd.DataFrame:
-    file = folder / "generations.jsonl"
-    try:
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{str(file)!r} is damaged ({error}): delete the folder {str(folder)!r} and evaluate again"
-        ) from error
+def _read_scores(folder: Path, config: dict, owner: str, n: int) -> Scores:
+    _read_config(folder, config)
+    summary = runs.read_json(folder / "scores.json")
+    rows = runs.read_rows(folder / "generations.jsonl", owner)
     if len(rows) != n:
-        raise ValueError(
-            f"{str(file)!r} holds {len(rows)} completions, not {n}: delete the folder {str(folder)!r} and evaluate again"
-        )
-    items = pd.DataFrame(rows).sort_values("index", ignore_index=True)
-    return items.drop(columns="index")
+        raise runs.damaged(folder / "generations.jsonl", f"row {len(rows) + 1} of {n} is missing or was changed")
+    scores = Scores(folder, _items(rows))
+    accuracy = summary.get("accuracy")
+    if not isinstance(accuracy, float) or not math.isclose(accuracy, scores.accuracy):
+        raise runs.damaged(folder / "scores.json", f"its accuracy is {accuracy}, that of the rows {scores.accuracy}")
+    return scores
+
+
+def _items(rows: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(rows).sort_values("index", ignore_index=True).drop(columns="index")

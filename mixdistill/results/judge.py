@@ -1,16 +1,15 @@
 """An LLM as second opinion on answers that the rule calls wrong, as in the paper's evaluation (Qwen2.5-32B-Instruct there).
 
 The judge sees the problem, the gold answer and the extracted answer, nothing else of the completion, and is asked only where the rule
-found an answer and called it wrong. Its verdicts lie in a file of their own beside the evaluation's; the rule's stay as they are.
+found an answer and called it wrong. Its verdicts lie in a folder of their own in the evaluation's, `judge/HASH/`; the rule's stay as they are. A killed judge goes on.
 """
 
-import json
-import os
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from mixdistill import runs
+from mixdistill import arguments, runs
 from mixdistill.data.chat import prompt_ids
 from mixdistill.data.students import fingerprint, load_student
 from mixdistill.generation.generate import complete, length_sorted_batches
@@ -29,10 +28,11 @@ gives, the order of a set. A rounded value, a missing or additional part, or ano
 Reply with exactly one word: CORRECT or INCORRECT."""
 VERDICTS = {"CORRECT": "correct", "INCORRECT": "incorrect"}
 MAX_NEW_TOKENS = 16
+ANSWER = ["benchmark", "problem_id", "answer"]  # what one verdict is about
 
 
 def judge(
-    scores: Scores, model: str, *, revision: str | None = None, batch_size: int = 32, progress: bool = True
+    scores: Scores, model: str | Path, *, revision: str | None = None, batch_size: int = 32, progress: bool = True
 ) -> pd.DataFrame:
     """Ask a judge about every answer that the rule calls wrong; verdicts that the evaluation's folder already holds are read from it.
 
@@ -48,23 +48,30 @@ def judge(
         words), or None where it was not asked. `correct_judged`: what is right by the rule or by the judge.
 
     Raises:
-        ValueError: no such model, or a question longer than its context.
+        ValueError: a bad argument, no such model, or a question longer than its context.
+        OSError: the store can not be read or written.
     """
+    arguments.instance("scores", scores, Scores)
+    model, revision = arguments.text("model", model), arguments.text("revision", revision, optional=True)
+    batch_size = arguments.whole("batch_size", batch_size)
+    arguments.flag("progress", progress)
     asked = scores.items[~scores.items["correct"].astype(bool) & scores.items["answer"].notna()]
-    asked = asked.drop_duplicates(["problem_id", "answer"])
+    asked = asked.drop_duplicates(ANSWER)
     config = {"model": fingerprint(model, revision), "prompt": PROMPT, "max_new_tokens": MAX_NEW_TOKENS}
-    file = scores.folder / "judge" / f"{runs.key(config)}.jsonl"
-    with runs.lock(file.parent):
-        verdicts = _read(file)
-        missing = [row for row in asked.itertuples() if (row.problem_id, row.answer) not in verdicts]
-        if missing:
-            runs.write_json(file.with_suffix(".json"), {"name": Path(model).name, "revision": revision} | config)
-            verdicts |= _ask(missing, model, revision, batch_size, file, progress)
-    found = [
-        verdicts.get((row.problem_id, row.answer)) if not row.correct else None for row in scores.items.itertuples()
-    ]
-    judged = scores.items["correct"].astype(bool) | pd.Series([verdict == "correct" for verdict in found], dtype=bool)
-    return scores.items.assign(verdict=found, correct_judged=judged)
+    folder = scores.folder / "judge" / runs.key(config)
+    file, owner = folder / "verdicts.jsonl", f"{scores.folder.name}/{folder.name}"
+    told = {"name": Path(model).name, "revision": revision} | config
+    work = partial(_ask, asked, model, revision, batch_size, told, file, owner, progress)
+    runs.once(folder, "judged.json", work)
+
+    verdicts = {tuple(row[name] for name in ANSWER): row["verdict"] for row in runs.read_rows(file, owner)}
+    if any(answer not in verdicts for answer in asked[ANSWER].itertuples(index=False, name=None)):
+        raise runs.damaged(file, f"it holds {len(verdicts)} verdicts for {len(asked)} answers")
+    answers = scores.items[ANSWER].itertuples(index=False, name=None)
+    wrong = ~scores.items["correct"].astype(bool)
+    found = [verdicts.get(answer) if wrong_one else None for answer, wrong_one in zip(answers, wrong, strict=True)]
+    right = [verdict == "correct" for verdict in found]
+    return scores.items.assign(verdict=found, correct_judged=~wrong | pd.Series(right, scores.items.index, dtype=bool))
 
 
 def judge_table(judged: pd.DataFrame) -> pd.DataFrame:
@@ -91,39 +98,39 @@ def verdict_of(reply: str) -> str:
 
 
 def _ask(
-    rows: list, model: str, revision: str | None, batch_size: int, file: Path, progress: bool
-) -> dict[tuple[str, str], str]:
-    judging = load_student(model, revision)
-    questions = [PROMPT.format(question=row.question, gold=row.gold, answer=row.answer) for row in rows]
+    asked: pd.DataFrame,
+    model: str,
+    revision: str | None,
+    batch_size: int,
+    told: dict,
+    file: Path,
+    owner: str,
+    progress: bool,
+) -> dict:
+    """Ask about every answer that has no stored verdict yet, batch by batch; returns the counts for `judged.json`."""
+    rows = runs.read_rows(file, owner)
+    have = {tuple(row[name] for name in ANSWER) for row in rows}
+    missing = [row for row in asked.to_dict("records") if tuple(row[name] for name in ANSWER) not in have]
+    judging = load_student(model, revision) if missing else None
+    questions = [PROMPT.format(**{name: row[name] for name in ("question", "gold", "answer")}) for row in missing]
     prompts = [prompt_ids(judging.tokenizer, question, "gsm8k") for question in questions]  # as a bare question
-    longest = max(map(len, prompts))
-    if longest + MAX_NEW_TOKENS > judging.context:
+    longest = max(map(len, prompts), default=0)
+    if missing and longest + MAX_NEW_TOKENS > judging.context:
         raise ValueError(
             f"a question to the judge has {longest} tokens, which with {MAX_NEW_TOKENS} for its reply exceed the context of {judging.context} "
             f"of {model!r}: use a judge with a longer one"
         )
-    verdicts = {}
+    runs.write_json(file.with_name("config.json"), told)
+    runs.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further row
     batches = length_sorted_batches(prompts, batch_size)
     for number, batch in enumerate(batches, start=1):
         replies = complete(judging, [prompts[i] for i in batch], MAX_NEW_TOKENS)
-        with file.open("a") as out:
-            for i, reply in zip(batch, replies, strict=True):
-                key = (rows[i].problem_id, rows[i].answer)
-                verdicts[key] = verdict_of(reply.text)
-                line = {"problem_id": key[0], "answer": key[1], "verdict": verdicts[key], "reply": reply.text}
-                out.write(json.dumps(line) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
+        new = [
+            {name: missing[i][name] for name in ANSWER} | {"verdict": verdict_of(reply.text), "reply": reply.text}
+            for i, reply in zip(batch, replies, strict=True)
+        ]
+        runs.append_rows(file, new, owner, at=len(rows))
+        rows += new
         if progress:
             print(f"judge: {number}/{len(batches)} batches", flush=True)
-    return verdicts
-
-
-def _read(file: Path) -> dict[tuple[str, str], str]:
-    """The verdicts that are stored; a line that a kill has cut is cut off."""
-    if not file.is_file():
-        return {}
-    lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    runs.replace(file, lambda path: path.write_text("".join(lines)))
-    rows = [json.loads(line) for line in lines]
-    return {(row["problem_id"], row["answer"]): row["verdict"] for row in rows}
+    return {"n_asked": len(rows)} | runs.machine()

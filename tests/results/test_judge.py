@@ -3,6 +3,7 @@ import importlib
 import pytest
 
 from mixdistill import LoRA, evaluate, finetune, load_problems, load_traces
+from mixdistill.generation.generate import complete
 from mixdistill.results.judge import PROMPT, judge, judge_table, verdict_of
 
 module = importlib.import_module("mixdistill.results.judge")
@@ -50,21 +51,35 @@ def test_the_judge_is_asked_about_wrong_answers_only_and_the_rules_grades_stay(s
     assert judge(scores, llama, **QUIET).equals(judged)
 
 
-def test_a_killed_judge_goes_on_where_it_was_and_another_prompt_is_another_file(scores, llama, monkeypatch):
+def test_a_killed_judge_goes_on_where_it_was_and_another_prompt_is_another_folder(scores, llama, monkeypatch):
     judged = judge(scores, llama, batch_size=1, **QUIET)
-    (file,) = (scores.folder / "judge").glob("*.jsonl")
-    whole = file.read_text()
-    first = whole.splitlines()[0]
-    file.write_text(first.replace("unreadable", "correct") + "\n" + whole.splitlines()[-1][:20])
-    resumed = judge(scores, llama, batch_size=1, **QUIET)
-    assert sorted(file.read_text().splitlines()[1:]) == sorted(whole.splitlines()[1:])
-    assert (resumed["verdict"] == "correct").sum() >= 1
-    assert resumed["correct_judged"].sum() > judged["correct_judged"].sum()
-    assert resumed["correct"].equals(judged["correct"])
+    (file,) = (scores.folder / "judge").glob("*/verdicts.jsonl")
+    whole, asked = file.read_bytes(), []
+    file.with_name("judged.json").unlink()
+    file.write_bytes(whole[: whole.index(b"\n") + 21])  # as a kill in the second row leaves it
+    monkeypatch.setattr(module, "complete", lambda *a: asked.append(1) or complete(*a))
+    assert judge(scores, llama, batch_size=1, **QUIET).equals(judged)
+    assert file.read_bytes() == whole
+    assert len(asked) == whole.count(b"\n") - 1
 
     monkeypatch.setattr(module, "PROMPT", PROMPT + " ")
     judge(scores, llama, **QUIET)
-    assert len(list((scores.folder / "judge").glob("*.jsonl"))) == 2
+    assert len(list((scores.folder / "judge").iterdir())) == 2
+
+
+def test_a_stored_verdict_that_was_changed_is_refused(scores, llama):
+    judge(scores, llama, **QUIET)
+    (file,) = (scores.folder / "judge").glob("*/verdicts.jsonl")
+    file.write_text(file.read_text().replace("unreadable", "correct"))
+    with pytest.raises(ValueError, match=r"verdicts.jsonl' is damaged .*: delete the folder"):
+        judge(scores, llama)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
+def test_bad_requests_are_refused(scores, llama, batch_size):
+    with pytest.raises(ValueError, match=r"batch_size is .*: it is a whole number, at least 1"):
+        judge(scores, llama, batch_size=batch_size)
+    assert not (scores.folder / "judge").exists()
 
 
 def test_a_question_longer_than_the_judges_context_is_refused(scores, llama, monkeypatch):
