@@ -1,35 +1,49 @@
-"""Loading a student: a pocket student, a model of the Hub, a local folder, or the student that a run has trained."""
+"""Loading a student: a pocket student, a model of the Hub, a local folder, or a `.gguf` file.
 
-import hashlib
-import warnings
+A student's own files say what it is. Where transformers cannot load it exactly so, it is refused with the reason, before any work.
+No code that a student brings is ever run.
+"""
+
+import copy
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    GgufConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers import logging as transformers_logging
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
+from mixdistill import arguments
 from mixdistill.data.chat import stop_token_id
-from mixdistill.data.pocket.bases import POCKET, base_folder
+from mixdistill.data.student_files import (
+    fingerprint,
+    loading,
+    once_per_content,
+    pretrained_files,
+    refused,
+    student_source,
+)
 
-transformers_logging.disable_progress_bar()  # "Loading weights", once an arm, buries our own progress
-# peft 0.21 reads an attribute that transformers 5.23 deprecates.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-
-# Below so many parameters a student computes in float32 on a GPU too, so that it learns what it learns on a CPU; and there on one thread, as
-# a second costs it more than it gives, and its sums come out the same on every run.
+# Below so many parameters a student computes in float32 on a GPU too, so that it learns what it learns on a CPU. There it computes on one
+# thread: a second costs it more than it gives, and its sums come out the same on every run.
 TINY = 10_000_000
 max_threads = torch.get_num_threads()  # for larger models on a CPU; a sweep's workers lower it to 1
+
+CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+NO_LIMIT = 2**20  # the context of architectures without one, such as Mamba
+PROBE = "Hello, it's 12+345 = 357.\n\n  The café's  price:\t$\\frac{1}{2}$ <b>naïve</b> 你好 def f(x):\n    return x"
+
+_n_params: dict[str, int] = {}  # by configuration
 
 
 @dataclass
@@ -37,121 +51,176 @@ class Student:
     """A loaded model with its tokenizer."""
 
     name: str
-    fingerprint: str  # of the weights
+    fingerprint: str  # of all that the student's files say
     model: torch.nn.Module
     tokenizer: PreTrainedTokenizerBase
     context: int  # tokens
-    stop_token: int
+    stop_token: int  # ends a trained answer
+    stop_tokens: tuple[int, ...]  # of chat template, tokenizer and generation config; generation ends with any of them
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
 
-def load_student(name: str, revision: str | None = None, device: str | None = None) -> Student:
+def load_student(name: str | Path, revision: str | None = None, device: str | None = None) -> Student:
     """Load a student onto the GPU in bfloat16 (a tiny one in float32) if there is one, else onto the CPU in float32.
 
+    On a CPU it sets the number of threads of the process: 1 for a tiny student, `max_threads` for a larger one.
+
     Arguments:
-        name: `pocket/xs`, a Hub id such as `Qwen/Qwen2.5-0.5B-Instruct`, or a local folder in Hugging Face form.
+        name: `pocket/xs`, a Hub id such as `Qwen/Qwen2.5-0.5B-Instruct`, a local folder in Hugging Face form, or a `.gguf`
+            file, which is dequantised. A base model gets a chat template by a file `chat_template.jinja` in the folder, or
+            beside the `.gguf` file.
         revision: commit of a Hub model.
         device: `cpu` to leave the weights there, in the type that they would have elsewhere.
 
     Raises:
-        ValueError: no such student, no safetensors weights, or a tokenizer without chat template.
+        ValueError: no such student, weights missing or left over, no chat template or eos token, a model that is not a
+            decoder-only language model of transformers, or files that do not agree with each other.
     """
-    source = student_source(name)
-    cuda = torch.cuda.is_available()
-    try:
-        tokenizer = load_tokenizer(source, revision)
-        half = cuda and n_params(name, revision) >= TINY
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=torch.bfloat16 if half else torch.float32,
+    name = arguments.text("name", name)
+    device = arguments.text("device", device, optional=True)
+    files = pretrained_files(name, revision)
+    config, dtype = load_config(name, revision), _dtype(name, revision)
+    tokenizer = load_tokenizer(name, revision)
+    with loading(name, "chat template"):
+        stop = stop_token_id(tokenizer)
+    with loading(name, "weights"):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **files,
+            config=config,
+            dtype=dtype,
             use_safetensors=True,  # no pickle
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+            trust_remote_code=False,
+            quantization_config=GgufConfig(dequantize=True) if "gguf_file" in files else None,
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(_cannot_load(name, error)) from error
+    # transformers fills what is missing with random numbers and leaves out what is too much, and only logs it.
+    for problem, keys in report.items():
+        if keys:
+            first = min(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+            kind = problem.partition("_")[0]
+            raise refused(name, f"its weights are not those of its configuration ({len(keys)} {kind}, such as {first})")
+    cuda = torch.cuda.is_available()
     model.to(device or ("cuda" if cuda else "cpu")).eval()
     if not cuda:
         torch.set_num_threads(1 if model.num_parameters() < TINY else max_threads)
-    if tokenizer.pad_token_id is None:
+    own = model.generation_config.eos_token_id
+    stops = {stop, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    n_tokens = model.get_input_embeddings().weight.shape[0]
+    if not stops <= set(range(n_tokens)):
+        raise refused(name, f"its stop tokens {stops} are not all among its {n_tokens} embeddings")
+    _check_outputs(name, model, n_tokens)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= n_tokens:
         tokenizer.pad_token = tokenizer.eos_token
-    stop = stop_token_id(tokenizer)
     # The checkpoint's own sampling defaults (Qwen2.5: repetition_penalty 1.05) would change even greedy decoding.
-    model.generation_config = GenerationConfig(
-        eos_token_id=sorted({stop, tokenizer.eos_token_id}), pad_token_id=tokenizer.pad_token_id
-    )
+    model.generation_config = GenerationConfig(eos_token_id=sorted(stops), pad_token_id=tokenizer.pad_token_id)
     return Student(
         name=name,
         fingerprint=fingerprint(name, revision),
         model=model,
         tokenizer=tokenizer,
-        context=model.config.max_position_embeddings,
+        context=context_of(model.config),
         stop_token=stop,
+        stop_tokens=tuple(sorted(stops)),
     )
 
 
-def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder or Hub model."""
-    declared = get_tokenizer_config(source, revision=revision).get("tokenizer_class")
-    # AutoTokenizer 5.x takes Qwen2Tokenizer for every Qwen2 model, and that drops the words of any other vocabulary.
-    generic = Path(source).is_dir() and declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    loader = PreTrainedTokenizerFast if generic else AutoTokenizer
-    return loader.from_pretrained(source, revision=revision, padding_side="left")
+def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A student's tokenizer, padded on the left: as `tokenizer.json` says, whatever class is declared beside it.
 
-
-def student_source(name: str) -> str:
-    """What `from_pretrained` takes for this student: a local folder, or a Hub id."""
-    if name.startswith("pocket/"):
-        return str(base_folder(name))
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(
-                f"the folder {name!r} holds no config.json: give a folder written by model.save_pretrained and tokenizer.save_pretrained"
-            )
-        return name
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(
-            f"unknown student {name!r}: use one of {', '.join(POCKET)}, a Hub id as owner/name, or an existing local folder"
-        )
-    return name
-
-
-@lru_cache(maxsize=64)
-def fingerprint(name: str, revision: str | None = None) -> str:
-    """What identifies a student's weights: the Hub commit, or a hash of a local folder's configuration and weights.
-
-    A run depends on it, so a changed model never meets an old result.
+    Raises ValueError if there is none, it gives other ids than that file, or it has no chat template or eos token.
     """
-    source = student_source(name)
-    if not Path(source).is_dir():
-        try:
-            config = cached_file(source, "config.json", revision=revision)
-        except (OSError, ValueError) as error:
-            raise ValueError(_cannot_load(name, error)) from error
-        return f"hub:{Path(config).parent.name}"  # the cache keeps files in a folder named by the commit
-    digest = hashlib.sha256()
-    files = [path for path in Path(source).iterdir() if path.suffix in (".safetensors", ".jinja")]
-    for path in [*sorted(files), Path(source, "config.json"), Path(source, "tokenizer.json")]:
-        if path.is_file():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{digest.hexdigest()[:32]}"
+    files = pretrained_files(name, revision)
+    with loading(name, "tokenizer"):
+        file = None
+        if "gguf_file" not in files:  # which holds its own
+            where, commit = files["pretrained_model_name_or_path"], files.get("revision")
+            file = cached_file(where, "tokenizer.json", revision=commit, _raise_exceptions_for_missing_entries=False)
+        # AutoTokenizer 5.x takes the declared class, or the architecture's, with a pre-tokenizer that may not be the file's.
+        loader = PreTrainedTokenizerFast if file else AutoTokenizer
+        tokenizer = loader.from_pretrained(**files, padding_side="left", trust_remote_code=False)
+        ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+        expected = Tokenizer.from_file(file).encode(PROBE, add_special_tokens=False).ids if file else ids
+    if ids != expected:
+        raise refused(
+            name, "its tokenizer_config.json or special_tokens_map.json changes the ids of its tokenizer.json"
+        )
+    if not ids:
+        raise refused(name, "it has no tokenizer: save one into its folder with tokenizer.save_pretrained")
+    if not tokenizer.chat_template:
+        raise refused(
+            name,
+            "its tokenizer has no chat template: take the Instruct version, or put a file chat_template.jinja into its local "
+            "folder (beside a .gguf file)",
+        )
+    if tokenizer.eos_token_id is None:
+        raise refused(name, "its tokenizer has no eos token: name one as eos_token in tokenizer_config.json")
+    return tokenizer
 
 
-@lru_cache(maxsize=64)
-def n_params(name: str, revision: str | None = None) -> int:
-    """Parameters of a student, counted on an empty model: no weight is read."""
-    config = AutoConfig.from_pretrained(student_source(name), revision=revision)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()
+def load_config(name: str | Path, revision: str | None = None) -> PreTrainedConfig:
+    """A student's configuration; no weight is read.
+
+    Raises ValueError if there is none, or none of a decoder-only language model that can be trained.
+    """
+    files = pretrained_files(name, revision)
+
+    def read() -> PreTrainedConfig:
+        return AutoConfig.from_pretrained(**files, trust_remote_code=False)
+
+    with loading(name, "configuration"):
+        gguf = "gguf_file" in files  # whose header takes seconds to read
+        config = copy.deepcopy(once_per_content("config", Path(student_source(name)), read)) if gguf else read()
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    text_config = config.get_text_config(decoder=True)
+    if model_class is None or getattr(config, "is_encoder_decoder", False):
+        raise refused(name, f"{config.model_type!r} is not a decoder-only language model: take one that is")
+    if getattr(config, "quantization_config", None):
+        raise refused(name, "its weights are quantized, and so cannot be trained: take the version that is not")
+    if text_config is not config and model_class.config_class is not type(text_config):
+        raise refused(name, f"{config.model_type!r} reads more than text: take a text-only model of its family")
+    return config
 
 
-def _cannot_load(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"cannot load the student {name!r} ({reason}): check the name, the network, that the model has safetensors weights, "
-        "and for a gated model `hf auth login`; or give a local folder"
-    )
+def context_of(config: PreTrainedConfig) -> int:
+    """The longest row that a model can read, in tokens; `NO_LIMIT` where its architecture has none."""
+    text_config = config.get_text_config(decoder=True)
+    limits = [getattr(text_config, field, None) for field in CONTEXT_FIELDS]
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), NO_LIMIT)
+
+
+def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
+    """A causal model's layers in their order, whatever its architecture calls them (`layers`, `h`, `blocks`)."""
+    n = model.config.get_text_config(decoder=True).num_hidden_layers
+    # Outer modules come first, so an inner list of the same length, such as a layer's experts, is not taken.
+    return next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == n)
+
+
+def n_params(name: str | Path, revision: str | None = None) -> int:
+    """Parameters of a student, counted on an empty model: no weight is read. Raises ValueError as `load_config` does."""
+    config = load_config(name, revision)
+    key = config.to_json_string(use_diff=False)
+    if key not in _n_params:
+        with loading(name, "configuration"), torch.device("meta"):
+            _n_params[key] = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
+    return _n_params[key]
+
+
+def _dtype(name: str, revision: str | None) -> torch.dtype:
+    half = torch.cuda.is_available() and n_params(name, revision) >= TINY
+    return torch.bfloat16 if half else torch.float32
+
+
+def _check_outputs(name: str, model: torch.nn.Module, n_tokens: int) -> None:
+    """Raise ValueError if a later token changes what the model says about earlier ones, as in an encoder, or it says NaN."""
+    ids = torch.arange(8, device=model.device).repeat(2, 1) % n_tokens
+    ids[1, -1] = 0
+    with loading(name, "model"), torch.no_grad():
+        first, second = model(input_ids=ids).logits[:, :-1].float()
+    if not torch.isfinite(first).all():
+        raise refused(name, "its weights give outputs that are not finite")
+    if (first - second).abs().max() > (1e-5 if model.dtype == torch.float32 else 1e-2) * first.abs().max():
+        raise refused(name, f"as {model.config.model_type!r} it reads the text to come: take a decoder-only model")
