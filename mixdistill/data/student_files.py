@@ -84,7 +84,7 @@ def fingerprint(name: str | Path, revision: str | None = None) -> str:
     generation = folder / "generation_config.json"
     if source.is_dir() and generation.is_file():  # of which only the stop tokens are used
         with loading(name, "generation_config.json"):
-            content["eos_token_id"] = dict(json.loads(generation.read_text())).get("eos_token_id")
+            content["eos_token_id"] = json.loads(generation.read_text()).get("eos_token_id")
     return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]}"
 
 

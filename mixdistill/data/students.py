@@ -5,6 +5,7 @@ No code that a student brings is ever run.
 """
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +56,7 @@ class Student:
     model: torch.nn.Module
     tokenizer: PreTrainedTokenizerBase
     context: int  # tokens
-    stop_token: int  # ends a trained answer
-    stop_tokens: tuple[int, ...]  # of chat template, tokenizer and generation config; generation ends with any of them
+    stop_tokens: tuple[int, ...]  # an answer ends with any of them
 
     @property
     def device(self) -> torch.device:
@@ -84,8 +84,7 @@ def load_student(name: str | Path, revision: str | None = None, device: str | No
     files = pretrained_files(name, revision)
     config, dtype = load_config(name, revision), _dtype(name, revision)
     tokenizer = load_tokenizer(name, revision)
-    with loading(name, "chat template"):
-        stop = stop_token_id(tokenizer)
+    stops = stop_tokens_of(name, tokenizer, revision)
     with loading(name, "weights"):
         model, report = AutoModelForCausalLM.from_pretrained(
             **files,
@@ -107,24 +106,21 @@ def load_student(name: str | Path, revision: str | None = None, device: str | No
     model.to(device or ("cuda" if cuda else "cpu")).eval()
     if not cuda:
         torch.set_num_threads(1 if model.num_parameters() < TINY else max_threads)
-    own = model.generation_config.eos_token_id
-    stops = {stop, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     n_tokens = model.get_input_embeddings().weight.shape[0]
-    if not stops <= set(range(n_tokens)):
+    if not set(stops) <= set(range(n_tokens)):
         raise refused(name, f"its stop tokens {stops} are not all among its {n_tokens} embeddings")
     _check_outputs(name, model, n_tokens)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= n_tokens:
         tokenizer.pad_token = tokenizer.eos_token
     # The checkpoint's own sampling defaults (Qwen2.5: repetition_penalty 1.05) would change even greedy decoding.
-    model.generation_config = GenerationConfig(eos_token_id=sorted(stops), pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id)
     return Student(
         name=name,
         fingerprint=fingerprint(name, revision),
         model=model,
         tokenizer=tokenizer,
         context=context_of(model.config),
-        stop_token=stop,
-        stop_tokens=tuple(sorted(stops)),
+        stop_tokens=stops,
     )
 
 
@@ -135,10 +131,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     """
     files = pretrained_files(name, revision)
     with loading(name, "tokenizer"):
-        file = None
-        if "gguf_file" not in files:  # which holds its own
-            where, commit = files["pretrained_model_name_or_path"], files.get("revision")
-            file = cached_file(where, "tokenizer.json", revision=commit, _raise_exceptions_for_missing_entries=False)
+        file = _file(files, "tokenizer.json")
         # AutoTokenizer 5.x takes the declared class, or the architecture's, with a pre-tokenizer that may not be the file's.
         loader = PreTrainedTokenizerFast if file else AutoTokenizer
         tokenizer = loader.from_pretrained(**files, padding_side="left", trust_remote_code=False)
@@ -185,6 +178,21 @@ def load_config(name: str | Path, revision: str | None = None) -> PreTrainedConf
     return config
 
 
+def stop_tokens_of(
+    name: str | Path, tokenizer: PreTrainedTokenizerBase, revision: str | None = None
+) -> tuple[int, ...]:
+    """All tokens that end an answer: of the chat template, the tokenizer, and the student's generation config."""
+    files, config = pretrained_files(name, revision), load_config(name, revision)
+    with loading(name, "chat template"):
+        stops = {stop_token_id(tokenizer), tokenizer.eos_token_id}
+    with loading(name, "generation_config.json"):
+        file = _file(files, "generation_config.json")
+        stated = json.loads(Path(file).read_text()) if file else config.get_text_config(decoder=True).to_dict()
+        ids = stated.get("eos_token_id")
+        stops |= {int(token) for token in (ids if isinstance(ids, list) else [ids]) if token is not None}
+    return tuple(sorted(stops))
+
+
 def context_of(config: PreTrainedConfig) -> int:
     """The longest row that a model can read, in tokens; `NO_LIMIT` where its architecture has none."""
     text_config = config.get_text_config(decoder=True)
@@ -207,6 +215,14 @@ def n_params(name: str | Path, revision: str | None = None) -> int:
         with loading(name, "configuration"), torch.device("meta"):
             _n_params[key] = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
     return _n_params[key]
+
+
+def _file(files: dict[str, str], name: str) -> str | None:
+    """The path of a file of the student's, None where there is none; a `.gguf` file holds what it needs."""
+    if "gguf_file" in files:
+        return None
+    where, commit = files["pretrained_model_name_or_path"], files.get("revision")
+    return cached_file(where, name, revision=commit, _raise_exceptions_for_missing_entries=False)
 
 
 def _dtype(name: str, revision: str | None) -> torch.dtype:

@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from mixdistill.data.students import decoder_layers
+
 BF16, FP32 = 2, 4  # bytes
 # CUDA context, cuBLAS workspaces, fragments held by the allocator: a customary margin, not a measurement.
 OVERHEAD = 2 * 10**9
@@ -205,14 +207,14 @@ def _model_size(config_json: str) -> ModelSize:
     fields = json.loads(config_json)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     return ModelSize(
         total=model.num_parameters(),
         embedding=embedding.numel(),
         head=0 if head.weight is embedding else head.weight.numel(),
-        layer=sum(p.numel() for p in model.base_model.layers[0].parameters()),
+        layer=sum(p.numel() for p in decoder_layers(model)[0].parameters()),
         linear_widths=sum(m.in_features + m.out_features for m in linear),
     )
 

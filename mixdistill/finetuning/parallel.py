@@ -7,6 +7,7 @@ from accelerate import PartialState
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from mixdistill.data.students import decoder_layers
 from mixdistill.finetuning.loss import ResponseLoss
 from mixdistill.finetuning.memory import MemoryPlan
 
@@ -22,7 +23,7 @@ def prepared(
     # In bfloat16 weights travel as autocast would use them, gradients in full.
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = mixed if half else MixedPrecisionPolicy()
-    for layer in causal.base_model.layers:
+    for layer in decoder_layers(causal):
         if compile:
             layer.compile(dynamic=True)
         if plan.shard:

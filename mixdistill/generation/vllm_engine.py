@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from mixdistill.data.chat import stop_token_id
-from mixdistill.data.students import load_tokenizer
+from mixdistill.data.students import context_of, load_config, load_tokenizer, stop_tokens_of
 from mixdistill.generation.generate import Completion, completion
 from mixdistill.generation.sampling import Sampling
 
@@ -31,7 +30,7 @@ def open_vllm(
         adapter: folder of a LoRA adapter of this `rank`, or None.
         dtype: of weights and activations.
 
-    Raises ValueError for a rank that vLLM does not serve.
+    Raises ValueError for a rank or a file that vLLM does not serve.
 
     Returns: the tokenizer, the context in tokens, and the function that completes prompts as `generate.complete` does.
     """
@@ -40,13 +39,15 @@ def open_vllm(
             f"the adapter has rank {rank} and vLLM serves ranks up to {LORA_RANKS[-1]}: use the engine 'continuous' or 'static', "
             "or `merge` the run and evaluate the folder"
         )
+    if source.endswith(".gguf"):
+        raise ValueError(f"vLLM is not given {source!r}: .gguf files are for the engines 'continuous' and 'static'")
     from vllm import LLM, SamplingParams  # optional, and slow to import
     from vllm.inputs import TokensPrompt
     from vllm.lora.request import LoRARequest
 
-    config = AutoConfig.from_pretrained(source, revision=revision)
+    config = load_config(source, revision)
     tokenizer = load_tokenizer(source, revision)
-    stops = {stop_token_id(tokenizer), tokenizer.eos_token_id}
+    stops = set(stop_tokens_of(source, tokenizer, revision))
     heads, gpus = config.num_attention_heads, max(1, torch.cuda.device_count())
     lora = {"enable_lora": True, "max_lora_rank": min(r for r in LORA_RANKS if r >= rank)} if adapter else {}
     llm = LLM(
@@ -55,7 +56,7 @@ def open_vllm(
         skip_tokenizer_init=True,  # it gets and gives token ids
         dtype=dtype,
         tensor_parallel_size=max(n for n in range(1, gpus + 1) if heads % n == 0),
-        max_model_len=config.max_position_embeddings,
+        max_model_len=context_of(config),
         generation_config="vllm",  # not the checkpoint's own sampling defaults
         trust_remote_code=False,
         seed=0,
@@ -97,7 +98,7 @@ def open_vllm(
         shape = f"{len(prompts)} in flight"
         return [completion(tokenizer, row, stops, "vllm", dtype, shape) for row in rows]
 
-    return tokenizer, config.max_position_embeddings, complete
+    return tokenizer, context_of(config), complete
 
 
 def _seed(seed: int, stream: int) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from mixdistill.data.students import student_source
+from mixdistill.data.students import load_config, student_source
 
 GB = 10**9
 
@@ -72,13 +72,15 @@ def model_config(student: str, revision: str | None = None) -> PretrainedConfig:
     Raises ValueError for an unknown student, or one of the Hub that is in none of these.
     """
     source = student_source(student)
+    if Path(source).exists():
+        return load_config(student)
     try:
-        return AutoConfig.from_pretrained(source, revision=revision, local_files_only=True)
+        return AutoConfig.from_pretrained(source, revision=revision, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if student not in ARCHITECTURES:
-            where = "is damaged" if Path(source).is_dir() else "is not in the cache of the Hub"
             raise ValueError(
-                f"the configuration of {student!r} {where}: get it with `hf download {student} config.json`, or give a folder"
+                f"the configuration of {student!r} is not in the cache of the Hub: get it with "
+                f"`hf download {student} config.json`, or give a folder"
             ) from error
     kind, h, i, layers, heads, key_heads, tied, vocabulary, context = ARCHITECTURES[student]
     return AutoConfig.for_model(

@@ -55,7 +55,7 @@ def test_greedy_output_is_plain_argmax(student, prompts):
     while ids.shape[1] < len(prompts[0]) + 60:
         token = student.model(ids).logits[0, -1].argmax()
         ids = torch.cat([ids, token[None, None]], dim=1)
-        if token == student.stop_token:
+        if token in student.stop_tokens:
             break
     completion = complete(student, prompts[:1], 60)[0]
     assert completion.text == student.tokenizer.decode(ids[0, len(prompts[0]) :], skip_special_tokens=True)
