@@ -124,7 +124,7 @@ def evaluate(
     arguments.flag("progress", progress)
     arguments.flag("stored_only", stored_only)
     problems = _problems(benchmarks, n, split)
-    run = _as_run(run, revision)
+    run = as_run(run, revision)
     tokenizer = load_tokenizer(student_source(run.student), run.config["revision"])
     config = {
         "version": EVALUATION_VERSION,
@@ -160,7 +160,8 @@ def untouched(student: str | Path, revision: str | None = None) -> Run:
     )
 
 
-def _as_run(run: Run | str | Path, revision: str | None) -> Run:
+def as_run(run: Run | str | Path, revision: str | None = None) -> Run:
+    """The finished run that `evaluate` is given: itself, a run's folder, or an untouched student's."""
     if not isinstance(run, Run) and not runs.is_run_folder(name := arguments.text("run", run)):
         return untouched(name, revision)
     if revision is not None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mixdistill.grading.grade import equal
-from mixdistill.results.stats import Estimate, problem_table, require, share
+from mixdistill.results.stats import problem_table, require, share
 
 
 def sampled_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -17,10 +17,12 @@ def sampled_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     the mean over the benchmarks. pass@1 is the accuracy, avg@n. pass@k uses all n samples, maj@k the first k.
 
     Arguments:
-        items: one row a seed, problem and sample, with columns seed, benchmark, problem_id, sample, correct and answer.
+        items: one row a seed, problem and sample, with columns benchmark, problem_id, sample, correct, answer, and seed where there
+            are several: `scores.items`, or what `sweep` returned.
 
     Raises ValueError where `stats.accuracy` does, and for a missing column.
     """
+    items = items if "seed" in items else items.assign(seed=0)
     require(items, *by, "answer")
     rows = []
     for name, group in items.groupby(by, sort=False) if by else [((), items)]:
@@ -31,7 +33,10 @@ def sampled_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             at_k = np.array([pass_at_k(n, c, k) for c in range(n + 1)])
             passed = pd.DataFrame(at_k[n_right], correct.index, correct.columns)
             for metric, estimate in (("pass", share(passed)), ("maj", share(problem_table(votes, k)))):
-                rows.append(dict(zip(by, name, strict=True)) | {"metric": metric, "k": k} | _columns(estimate, n))
+                interval = {"se": estimate.se, "ci_low": estimate.low, "ci_high": estimate.high}
+                counts = {"n_problems": estimate.n_problems, "n_seeds": estimate.n_seeds, "n_samples": n}
+                values = {"metric": metric, "k": k, "value": estimate.mean} | interval | counts
+                rows.append(dict(zip(by, name, strict=True)) | values)
     return pd.DataFrame(rows)
 
 
@@ -78,15 +83,3 @@ def _votes(items: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame.from_dict(scores, orient="index")
     table.index = pd.MultiIndex.from_tuples(table.index, names=keys)
     return table.rename(columns=lambda i: i + 1).reset_index().assign(sample=0)
-
-
-def _columns(estimate: Estimate, n_samples: int) -> dict[str, float]:
-    return {
-        "value": estimate.mean,
-        "se": estimate.se,
-        "ci_low": estimate.low,
-        "ci_high": estimate.high,
-        "n_problems": estimate.n_problems,
-        "n_seeds": estimate.n_seeds,
-        "n_samples": n_samples,
-    }

@@ -9,12 +9,14 @@ from random import Random
 import pandas as pd
 from datasets import Dataset
 
+from mixdistill import arguments
 from mixdistill.data.problems import Problem
 from mixdistill.generation.generate import Sampling
-from mixdistill.results.evaluate import evaluate
+from mixdistill.results.evaluate import as_run, evaluate
 from mixdistill.runs import Run
 
 KEEP = ("all", "shortest", "longest", "random")
+FATES = ("kept", "wrong", "no_answer", "truncated", "unreadable", "duplicate", "not_chosen")
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,8 @@ class Collected:
         """Totals over all problems, and how many problems have a trace."""
         totals = self.counts.drop(columns="problem_id").sum()
         n_solved = int((self.counts["kept"] > 0).sum())
-        return pd.concat([pd.Series({"problems": len(self.counts), "problems_with_trace": n_solved}), totals]).astype(
-            int
-        )
+        of = pd.Series({"problems": len(self.counts), "problems_with_trace": n_solved})
+        return pd.concat([of, totals]).astype(int)
 
 
 def collect_traces(
@@ -53,6 +54,7 @@ def collect_traces(
     engine: str | None = None,
     batch_size: int | None = None,
     revision: str | None = None,
+    thinking: bool | None = None,
     progress: bool = True,
 ) -> Collected:
     """Sample `n` completions of a teacher for every problem and keep the right ones, as the paper made its data.
@@ -67,61 +69,50 @@ def collect_traces(
         keep: of a problem's right completions `all`, or the `shortest`, the `longest` (in tokens), or a `random` one.
         style: a label for the set, such as `long`.
         temperature, top_p, seed: how completions are sampled.
-        max_new_tokens, engine, batch_size, revision, progress: as in `evaluate`.
+        max_new_tokens, engine, batch_size, revision, thinking, progress: as in `evaluate`.
 
     Raises:
-        ValueError: unknown `keep`; no problem; or not one right completion (the message counts the reasons).
+        ValueError: a bad argument; no problem; or not one right completion (the message counts the reasons).
     """
-    if keep not in KEEP:
-        raise ValueError(f"keep is {keep!r}: use one of {', '.join(KEEP)}")
+    arguments.choice("keep", keep, KEEP)
+    style = arguments.text("style", style, empty=True)
+    sampling = Sampling(temperature, top_p, seed, n)
+    teacher = as_run(teacher, revision)
     scores = evaluate(
         teacher,
-        [list(problems)],
+        arguments.instance("problems", problems, Sequence),
         max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature, top_p, seed, n),
+        sampling=sampling,
         engine=engine,
         batch_size=batch_size,
-        revision=revision,
+        thinking=thinking,
         progress=progress,
     )
-    items = scores.items.assign(fate=_fates(scores.items, keep, seed))
-    answer_formats = {problem.id: problem.answer_format for problem in problems}
-    name = (
-        teacher.student if isinstance(teacher, Run) else Path(teacher).name if Path(teacher).is_dir() else str(teacher)
-    )
+    name, answer_formats = teacher.config["student"], {problem.id: problem.answer_format for problem in problems}
+    if len(answer_formats) < len(problems):
+        raise ValueError(
+            f"{len(problems)} problems have {len(answer_formats)} different ids: a trace is known by its problem's"
+        )
+    items = scores.items.assign(fate=_fates(scores.items, keep, sampling.seed))
     kept = items[items["fate"] == "kept"]
-    fates = ("kept", "wrong", "no_answer", "truncated", "unreadable", "duplicate", "not_chosen")
-    counts = pd.crosstab(items["problem_id"], items["fate"]).reindex(
-        index=list(answer_formats), columns=list(fates), fill_value=0
+    counts = pd.crosstab(items["problem_id"], items["fate"])
+    counts = counts.reindex(index=list(answer_formats), columns=list(FATES), fill_value=0)
+    counts = counts.rename_axis(index="problem_id", columns=None).reset_index()
+    traces = kept[["problem_id", "question", "response"]].assign(
+        teacher=name, style=style, answer_format=kept["problem_id"].map(answer_formats)
     )
-    collected = Collected(
-        Dataset.from_list(
-            [
-                {
-                    "problem_id": row.problem_id,
-                    "question": row.question,
-                    "response": row.response,
-                    "teacher": name,
-                    "style": style,
-                    "answer_format": answer_formats[row.problem_id],
-                }
-                for row in kept.itertuples()
-            ]
-        ),
-        counts.rename_axis(index="problem_id", columns=None).reset_index(),
-        scores.folder,
-    )
+    collected = Collected(Dataset.from_list(traces.to_dict("records")), counts, scores.folder)
     summary = collected.summary()
+    n_solved, n_problems = summary["problems_with_trace"], summary["problems"]
+    said = ", ".join(f"{summary[fate]} {fate.replace('_', ' ')}" for fate in FATES if summary[fate])
     if kept.empty:
         raise ValueError(
-            f"none of the {len(items)} completions by {name!r} is right ({_said(summary)}): give easier problems, a stronger "
-            "teacher, a larger n or a larger max_new_tokens"
+            f"none of the {len(items)} completions by {name!r} is right ({said}): give easier problems, a stronger teacher, a "
+            "larger n or a larger max_new_tokens"
         )
-    if summary["problems_with_trace"] < summary["problems"]:
+    if n_solved < n_problems:
         warnings.warn(
-            f"{name!r} gave a right answer to {summary['problems_with_trace']} of {summary['problems']} problems; "
-            f"completions: {_said(summary)}",
-            stacklevel=2,
+            f"{name!r} gave a right answer to {n_solved} of {n_problems} problems; completions: {said}", stacklevel=2
         )
     return collected
 
@@ -133,24 +124,15 @@ def _fates(items: pd.DataFrame, keep: str, seed: int) -> pd.Series:
     fate[~items["correct"] & ~items["reason"].isin(["different", "no_answer"])] = "unreadable"
     fate[items["reason"] == "no_answer"] = "no_answer"
     fate[items["finish_reason"] == "length"] = "truncated"
-    fate[
-        (fate == "kept")
-        & items[fate == "kept"].duplicated(["problem_id", "response"]).reindex(items.index, fill_value=False)
-    ] = "duplicate"
+    right = items[fate == "kept"]
+    fate[right.index[right.duplicated(["problem_id", "response"])]] = "duplicate"
     if keep == "all":
         return fate
     rng = Random(f"keep/{seed}")
     for _, group in items[fate == "kept"].groupby("problem_id", sort=False):
-        tokens = group["n_tokens"]
-        chosen = {
-            "shortest": tokens.idxmin,
-            "longest": tokens.idxmax,
-            "random": lambda group=group: rng.choice(list(group.index)),
-        }[keep]()
+        if keep == "random":
+            chosen = rng.choice(list(group.index))
+        else:
+            chosen = group["n_tokens"].idxmin() if keep == "shortest" else group["n_tokens"].idxmax()
         fate[group.index.difference([chosen])] = "not_chosen"
     return fate
-
-
-def _said(summary: pd.Series) -> str:
-    counts = summary.drop(["problems", "problems_with_trace"])
-    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mixdistill import Sampling, evaluate
 from mixdistill.results import stats
 from mixdistill.results.samples import majority, pass_at_k, sampled_table
 
@@ -88,3 +89,10 @@ def test_intervals_of_pass_at_k_cover_the_truth():
         estimate = stats.share(pd.DataFrame([[pass_at_k(8, c, k) for c in n_right]], columns=columns))
         covered += estimate.low <= truth <= estimate.high
     assert covered / runs >= 0.93
+
+
+def test_the_table_takes_what_evaluate_returns():
+    scores = evaluate("pocket/xs", "pocket/easy", n=4, sampling=Sampling(temperature=1.0, n=3), progress=False)
+    table = sampled_table(scores.items, by=["benchmark"]).set_index(["metric", "k"])
+    assert table.loc[("pass", 1), "value"] == pytest.approx(scores.accuracy)
+    assert table.loc[("pass", 3), "n_seeds"] == 1

@@ -106,3 +106,5 @@ def test_bad_requests_are_refused(problems):
         collect_traces("pocket/s", problems, 2, temperature=0)
     with pytest.raises(ValueError, match="nothing to evaluate"):
         collect_traces("pocket/s", [])
+    with pytest.raises(ValueError, match=r"Sampling's n is 1\.5"):
+        collect_traces("pocket/s", problems, 1.5)
