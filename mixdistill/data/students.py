@@ -6,8 +6,11 @@ No code that a student brings is ever run.
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -134,7 +137,8 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
         file = _file(files, "tokenizer.json")
         # AutoTokenizer 5.x takes the declared class, or the architecture's, with a pre-tokenizer that may not be the file's.
         loader = PreTrainedTokenizerFast if file else AutoTokenizer
-        tokenizer = loader.from_pretrained(**files, padding_side="left", trust_remote_code=False)
+        read = partial(loader.from_pretrained, **files, padding_side="left", trust_remote_code=False)
+        tokenizer = _header(name, "tokenizer", read) if "gguf_file" in files else read()
         ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         expected = Tokenizer.from_file(file).encode(PROBE, add_special_tokens=False).ids if file else ids
     if ids != expected:
@@ -160,13 +164,9 @@ def load_config(name: str | Path, revision: str | None = None) -> PreTrainedConf
     Raises ValueError if there is none, or none of a decoder-only language model that can be trained.
     """
     files = pretrained_files(name, revision)
-
-    def read() -> PreTrainedConfig:
-        return AutoConfig.from_pretrained(**files, trust_remote_code=False)
-
     with loading(name, "configuration"):
-        gguf = "gguf_file" in files  # whose header takes seconds to read
-        config = copy.deepcopy(once_per_content("config", Path(student_source(name)), read)) if gguf else read()
+        read = partial(AutoConfig.from_pretrained, **files, trust_remote_code=False)
+        config = _header(name, "configuration", read) if "gguf_file" in files else read()
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     text_config = config.get_text_config(decoder=True)
     if model_class is None or getattr(config, "is_encoder_decoder", False):
@@ -215,6 +215,11 @@ def n_params(name: str | Path, revision: str | None = None) -> int:
         with loading(name, "configuration"), torch.device("meta"):
             _n_params[key] = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
     return _n_params[key]
+
+
+def _header(name: str | Path, what: str, read: Callable[[], Any]) -> Any:
+    """What a `.gguf` file's header holds, which takes seconds to read: once until a file changes."""
+    return copy.deepcopy(once_per_content(f"{what} {fingerprint(name)}", Path(student_source(name)), read))
 
 
 def _file(files: dict[str, str], name: str) -> str | None:

@@ -106,7 +106,7 @@ def load_trained(run: Run) -> Student:
         return student
     folder = runs.trained_folder(run)
     if run.config["lora"] is None:
-        model = type(student.model).from_pretrained(folder, use_safetensors=True)
+        model = type(student.model).from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
         student.model.load_state_dict(model.state_dict())
         return student
     config = student.model.generation_config

@@ -1,6 +1,7 @@
 """Low-rank adapters: put on a student, trained fast on a CPU, and merged into its weights again."""
 
 import shutil
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,9 @@ from peft.tuners.lora import Linear
 from mixdistill import runs
 from mixdistill.data.students import Student, load_student
 from mixdistill.runs import Run
+
+# peft 0.21 reads an attribute that transformers 5.23 deprecates; a reader can do nothing about it.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 @dataclass(frozen=True)
