@@ -179,7 +179,7 @@ def run_trl(student: str, examples: list[Example], folder: Path, **settings) -> 
         loaded = load_student(student)
         rows = [{"input_ids": e.input_ids, "labels": [-100] * e.n_prompt + e.input_ids[e.n_prompt :]} for e in examples]
         cuda = torch.cuda.is_available()
-        attention = attention_for(loaded.device, loaded.model.dtype)
+        attention = attention_for(loaded.model, loaded.device)
         if cuda and attention.startswith("flash_attention"):  # TRL's packing needs it to keep examples apart
             loaded.model.set_attn_implementation(attention)
         clock = Clock()
@@ -235,7 +235,7 @@ def trl_settings(examples: list[Example]) -> list[dict]:
 def run_bare(student: str, examples: list[Example]) -> Measured:
     with Peak() as peak:
         loaded = load_student(student)
-        device, attention = loaded.device, attention_for(loaded.device, loaded.model.dtype)
+        device, attention = loaded.device, attention_for(loaded.model, loaded.device)
         if packs(attention):
             loaded.model.set_attn_implementation(attention)
         torch.manual_seed(0)

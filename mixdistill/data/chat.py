@@ -37,9 +37,11 @@ PROMPTS = {
     "pocket": "{question}",
 }
 LONGEST = 16_000  # new tokens, where no limit is given: the paper's
-# What a template gets for today: Llama 3.2 writes the date into every prompt, and no run may depend on its day. It is the
-# date that Llama's own template falls back to.
+# What a template is told for today: Llama 3.2 and SmolLM3 write the date into every prompt, and no run may depend on its day.
+# It is the date that Llama's own template falls back to. transformers passes no functions to a template, so this is a macro.
 TODAY = datetime.datetime(2024, 7, 26)
+REPLACED = "".join(f" | replace('%{letter}', '{TODAY.strftime('%' + letter)}')" for letter in "aAbBdHIjmMpSyY")
+STRFTIME = f"{{% macro strftime_now(form) %}}{{{{ form | replace('%-', '%'){REPLACED} }}}}{{% endmacro %}}"
 QUESTION, RESPONSE = "Probe question 7", "Probe response 8"  # what a template is tried with
 THINK_TAG = re.compile(r"[<\[]/?\|?[\w:/]*think\w*\|?[>\]]", re.IGNORECASE)  # <think>, </think>, [THINK], <seed:think>
 THINK_BLOCK = re.compile(rf"\s*({THINK_TAG.pattern}\s*)+\Z", re.IGNORECASE)  # opened or empty, at the end of a prompt
@@ -235,8 +237,13 @@ def _apply(tokenizer: PreTrainedTokenizerBase, said: list[str], thinking: bool |
     """The text of a conversation, user and assistant by turns; after a user's turn with the generation prompt."""
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
     switch = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
+    template = tokenizer.get_chat_template()
     return tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=len(said) == 1, strftime_now=TODAY.strftime, **switch
+        turns,
+        tokenize=False,
+        add_generation_prompt=len(said) == 1,
+        chat_template=(STRFTIME + template) if "strftime_now" in template else template,
+        **switch,
     )
 
 

@@ -1,38 +1,40 @@
 """Attention while training: each token sees the earlier ones of its own example.
 
-Both of ours take no mask. transformers makes none for implementations that it does not know, which saves its look for packed
-examples in every pass: a read from the GPU, and on a CPU time.
+On a GPU several examples share one row (packed), and an attention with variable lengths keeps them apart. Everywhere else, and
+for models with more than plain attention, each example has a row of its own and the model's own attention is used.
 """
 
 from collections.abc import Collection
 
 import torch
-import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-VARLEN = "mixdistill_varlen"  # for packed examples
-CAUSAL = "mixdistill_causal"  # for examples in rows of their own, padded on the right
+VARLEN = "mixdistill_varlen"
+FLASH = ("flash_attention_2", "flash_attention_3")
 
 
-def attention_for(device: torch.device, dtype: torch.dtype) -> str:
-    """The attention to train with, for weights of this type on this device; what `choose_attention` says of what is found here."""
-    if device.type != "cuda" or dtype == torch.float32:  # what packs takes half precision only
-        return choose_attention("cpu", None, ())
-    found = {"flash_attention_2": is_flash_attn_2_available(), "flash_attention_3": is_flash_attn_3_available()}
-    installed = [name for name, there in found.items() if there]
-    return choose_attention("cuda", torch.cuda.get_device_capability(device), installed)
+def attention_for(model: PreTrainedModel, device: torch.device) -> str:
+    """Name of the attention of transformers to train this model with, on this device."""
+    if device.type != "cuda" or model.dtype == torch.float32 or not can_pack(model):
+        return model.config._attn_implementation  # packed attention takes half precision only
+    installed = [
+        name
+        for name, found in zip(FLASH, (is_flash_attn_2_available, is_flash_attn_3_available), strict=True)
+        if found()
+    ]
+    own = model.config._attn_implementation
+    return packed_attention(torch.cuda.get_device_capability(device), installed) or own
 
 
-def choose_attention(device_type: str, capability: tuple[int, int] | None, installed: Collection[str]) -> str:
-    """Name of an attention implementation of transformers.
+def packed_attention(capability: tuple[int, int], installed: Collection[str]) -> str | None:
+    """The fastest packed attention of a GPU; None before Ampere (compute capability 8.0).
 
-    FlashAttention 3 where it is installed and runs (Hopper), else FlashAttention 2 where it is installed, else PyTorch's own
-    variable-length attention; all need Ampere (compute capability 8.0) or newer. Elsewhere examples are padded.
+    FlashAttention 3 where it is installed and runs (Hopper), else FlashAttention 2 where it is installed, else PyTorch's own.
     """
-    if device_type != "cuda" or capability < (8, 0):
-        return CAUSAL
+    if capability < (8, 0):
+        return None
     if "flash_attention_3" in installed and capability[0] == 9:
         return "flash_attention_3"
     return "flash_attention_2" if "flash_attention_2" in installed else VARLEN
@@ -40,7 +42,19 @@ def choose_attention(device_type: str, capability: tuple[int, int] | None, insta
 
 def packs(attention: str) -> bool:
     """Whether it keeps packed examples apart without paying for the pairs that it masks."""
-    return attention != CAUSAL
+    return attention in (VARLEN, *FLASH)
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether attention alone carries anything from token to token, and it is plain: causal, with or without a window.
+
+    Convolutions and Mamba layers run on from one packed example into the next. Soft caps, sinks and biases of the positions
+    are what a model lacks that supports PyTorch's `sdpa`.
+    """
+    plain_layers = {"full_attention", "sliding_attention"}.issuperset(getattr(model.config, "layer_types", None) or ())
+    plain_attention = model._supports_attention_backend and model._supports_sdpa
+    convolves = any(isinstance(module, torch.nn.Conv1d) for module in model.modules())
+    return plain_layers and plain_attention and not convolves and not model._is_stateful
 
 
 def varlen_attention(
@@ -56,7 +70,8 @@ def varlen_attention(
 ) -> tuple[torch.Tensor, None]:
     """`torch.nn.attention.varlen` behind the signature of transformers: [1, heads, tokens, size] -> [1, tokens, heads, size].
 
-    `lengths` holds the `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k` given to the model, computed once a batch.
+    `lengths` holds the `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k` given to the model, computed once a
+    batch.
     """
     if dropout:
         raise ValueError(f"attention dropout is {dropout}: it is not supported here, set attention_dropout to 0")
@@ -74,33 +89,4 @@ def varlen_attention(
     return out[None], None
 
 
-def causal_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """PyTorch's attention under a causal mask: [rows, heads, tokens, size] -> [rows, tokens, heads, size]."""
-    width, window = query.shape[2], None
-    if sliding_window is not None and sliding_window < width:
-        window = torch.ones(width, width, dtype=torch.bool, device=query.device).tril().triu(1 - sliding_window)
-    out = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=window,
-        dropout_p=dropout,
-        is_causal=window is None,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return out.transpose(1, 2), None
-
-
 AttentionInterface.register(VARLEN, varlen_attention)
-AttentionInterface.register(CAUSAL, causal_attention)

@@ -36,6 +36,7 @@ from mixdistill.finetuning.checkpoints import (
     save_trained,
 )
 from mixdistill.finetuning.lora import LoRA, merge, trainable_model
+from mixdistill.finetuning.loss import check_loss
 from mixdistill.finetuning.memory import choose_memory_plan, is_out_of_memory, out_of_memory_advice
 from mixdistill.finetuning.parallel import only_last_synchronised, prepared, summed_over_processes
 from mixdistill.finetuning.progress import flops_per_token, peak_memory, progress_line
@@ -207,11 +208,12 @@ def train_run(
     rank = lora.r if lora else None
     plan = choose_memory_plan(student.model.config, longest, free, lora_rank=rank, gpus=world, **overrides)
     dtype = student.model.dtype
-    attention = attention_for(device, dtype)
+    attention = attention_for(student.model, device)
     student.model.set_attn_implementation(attention)
     if not plan.shard:  # else FSDP2 moves what is this GPU's
         student.model.to(device)
     model = trainable_model(student, lora, config["seed"])
+    check_loss(student, model)
     loss_of = prepared(model, dtype == torch.bfloat16, plan, compile, state)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config["lr"], betas=BETAS, weight_decay=0.0, fused=True)

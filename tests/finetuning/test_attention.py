@@ -1,13 +1,15 @@
-"""Which attention trains on which device, and that ours is transformers' own."""
+"""Which attention trains on which device, and that packed examples stay apart in it."""
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+import torch.nn.functional as F
+from families import FAMILIES, model
 
 from mixdistill import load_student
 from mixdistill.data import students
 from mixdistill.data.chat import Example
-from mixdistill.finetuning.attention import CAUSAL, VARLEN, attention_for, choose_attention, packs
+from mixdistill.finetuning import attention
+from mixdistill.finetuning.attention import VARLEN, attention_for, can_pack, packed_attention, packs
 from mixdistill.finetuning.batches import pack, pad
 from mixdistill.finetuning.loss import ResponseLoss
 
@@ -15,62 +17,72 @@ EXAMPLES = [Example(list(range(5, 45)), 3), Example(list(range(60, 75)), 1), Exa
 
 
 @pytest.mark.parametrize(
-    ("device", "capability", "installed", "expected"),
+    ("capability", "installed", "expected"),
     [
-        ("cpu", None, (), CAUSAL),
-        ("mps", None, (), CAUSAL),
-        ("cuda", (7, 5), ("flash_attention_2",), CAUSAL),
-        ("cuda", (8, 0), (), VARLEN),
-        ("cuda", (9, 0), (), VARLEN),
-        ("cuda", (8, 9), ("flash_attention_2", "flash_attention_3"), "flash_attention_2"),
-        ("cuda", (9, 0), ("flash_attention_2", "flash_attention_3"), "flash_attention_3"),
-        ("cuda", (10, 0), ("flash_attention_3",), VARLEN),
+        ((7, 5), ("flash_attention_2",), None),
+        ((8, 0), (), VARLEN),
+        ((9, 0), (), VARLEN),
+        ((8, 9), ("flash_attention_2", "flash_attention_3"), "flash_attention_2"),
+        ((9, 0), ("flash_attention_2", "flash_attention_3"), "flash_attention_3"),
+        ((10, 0), ("flash_attention_3",), VARLEN),
     ],
 )
-def test_the_attention_is_the_fastest_that_runs_on_the_device(device, capability, installed, expected):
-    assert choose_attention(device, capability, installed) == expected
-    assert packs(expected) is (expected != CAUSAL)
+def test_the_packed_attention_is_the_fastest_that_runs_on_the_device(capability, installed, expected):
+    assert packed_attention(capability, installed) == expected
 
 
 @pytest.mark.parametrize(
     ("device", "dtype"), [("cpu", torch.float32), ("cpu", torch.bfloat16), ("cuda", torch.float32)]
 )
-def test_on_a_cpu_and_in_full_precision_examples_are_padded(device, dtype):
-    assert not packs(attention_for(torch.device(device), dtype))
+def test_on_a_cpu_and_in_full_precision_examples_are_padded_under_the_models_own_attention(qwen, device, dtype):
+    model = load_student(qwen).model.to(dtype)
+    assert attention_for(model, torch.device(device)) == "sdpa"
+    assert not packs("sdpa")
+    assert packs(VARLEN)
+    assert packs("flash_attention_2")
 
 
-def gradient(model: torch.nn.Module, batch, half: bool = False) -> tuple[float, torch.Tensor]:
-    model.zero_grad()
-    loss = ResponseLoss(model, half)(batch)
-    loss.backward()
-    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
+def test_students_with_more_than_plain_attention_are_not_packed():
+    alone = {"gemma2", "gpt-oss", "granitemoehybrid", "lfm2", "falcon-h1", "nemotron3", "qwen3.5"}
+    assert {name for name, family in FAMILIES.items() if not can_pack(model(family, 320))} == alone
 
 
-@pytest.mark.parametrize("name", ["qwen", "llama", "windowed"])
-def test_padded_attention_equals_that_of_transformers(name, request):
-    if name == "windowed":
-        torch.manual_seed(0)
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-        model = MistralForCausalLM(MistralConfig(vocab_size=90, num_key_value_heads=2, sliding_window=8, **shape))
-    else:
-        model = load_student(request.getfixturevalue(name)).model
-    batch = pad(EXAMPLES, 0)
-    loss, expected = gradient(model, batch)
-    model.set_attn_implementation(CAUSAL)
-    ours, found = gradient(model, batch)
-    assert ours == pytest.approx(loss, rel=1e-6)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+def in_segments(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """What PyTorch's kernel, which needs CUDA, computes: [tokens, heads, size]; each segment attends to itself."""
+    parts = []
+    for start, end in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
+        seen = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        seen = seen.triu(-window_size[0]) if window_size[0] >= 0 else seen
+        q, k, v = (states[start:end].transpose(0, 1)[None] for states in (query, key, value))
+        part = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
+        parts.append(part[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "cohere2", "granite", "mistral", "phi3", "glm4"])
+def test_packed_attention_gives_the_kernel_scale_window_and_groups_of_the_model(name, monkeypatch):
+    monkeypatch.setattr(attention, "varlen_attn", in_segments)
+    toy = model(FAMILIES[name], 320).eval()
+    loss_of = ResponseLoss(toy)
+    expected = loss_of(pad(EXAMPLES, 0)).item()
+    toy.set_attn_implementation(VARLEN)
+    assert loss_of(pack(EXAMPLES)).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch has variable-length attention on CUDA only")
 @pytest.mark.parametrize("name", ["qwen", "llama"])
 def test_packed_attention_on_a_gpu_equals_padded(name, request, monkeypatch):
+    def gradient(batch) -> tuple[float, torch.Tensor]:
+        toy.zero_grad()
+        loss = ResponseLoss(toy, half=True)(batch)
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten() for p in toy.parameters()])
+
     monkeypatch.setattr(students, "TINY", 0)  # or this toy would not compute in half precision
-    model = load_student(request.getfixturevalue(name)).model
-    device = model.device
-    loss, expected = gradient(model, pad(EXAMPLES, 0).to(device), half=True)
-    model.set_attn_implementation(attention_for(device, model.dtype))
-    assert packs(model.config._attn_implementation)
-    ours, found = gradient(model, pack(EXAMPLES).to(device), half=True)
+    toy = load_student(request.getfixturevalue(name)).model
+    loss, expected = gradient(pad(EXAMPLES, 0).to(toy.device))
+    toy.set_attn_implementation(attention_for(toy, toy.device))
+    assert packs(toy.config._attn_implementation)
+    ours, found = gradient(pack(EXAMPLES).to(toy.device))
     assert ours == pytest.approx(loss, rel=1e-2)
     assert torch.nn.functional.cosine_similarity(found.float(), expected.float(), dim=0) > 0.99

@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from mixdistill import LoRA, load_student
+from mixdistill.data import students
 from mixdistill.data.chat import Example
+from mixdistill.finetuning import loss as loss_module
 from mixdistill.finetuning.batches import pack, pad
 from mixdistill.finetuning.lora import trainable_model
-from mixdistill.finetuning.loss import ResponseLoss, chunked_cross_entropy
+from mixdistill.finetuning.loss import ResponseLoss, check_loss
 
 EXAMPLES = [
     Example([5, 9, 30, 41, 7, 2], n_prompt=3),
@@ -91,44 +93,73 @@ def test_fused_adapters_equal_those_of_peft(name):
         assert_equal(gradients(fused, pad(EXAMPLES, 0)), gradients(plain, pad(EXAMPLES, 0)))
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_chunks_of_logits_change_nothing(chunk):
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(7, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
-    labels = torch.randint(50, (7,))
-    (chunked_cross_entropy(hidden, weight, labels, chunk) / 3).backward()
-    found = hidden.grad, weight.grad
-    hidden.grad = weight.grad = None
-    (F.cross_entropy(hidden @ weight.t(), labels, reduction="sum") / 3).backward()
-    torch.testing.assert_close(found, (hidden.grad, weight.grad))
-
-
-def test_the_loss_of_bfloat16_logits_is_summed_in_float32():
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(3000, 16).bfloat16(), torch.randn(50, 16).bfloat16()
-    labels = torch.randint(50, (3000,))
-    loss = chunked_cross_entropy(hidden, weight, labels)
-    assert loss.dtype == torch.float32
-    exact = F.cross_entropy(hidden.float() @ weight.float().t(), labels, reduction="sum")
-    assert loss.item() == pytest.approx(exact.item(), rel=2e-4)  # a sum in bfloat16 would be off by up to 4e-3
-
-
-def test_logits_of_one_chunk_are_in_memory_at_a_time():
-    hidden, weight = torch.randn(4096, 4, requires_grad=True), torch.randn(5000, 4)
-    labels = torch.randint(5000, (4096,))
-    largest = 0
+@pytest.mark.parametrize("lora", [LoRA(r=2), None])
+def test_logits_of_one_chunk_are_in_memory_at_a_time_and_change_nothing(name, lora, monkeypatch):
+    model = trainable_model(load_student(name), lora, seed=0)
+    whole = gradients(model, pad(EXAMPLES, 0))
+    monkeypatch.setattr(loss_module, "LOGITS_CHUNK", 4)
+    largest, vocabulary = 0, model.config.vocab_size
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             out = function(*args, **(kwargs or {}))
-            largest = max(largest, out.numel() if isinstance(out, torch.Tensor) else 0)
+            logits = isinstance(out, torch.Tensor) and out.shape[-1:] == (vocabulary,)
+            if logits and len(out) != model.config.hidden_size:  # the head's own weights
+                largest = max(largest, len(out))
             return out
 
     with Watch():
-        chunked_cross_entropy(hidden, weight, labels, chunk=128).backward()
-    assert largest == 128 * 5000
-    assert weight.grad is None
+        loss, found = gradients(model, pad(EXAMPLES, 0))
+    assert largest == 4
+    assert loss == pytest.approx(whole[0], rel=1e-6)
+    for key, gradient in whole[1].items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="on a CPU a loss is never in bfloat16")
+def test_the_loss_of_bfloat16_logits_is_summed_in_float32(qwen, monkeypatch):
+    monkeypatch.setattr(students, "TINY", 0)  # or this toy would not compute in half precision
+    model = load_student(qwen).model
+    hidden, labels = torch.randn(3000, 32).bfloat16().cuda(), torch.randint(50, (3000,)).cuda()
+    loss = ResponseLoss(model, half=True).head_loss(hidden, labels)
+    assert loss.dtype == torch.float32
+    exact = F.cross_entropy(hidden.float() @ model.lm_head.weight.float().t(), labels, reduction="sum")
+    assert loss.item() == pytest.approx(exact.item(), rel=2e-3)  # a sum in bfloat16 would be off by up to 4e-3
+
+
+def test_a_student_whose_own_loss_is_another_is_refused(llama):
+    for change in ({}, {"label_smoothing": 0.1}):
+        student = load_student(llama)
+        student.fingerprint = f"changed by {change}"
+        model = trainable_model(student, LoRA(r=2), seed=0)
+
+        def own_loss(logits, labels, change=change, **_):
+            return F.cross_entropy(logits[0, :-1], labels[0, 1:], **change)
+
+        student.model.loss_function = own_loss
+        if not change:
+            check_loss(student, model)
+            continue
+        with pytest.raises(
+            ValueError, match=r"its own are .* \(LlamaForCausalLM\): this student can not be trained here"
+        ):
+            check_loss(student, model)
+
+
+def test_the_check_leaves_the_model_as_it_was(llama):
+    student = load_student(llama)
+    model = trainable_model(student, LoRA(r=2), seed=0).train()
+    attention = student.model.config._attn_implementation
+    before = gradients(model, pad(EXAMPLES, 0))
+    model.zero_grad()
+    check_loss(student, model)
+    assert model.training
+    assert student.model.config._attn_implementation == attention
+    assert all(p.grad is None for p in model.parameters())
+    after = gradients(model, pad(EXAMPLES, 0))
+    assert after[0] == before[0]
+    assert all(torch.equal(after[1][key], gradient) for key, gradient in before[1].items())
 
 
 def test_a_frozen_head_gets_no_gradient_and_a_batch_without_targets_a_loss_of_zero(name):
