@@ -160,7 +160,7 @@ def open_run(folder: str | Path, student: str | Path | None = None) -> Run:
     """
     folder = Path(arguments.text("folder", folder)).expanduser()
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.is_file() and not (folder / "manifest.json").is_file():
         what = (
             "does not exist" if not folder.is_dir() else "holds no config.json" if any(folder.iterdir()) else "is empty"
         )
@@ -204,7 +204,7 @@ def once(folder: Path, last_file: str, work: Callable[[], dict]) -> None:
     """Do a piece of work once, whoever asks for it: nothing if `folder` holds its last file; else, under the folder's lock,
     look again, work, and write as the last file what `work` returns."""
     if (folder / last_file).is_file():
-        return
+        return _delete(folder / "checkpoint.pt")  # where the writing process ended between the two
     with _one_at_a_time, lock(folder):
         if not (folder / last_file).is_file():
             sweep_up(folder, held=folder)
@@ -396,12 +396,13 @@ def check_files(folder: Path, name: str, manifest: dict) -> None:
     found = digests(folder, [name])
     different = [path for path in stored.keys() | found.keys() if stored.get(path) != found.get(path)]
     if different or not stored:
-        raise damaged(folder / min(different, default=name), "it is not what training has written")
+        raise damaged(folder / min(different, default=name), "it is not what training has written", folder)
 
 
-def damaged(path: Path, reason: object) -> ValueError:
-    """What to raise for a file that is missing or not what was written. The one step that heals: delete its folder, call again."""
-    return ValueError(f"{str(path)!r} is damaged ({reason}): delete the folder {str(path.parent)!r} and call again")
+def damaged(path: Path, reason: object, folder: Path | None = None) -> ValueError:
+    """What to raise for a file that is missing or not what was written. The one step that heals: delete the folder, call again."""
+    folder = folder or path.parent
+    return ValueError(f"{str(path)!r} is damaged ({reason}): delete the folder {str(folder)!r} and call again")
 
 
 def machine() -> dict:

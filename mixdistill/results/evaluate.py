@@ -166,9 +166,10 @@ def as_run(run: Run | str | Path, revision: str | None = None) -> Run:
         return untouched(name, revision)
     if revision is not None:
         raise ValueError(f"revision is {revision!r}: it is for a student's name, a run has its own")
-    run = run if isinstance(run, Run) else runs.open_run(name)
-    if not runs.finished(run):
-        raise ValueError(f"the run {run.folder.name!r} has not finished: call finetune with the same arguments again")
+    if not isinstance(run, Run):
+        return runs.open_run(name)
+    if run.trained:
+        runs.open_run(run.folder)  # is it finished, and what it was?
     return run
 
 
