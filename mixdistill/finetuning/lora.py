@@ -46,12 +46,19 @@ def trainable_model(student: Student, lora: LoRA | None, seed: int) -> torch.nn.
         lora_alpha=lora.scaled_alpha,
         lora_dropout=lora.dropout,
         target_modules="all-linear",
+        exclude_modules=_past_adapters(student.model) or None,
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(student.model, config, autocast_adapter_dtype=True)
     if student.device.type == "cpu" and not lora.dropout and model.dtype == torch.float32:
         fuse(model)
     return model
+
+
+def _past_adapters(model: torch.nn.Module) -> list[str]:
+    """Names of the linear layers whose weights a kernel reads without calling the layer: what Mamba layers end with."""
+    mixers = [name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")]
+    return [f"{name}.out_proj" for name in mixers]
 
 
 def fuse(model: PeftModel) -> None:
