@@ -139,6 +139,9 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
         loader = PreTrainedTokenizerFast if file else AutoTokenizer
         read = partial(loader.from_pretrained, **files, padding_side="left", trust_remote_code=False)
         tokenizer = _header(name, "tokenizer", read) if "gguf_file" in files else read()
+        template = Path(student_source(name)).with_name("chat_template.jinja")
+        if "gguf_file" in files and template.is_file():  # as in a folder, where from_pretrained reads it
+            tokenizer.chat_template = template.read_text()
         ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         expected = Tokenizer.from_file(file).encode(PROBE, add_special_tokens=False).ids if file else ids
     if ids != expected:
