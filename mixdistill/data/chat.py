@@ -22,20 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mixdistill import arguments
 from mixdistill.data.pocket.tokenizer import CHAT_TEMPLATE
-from mixdistill.data.problems import Problem
+from mixdistill.data.problems import PROMPTS, Problem
 
-# How a question is asked, by answer_format or by a problem's own choice. `math` is the paper's prompt; GSM8K and the pocket
-# world get the bare question. `gsm8k_boxed` asks for the box too: a student that was never tuned to it loses points on the
-# bare one.
-PROMPTS = {
-    "math": (
-        "Solve the following math problem. Present the final answer in the format: Final Answer: \\boxed{{your_answer}}.\n"
-        "Problem: {question}\nAnswer:"
-    ),
-    "gsm8k": "{question}",
-    "gsm8k_boxed": "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.",
-    "pocket": "{question}",
-}
 LONGEST = 16_000  # new tokens, where no limit is given: the paper's
 # What a template is told for today: Llama 3.2 and SmolLM3 write the date into every prompt, and no run may depend on its day.
 # It is the date that Llama's own template falls back to. transformers passes no functions to a template, so this is a macro.

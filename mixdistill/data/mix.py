@@ -6,7 +6,9 @@ from random import Random
 
 from datasets import Dataset
 
-from mixdistill.data.traces import check_traces
+from mixdistill.arguments import number, whole
+from mixdistill.data.problems import plain_question
+from mixdistill.data.traces import CHECKED, COLUMNS, check_traces
 
 
 @dataclass(frozen=True)
@@ -32,62 +34,58 @@ RECIPES = {
 }
 # Of the pocket world: long traces without their verification, and short ones without their steps.
 CONTROLS = {"unverified": Recipe(1.0, "unverified"), "direct": Recipe(1.0, "direct")}
-UNMATCHED = ("intersect", "keep")
 
 
-def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0, unmatched: str = "intersect") -> Dataset:
+def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0) -> Dataset:
     """One SFT set in which a share `alpha` of the problems carries the hard trace, the others the easy one.
 
     Each problem comes once. Of the problems in both sets exactly round(alpha * n) get the hard trace, and those of a smaller
-    alpha are among those of a larger. Problems that only one teacher has solved are counted in a warning.
+    alpha are among those of a larger. Problems in one set only are left out, so that all alphas train on the same problems (the
+    published sets are such intersections), and counted in a warning.
 
     Arguments:
         hard, easy: trace sets (`load_traces`), at most one trace a problem.
         alpha: share of problems with the hard trace, 0..1.
         seed: which problems.
-        unmatched: what becomes of problems in one set only. `intersect` leaves them out, so that all alphas train on the same
-            problems (the published sets are such intersections). `keep` gives each the trace that it has, whatever alpha is:
-            more data, but the sets of alpha 0 and 1 then hold traces of both teachers.
 
-    Returns: the traces, with a column `role`, `hard` or `easy`; in the order of `hard`, what only `easy` has at the end.
+    Returns: the traces in the order of `hard`, with the columns of a trace set and `role`, `hard` or `easy`.
 
-    Raises:
-        ValueError: alpha outside 0..1, an unknown policy, no common problem, or several traces of one problem.
+    Raises ValueError: alpha outside 0..1, no trace sets, no common problem, several traces of one problem, or one
+    `problem_id` for two questions.
     """
-    if unmatched not in UNMATCHED:
-        raise ValueError(f"unmatched is {unmatched!r}: use one of {', '.join(UNMATCHED)}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}: it is a share of the problems, from 0 (all easy) to 1 (all hard)")
-    row_of = {"hard": _rows_by_problem(hard, "hard"), "easy": _rows_by_problem(easy, "easy")}
-    common = [problem for problem in row_of["hard"] if problem in row_of["easy"]]
+    alpha, seed = number("alpha", alpha, low=0, high=1), whole("seed", seed, low=0)
+    rows = {"hard": _rows_by_problem(hard, "hard"), "easy": _rows_by_problem(easy, "easy")}
+    common = [problem for problem in rows["hard"] if problem in rows["easy"]]
     if not common:
         raise ValueError(
             f"hard ({len(hard)} traces) and easy ({len(easy)} traces) have no problem in common: "
             "give two sets about the same problems, with the same problem_id"
         )
-    alone = {role: len(rows) - len(common) for role, rows in row_of.items()}
+    questions = {role: {p: plain_question(rows[role][p]["question"]) for p in common} for role in rows}
+    apart = [problem for problem in common if questions["hard"][problem] != questions["easy"][problem]]
+    if apart:
+        raise ValueError(
+            f"hard and easy ask different questions under {len(apart)} of {len(common)} common problem_id (the first: "
+            f"{apart[:3]}): give two sets about the same problems, or leave problem_id out of columns"
+        )
+    alone = {role: len(of_role) - len(common) for role, of_role in rows.items()}
     if any(alone.values()):
-        counts = f"{alone['hard']} only in hard, {alone['easy']} only in easy"
         warnings.warn(
-            f"mix uses the {len(common)} problems in both sets; left out: {counts}"
-            if unmatched == "intersect"
-            else f"mix draws from the {len(common)} problems in both sets; kept with the one trace they have: {counts}",
+            f"mix uses the {len(common)} problems in both sets; left out: {alone['hard']} only in hard, {alone['easy']} only in easy",
             stacklevel=2,
         )
     order = list(range(len(common)))
     Random(f"mix/{seed}").shuffle(order)
     chosen = {common[i] for i in order[: round(alpha * len(common))]}
-    role_of = {problem: "hard" if problem in chosen else "easy" for problem in common}
-    if unmatched == "keep":
-        problems = list(dict.fromkeys([*row_of["hard"], *row_of["easy"]]))
-        role_of = {p: role_of.get(p, "hard" if p in row_of["hard"] else "easy") for p in problems}
-    sets = {"hard": hard.to_list(), "easy": easy.to_list()}
-    return Dataset.from_list([sets[role][row_of[role][problem]] | {"role": role} for problem, role in role_of.items()])
+    roles = {problem: "hard" if problem in chosen else "easy" for problem in common}
+    mixed = Dataset.from_list([rows[role][problem] | {"role": role} for problem, role in roles.items()])
+    CHECKED.add(mixed)
+    return mixed
 
 
-def _rows_by_problem(traces: Dataset, name: str) -> dict[str, int]:
-    ids = check_traces(traces)["problem_id"][:]
-    rows = {problem: i for i, problem in enumerate(ids)}
-    if len(rows) < len(ids):
-        raise ValueError(f"{name} holds {len(ids)} traces of {len(rows)} problems: keep one trace a problem")
+def _rows_by_problem(traces: Dataset, name: str) -> dict[str, dict]:
+    table = check_traces(traces, name).select_columns(list(COLUMNS)).to_list()
+    rows = {str(row["problem_id"]): row | {"problem_id": str(row["problem_id"])} for row in table}
+    if len(rows) < len(table):
+        raise ValueError(f"{name} holds {len(table)} traces of {len(rows)} problems: keep one trace a problem")
     return rows

@@ -12,27 +12,42 @@
 """
 
 import os
+import re
+import unicodedata
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from datasets import Dataset, load_dataset
-
+from mixdistill.arguments import choice, text, whole
 from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer
 from mixdistill.data.pocket import world
+from mixdistill.data.tables import Number, column, column_names, file_name, flaw, only_used, read_table
 
 # The pocket world's three benchmarks: the levels of `world`.
 POCKET_TIERS = {"pocket/easy": 1, "pocket/medium": 2, "pocket/hard": 3}
-POCKET_N = 200
+N_POCKET = 200
+
+# How a question is asked, by answer_format or by a problem's own choice. `math` is the paper's prompt; GSM8K and the pocket
+# world get the bare question. `gsm8k_boxed` asks for the box too: a student that was never tuned to it loses points on the bare one.
+PROMPTS = {
+    "math": (
+        "Solve the following math problem. Present the final answer in the format: Final Answer: \\boxed{{your_answer}}.\n"
+        "Problem: {question}\nAnswer:"
+    ),
+    "gsm8k": "{question}",
+    "gsm8k_boxed": "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.",
+    "pocket": "{question}",
+}
 
 
 @dataclass(frozen=True)
 class Problem:
     """One question with its gold answer.
 
-    `answer_format` says how the answer is graded (`grade`), `prompt` how the question is asked (`chat.PROMPTS`; empty: as its answer_format is).
+    `answer_format` says how the answer is graded (`grade`), `prompt` how the question is asked (a name in `PROMPTS`; empty: as its
+    answer_format is). Raises ValueError if a field is no text, one of the first three is blank, or a name is unknown.
     """
 
     id: str
@@ -44,188 +59,173 @@ class Problem:
     subject: str = ""
     prompt: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("id", "question", "answer", "level", "source", "subject"):
+            text(f"a problem's {name}", getattr(self, name), empty=name in ("level", "source", "subject"))
+        choice("answer_format", self.answer_format, ANSWER_FORMATS)
+        choice("prompt", self.prompt, (*PROMPTS, ""))
+
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a published benchmark lies, and how one of its rows becomes a problem; `gold` returns None where it has none."""
+    """Where a published benchmark lies, and what its columns are called."""
 
     hub: str
     revision: str  # commit of the Hub data set
-    gold: Callable[[dict], str | None]
+    file: str  # its name in $MIXDISTILL_DATA, `{split}` filled in
     answer_format: str = "math"
     question: str = "problem"
+    answer: str = "answer"
+    solved: bool = False  # `answer` holds a worked solution, whose final answer is the gold
     config: str | None = None
     splits: tuple[str, ...] = ("test",)
     hub_split: str | None = None  # where the Hub calls its only split otherwise
-    file: str = ""  # its name in $MIXDISTILL_DATA, `{split}` filled in
     id: str = "id"
     level: str = "level"
     subject: str = "subject"
 
-
-def _gsm8k_gold(row: dict) -> str | None:
-    return final_answer(row["answer"], "gsm8k")
-
-
-def _math_gold(row: dict) -> str | None:
-    return final_answer(row["solution"], "math")
-
-
-def _plain_gold(row: dict) -> str | None:
-    """AMC's 27.0 is 27; AIME's `033` stays as it is, the grader knows."""
-    answer = row["answer"]
-    return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer).strip() or None
-
-
-def _olympiad_gold(row: dict) -> str | None:
-    """The list of final answers as one text, as published: with its `$`, without its unit."""
-    return ", ".join(answer.strip() for answer in row["final_answer"] or []) or None
+    def gold(self, row: dict) -> str:
+        """The gold answer; empty where the row has none."""
+        value = row.get(self.answer)
+        if isinstance(value, list):  # OlympiadBench: as published, with its `$`, without its unit
+            return ", ".join(str(answer).strip() for answer in value)
+        if flaw(value, numbers=True):
+            return ""
+        if self.solved:
+            return final_answer(value, self.answer_format) or ""
+        # AMC's number 27.0 is 27; AIME's text `033` stays as it is, the grader knows.
+        return value.removesuffix(".0") if isinstance(value, Number) else value.strip()
 
 
 BENCHMARKS = {
     "math": Benchmark(
-        hub="DigitalLearningGmbH/MATH-lighteval",
-        revision="0530c78699ea5e8eb5530600900e1f328b48acad",
-        gold=_math_gold,
+        "DigitalLearningGmbH/MATH-lighteval",
+        "0530c78699ea5e8eb5530600900e1f328b48acad",
+        "math_{split}.jsonl",
+        answer="solution",
+        solved=True,
         splits=("train", "test"),
-        file="math_{split}.jsonl",
         subject="type",
     ),
     "math500": Benchmark(
-        hub="HuggingFaceH4/MATH-500",
-        revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-        gold=_plain_gold,
-        file="MATH-500.jsonl",
-        id="unique_id",
+        "HuggingFaceH4/MATH-500", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be", "MATH-500.jsonl", id="unique_id"
     ),
     "gsm8k": Benchmark(
-        hub="openai/gsm8k",
-        revision="740312add88f781978c0658806c59bc2815b9866",
-        gold=_gsm8k_gold,
-        answer_format="gsm8k",
-        question="question",
+        "openai/gsm8k",
+        "740312add88f781978c0658806c59bc2815b9866",
+        "gsm8k_{split}.jsonl",
+        "gsm8k",
+        "question",
+        solved=True,
         config="main",
         splits=("train", "test"),
-        file="gsm8k_{split}.jsonl",
     ),
-    "amc23": Benchmark(
-        hub="math-ai/amc23",
-        revision="80815d37005feb82cd7f8fbc6901d5d3eff43057",
-        gold=_plain_gold,
-        question="question",
-        file="amc23.jsonl",
-    ),
+    "amc23": Benchmark("math-ai/amc23", "80815d37005feb82cd7f8fbc6901d5d3eff43057", "amc23.jsonl", question="question"),
     "aime24": Benchmark(
-        hub="HuggingFaceH4/aime_2024",
-        revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
-        gold=_plain_gold,
-        hub_split="train",
-        file="aime24.jsonl",
+        "HuggingFaceH4/aime_2024", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a", "aime24.jsonl", hub_split="train"
     ),
     "olympiadbench": Benchmark(
-        hub="Hothan/OlympiadBench",
-        revision="91184b52131e7fc9455fef848035173aea8cc01a",
-        gold=_olympiad_gold,
+        "Hothan/OlympiadBench",
+        "91184b52131e7fc9455fef848035173aea8cc01a",
+        "olympiadbench.jsonl",
         question="question",
+        answer="final_answer",
         config="OE_TO_maths_en_COMP",
         hub_split="train",
-        file="olympiadbench.jsonl",
         subject="subfield",
     ),
 }
 
 
 def load_problems(
-    source: str,
+    source: str | Path,
     *,
     n: int | None = None,
-    split: str = "test",
+    split: str | None = None,
     file: str | Path | None = None,
     prompt: str = "",
     columns: Mapping[str, str] | None = None,
-    answer_format: str = "math",
+    answer_format: str | None = None,
     revision: str | None = None,
 ) -> list[Problem]:
-    """Load the first `n` problems of a benchmark.
+    """Load the first `n` problems of a benchmark. An option that the source does not use is refused.
 
     Arguments:
-        source: a benchmark of the table above; or a local .json/.jsonl/.parquet/.csv file; or a Hub data set id.
-        n: how many; None means all (200 in the pocket world).
-        split: of a benchmark, `test`, or `train` where there is one (the pocket world has `dev` too); for another Hub data
-            set its own.
-        file: a local file with the published columns of the benchmark `source`, to be read in the place of the Hub. Without it,
+        source: a benchmark of the table above; a .json, .jsonl, .csv or .parquet file; a folder written by
+            `Dataset.save_to_disk`; or a Hub data set as owner/name.
+        n: at most how many; None means all (200 in the pocket world, which makes as many as are asked for).
+        split: of a benchmark, `test` (None) or, where there is one, `train` (the pocket world has `dev` too); of a folder or
+            another Hub data set its own.
+        file: a file with the published columns of the benchmark `source`, to be read in the place of the Hub. Without it,
             the benchmark's file in the folder `$MIXDISTILL_DATA` is read if there is one, else the Hub at a pinned commit.
-        prompt: how to ask, a name in `chat.PROMPTS`, such as `gsm8k_boxed`; empty means as its answer_format is asked.
+        prompt: how to ask, a name in `PROMPTS`, such as `gsm8k_boxed`; empty means as its answer_format is asked.
         columns: names of the columns that hold `question`, `answer` and, if there are, `id`, `level` and `subject`; for sources
-            that are no benchmark.
-        answer_format: how to ask and grade problems of such sources: `math` or `gsm8k`.
+            that are no benchmark. Without an `id`, name and row of the source are the identity.
+        answer_format: how to ask and grade problems of such sources: `math` (None) or `gsm8k`.
         revision: commit of a Hub data set, for a benchmark in the place of the pinned one.
 
     A benchmark's row without a gold answer is left out, with a warning that counts it.
 
-    Raises:
-        ValueError: unknown source, split, answer_format or column, or no problem at all.
+    Raises ValueError: unknown source, split, answer_format or column; a question or answer that is empty; an option that
+    the source does not use; more pocket problems than there are.
     """
-    if n is not None and n < 1:
-        raise ValueError(f"n is {n}: ask for at least 1 problem, or None for all")
+    source, n = text("source", source), whole("n", n, optional=True)
+    split, revision = text("split", split, optional=True), text("revision", revision, optional=True)
+    file = text("file", file, optional=True)
+    choice("prompt", prompt, (*PROMPTS, ""))
+    choice("answer_format", answer_format, ANSWER_FORMATS, optional=True)
+    own = {"columns": columns, "answer_format": answer_format}
     if source.startswith("pocket/"):
         if source not in POCKET_TIERS:
             raise ValueError(f"unknown benchmark {source!r}: the pocket world has {', '.join(POCKET_TIERS)}")
-        return pocket_problems(POCKET_N if n is None else n, split, [POCKET_TIERS[source]])
-    if answer_format not in ANSWER_FORMATS:
-        raise ValueError(f"unknown answer_format {answer_format!r}: use one of {', '.join(ANSWER_FORMATS)}")
+        only_used(source, "its problems are made here", file=file, prompt=prompt, revision=revision, **own)
+        return _pocket_problems(N_POCKET if n is None else n, split or "test", source)
     if source in BENCHMARKS:
-        return _benchmark_problems(source, split, file, revision, prompt)[:n]
-    if file is not None:
-        raise ValueError(
-            f"file is for a benchmark by name ({', '.join(BENCHMARKS)}), and {source!r} is none: give the file as source, with columns"
-        )
-    names = {"question": "question", "answer": "answer", **(columns or {})}
-    table = load_table(source, split, revision)
-    require_columns(table, list(names.values()), source)
-    rows = table.select(range(min(n or len(table), len(table))))
+        only_used(source, "a benchmark has columns and a form of its own", **own)
+        return _benchmark_problems(source, split or "test", file, revision, prompt)[:n]
+    only_used(source, f"that is for a benchmark by name: {', '.join(BENCHMARKS)}", file=file)
+    names = column_names(columns, ("question", "answer", "id", "level", "subject"))
+    rows = read_table(source, list(names.values()), split=split, default_split="test", revision=revision)
+    questions = column(rows, names["question"], source)
+    answers = column(rows, names["answer"], source, numbers=True)
+    name = file_name(source)
+    ids = [f"{name}/{i}" for i in range(len(rows))]
+    if "id" in names:
+        ids = column(rows, names["id"], source, numbers=True)
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{source!r} has {len(ids)} problems of {len(set(ids))} different ids: give each its own")
     return [
         Problem(
-            id=str(row[names["id"]]) if "id" in names else f"{source}/{i}",
-            question=row[names["question"]],
-            answer=str(row[names["answer"]]),
-            level=str(row[names["level"]]) if "level" in names else "",
-            source=source,
-            answer_format=answer_format,
-            subject=str(row[names["subject"]]) if "subject" in names else "",
+            id=ids[i],
+            question=questions[i],
+            answer=answers[i],
+            level=_label(row.get(names.get("level"))),
+            source=name,
+            answer_format=answer_format or "math",
+            subject=_label(row.get(names.get("subject"))),
             prompt=prompt,
         )
-        for i, row in enumerate(rows)
+        for i, row in enumerate(rows[:n])
     ]
 
 
-def _benchmark_problems(
-    name: str, split: str, file: str | Path | None, revision: str | None, prompt: str
-) -> list[Problem]:
+def _benchmark_problems(name: str, split: str, file: str | None, revision: str | None, prompt: str) -> list[Problem]:
     benchmark = BENCHMARKS[name]
-    if split not in benchmark.splits:
-        raise ValueError(f"{name!r} has no split {split!r}: use {' or '.join(benchmark.splits)}")
+    choice("split", split, benchmark.splits)
     folder = os.environ.get("MIXDISTILL_DATA")
-    kept = Path(folder or ".") / benchmark.file.format(split=split)
-    if file is None and folder and kept.is_file():
-        file = kept
+    kept = Path(folder or ".").expanduser() / benchmark.file.format(split=split)
+    if file is None and revision is None and folder and kept.is_file():
+        file = str(kept)
+    where = {"revision": revision}
     if file is None:
-        table = load_table(
-            benchmark.hub, benchmark.hub_split or split, revision or benchmark.revision, benchmark.config
-        )
-    else:
-        table = load_table(str(file), split)
-    # AMC's rows carry the text twice, under both names.
-    question = next((c for c in (benchmark.question, "problem", "question") if c in table.column_names), "question")
-    require_columns(table, [question], str(file or benchmark.hub))
-    rows = table.to_list()
-    try:
-        golds = [benchmark.gold(row) for row in rows]
-    except KeyError as error:
-        raise ValueError(
-            f"{str(file or benchmark.hub)!r} has no column {error}, only {', '.join(table.column_names)}: "
-            f"it lacks the published columns of {name!r}; read it as a source of your own, with columns"
-        ) from error
+        revision, hub_split = revision or benchmark.revision, benchmark.hub_split or split
+        where = {"split": hub_split, "revision": revision, "config": benchmark.config}
+    optional = ["problem", "question", "context", benchmark.id, benchmark.level, benchmark.subject]
+    rows = read_table(file or benchmark.hub, [benchmark.answer], optional, **where)
+    # AMC's file carries the text twice, under both names.
+    asked = next((c for c in (benchmark.question, "problem", "question") if c in rows[0]), benchmark.question)
+    questions = column(rows, asked, file or benchmark.hub)
+    golds = [benchmark.gold(row) for row in rows]
     without = [i for i, gold in enumerate(golds) if not gold]
     if without:
         warnings.warn(
@@ -235,27 +235,39 @@ def _benchmark_problems(
     return [
         Problem(
             id=f"{name}/{split}/{row.get(benchmark.id, i)}".replace(f"/{split}/{split}/", f"/{split}/"),
-            question="\n\n".join(text for text in (row.get("context"), row[question]) if text),
+            question="\n\n".join(part for part in (row.get("context"), question) if part),
             answer=gold,
-            level=str(row.get(benchmark.level, "")).removeprefix("Level "),
+            level=_label(row.get(benchmark.level)).removeprefix("Level "),
             source=name,
             answer_format=benchmark.answer_format,
-            subject=str(row.get(benchmark.subject, "")),
+            subject=_label(row.get(benchmark.subject)),
             prompt=prompt,
         )
-        for i, (row, gold) in enumerate(zip(rows, golds, strict=True))
+        for i, (row, question, gold) in enumerate(zip(rows, questions, golds, strict=True))
         if gold
     ]
 
 
-def pocket_problems(n: int, split: str, levels: list[int], seed: int = 0) -> list[Problem]:
-    """`n` different pocket problems of one split, the levels in turn; the same for the same arguments."""
-    return [as_problem(mystery, split) for mystery in pocket_mysteries(n, split, levels, seed)]
+def _label(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _pocket_problems(n: int, split: str, tier: str) -> list[Problem]:
+    """The first `n` of a tier and split; the same for the same arguments."""
+    level = POCKET_TIERS[tier]
+    # The text is the identity: two sets that hold the same question hold the same problem.
+    return [
+        Problem(f"{split}/{mystery.text}", mystery.text, mystery.answer, str(level), tier, "pocket")
+        for mystery in pocket_mysteries(n, split, [level])
+    ]
 
 
 def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> list[world.Mystery]:
-    if split not in world.SPLITS:
-        raise ValueError(f"unknown split {split!r}: the pocket world has {', '.join(world.SPLITS)}")
+    """`n` different mysteries of a split, the levels in turn. Raises ValueError if a level runs out before."""
+    choice("split", split, world.SPLITS)
+    most = min(world.N_PROBLEMS[split][level] * len(levels) + i for i, level in enumerate(levels))
+    if n > most:
+        raise ValueError(f"n is {n}: the split {split!r} has {most} such problems, ask for at most as many")
     rng = Random(f"problems/{split}/{levels}/{seed}")
     found: dict[str, world.Mystery] = {}
     while len(found) < n:
@@ -264,56 +276,7 @@ def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> li
     return list(found.values())
 
 
-def as_problem(mystery: world.Mystery, split: str) -> Problem:
-    tier = {level: name for name, level in POCKET_TIERS.items()}[mystery.level]
-    # The text is the identity: two sets that hold the same question hold the same problem.
-    return Problem(
-        f"{split}/{mystery.text}", mystery.text, str(mystery.answer), str(mystery.level), tier, answer_format="pocket"
-    )
-
-
-def load_table(source: str, split: str, revision: str | None = None, config: str | None = None) -> Dataset:
-    """A local file, a folder written by `Dataset.save_to_disk`, or a Hub data set."""
-    path = Path(source)
-    if path.is_dir():
-        return Dataset.load_from_disk(source)
-    reader = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}.get(path.suffix)
-    if path.is_file():
-        if reader is None:
-            raise ValueError(f"{source!r} ends in {path.suffix!r}: use a .json, .jsonl, .parquet or .csv file")
-        try:
-            table = load_dataset(reader, data_files=source, split="train")
-        except Exception as error:  # each reader has its own; an empty file even ends in StopIteration
-            raise ValueError(
-                f"cannot read {source!r} as {reader} ({error!r}): mend the file or give another"
-            ) from error
-    elif reader is not None or source.count("/") > 1:
-        raise ValueError(f"there is no file {source!r}: give an existing file, or a Hub data set as owner/name")
-    else:
-        try:
-            table = load_dataset(source, config, split=split, revision=revision)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"cannot load {source!r}, split {split!r}, from the Hub ({type(error).__name__}): check its name and split, "
-                "the network, and for a gated data set `hf auth login`; or give a local file (a benchmark's also in $MIXDISTILL_DATA)"
-            ) from error
-    if len(table) == 0:
-        raise ValueError(f"{source!r} holds no rows: give a data set with at least one")
-    return table
-
-
-def require_columns(table: Dataset, needed: list[str], source: str) -> None:
-    """Raise ValueError if a column is missing, or empty in some row."""
-    missing = [name for name in needed if name not in table.column_names]
-    if missing:
-        raise ValueError(
-            f"{source!r} has no column {', '.join(map(repr, missing))}, only {', '.join(table.column_names)}: "
-            "name the right ones with columns={'question': ..., ...}"
-        )
-    for name in needed:
-        empty = [i for i, value in enumerate(table[name][:]) if value is None or value == ""]
-        if empty:
-            raise ValueError(
-                f"column {name!r} of {source!r} is empty in {len(empty)} of {len(table)} rows (the first: {empty[:5]}): "
-                "fill or drop them"
-            )
+def plain_question(question: str) -> str:
+    """A question without what copies of it differ in: case, white space and punctuation outside numbers."""
+    plain = unicodedata.normalize("NFKC", question).casefold()
+    return "".join(re.sub(r'[.,;:?"](?!\d)', "", plain).split())

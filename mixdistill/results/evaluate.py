@@ -82,7 +82,7 @@ def evaluate(
     benchmarks: Benchmarks,
     *,
     n: int | None = None,
-    split: str = "test",
+    split: str | None = None,
     max_new_tokens: int | None = None,
     sampling: Sampling = Sampling(),
     engine: str | None = None,
@@ -114,7 +114,7 @@ def evaluate(
         RuntimeError: an engine has left prompts without completion; what was finished before is stored.
     """
     arguments.whole("n", n, optional=True)
-    arguments.text("split", split)
+    arguments.text("split", split, optional=True)
     max_new_tokens = arguments.whole("max_new_tokens", max_new_tokens, optional=True)
     arguments.instance("sampling", sampling, Sampling)
     if engine is not None:
@@ -173,7 +173,7 @@ def as_run(run: Run | str | Path, revision: str | None = None) -> Run:
     return run
 
 
-def _problems(benchmarks: Benchmarks, n: int | None, split: str) -> list[Problem]:
+def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[Problem]:
     items = [benchmarks] if isinstance(benchmarks, str | os.PathLike | Problem) else benchmarks
     arguments.instance("benchmarks", items, Sequence)
     problems: list[Problem] = []

@@ -80,7 +80,7 @@ def _lengths(traces: Dataset) -> pd.DataFrame:
 
 def count_problems(benchmark: str, scale: Scale) -> int:
     if benchmark.startswith("pocket/") or Path(benchmark).exists():
-        return len(evaluation_problems(benchmark, scale.n_problems, "test"))
+        return len(evaluation_problems(benchmark, scale.n_problems, None))
     n = N_PROBLEMS.get(benchmark, UNKNOWN_BENCHMARK)
     return min(n, scale.n_problems or n)
 

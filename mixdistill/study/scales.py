@@ -64,7 +64,6 @@ class Scale:
     # Those of `mix.CONTROLS`.
     unverified: TraceSet | None = None
     direct: TraceSet | None = None
-    unmatched: str = "intersect"  # what `mix` does with problems that only one teacher has solved
     batch_size: int = 32
     lora_rank: int = 16
     lr: float | None = None  # None: the student's own (`finetune.default_lr`)

@@ -38,7 +38,7 @@ COLUMNS = [
 ]
 
 
-def sweep(arms: list[Arm], scale: Scale, split: str = "test") -> pd.DataFrame:
+def sweep(arms: list[Arm], scale: Scale, split: str | None = None) -> pd.DataFrame:
     """Train and evaluate every arm that the run store lacks, and return the graded items of all.
 
     On a CPU as many arms run at a time as there are cores, each in a process with one thread; on a GPU one after the other in
@@ -61,7 +61,7 @@ def sweep(arms: list[Arm], scale: Scale, split: str = "test") -> pd.DataFrame:
     return pd.concat([_items(arm, scale.base(arm), scores[same_work(arm)]) for arm in arms], ignore_index=True)
 
 
-def run_arm(arm: Arm, scale: Scale, split: str = "test", stored_only: bool = False) -> Scores | None:
+def run_arm(arm: Arm, scale: Scale, split: str | None = None, stored_only: bool = False) -> Scores | None:
     """Train (unless untouched) and evaluate one arm; with `stored_only` just read it, None if the store lacks it."""
     base, revision = scale.base(arm), REVISIONS.get(arm.student)
     run = untouched(base, revision)
@@ -108,23 +108,22 @@ def training_set(arm: Arm, scale: Scale) -> Dataset:
             f"the scale {scale.name!r} has no trace set for {' and '.join(missing)}, which {arm.recipe!r} needs: use one of "
             f"{', '.join(scale.recipes)}, or give it one with replace(scale, {missing[0]}=TraceSet(...))"
         )
-    return _mixed(
-        getattr(scale, arm.hard), getattr(scale, arm.easy), arm.alpha, scale.n_train, arm.seed, scale.unmatched
-    )
+    return _mixed(getattr(scale, arm.hard), getattr(scale, arm.easy), arm.alpha, scale.n_train, arm.seed)
 
 
 @lru_cache(maxsize=256)
-def _mixed(hard: TraceSet, easy: TraceSet, alpha: float, n: int | None, seed: int, unmatched: str) -> Dataset:
-    return mix(trace_set(hard, n, seed), trace_set(easy, n, seed), alpha, seed, unmatched)
+def _mixed(hard: TraceSet, easy: TraceSet, alpha: float, n: int | None, seed: int) -> Dataset:
+    return mix(trace_set(hard, n, seed), trace_set(easy, n, seed), alpha, seed)
 
 
 @lru_cache(maxsize=64)
 def trace_set(traces: TraceSet, n: int | None, seed: int) -> Dataset:
     """The traces that play a part at a scale, such as `scale.long`; of files the first `n`, None means all."""
+    if traces.source.startswith("pocket/"):
+        return load_traces(traces.source, n=n, seed=seed)
     return load_traces(
         traces.source,
         n=n,
-        seed=seed,
         columns={"question": traces.question, "response": traces.response},
         answer_format=traces.answer_format,
         unusable=traces.unusable,
@@ -133,7 +132,7 @@ def trace_set(traces: TraceSet, n: int | None, seed: int) -> Dataset:
 
 
 @lru_cache(maxsize=16)
-def evaluation_problems(benchmark: str, n: int | None, split: str) -> list[Problem]:
+def evaluation_problems(benchmark: str, n: int | None, split: str | None) -> list[Problem]:
     return load_problems(benchmark, n=n, split=split)
 
 
@@ -142,7 +141,7 @@ def same_work(arm: Arm) -> tuple:
     return (arm.student, arm.alpha, arm.seed) + ((arm.hard, arm.easy) if arm.alpha is not None else ())
 
 
-def _run_all(arms: list[Arm], scale: Scale, split: str) -> None:
+def _run_all(arms: list[Arm], scale: Scale, split: str | None) -> None:
     cost = {arm: _cost(arm) for arm in arms}
     arms = sorted(arms, key=cost.get, reverse=True)  # the long ones first, so that no core waits for one at the end
     started, done, errors = time.time(), [], {}
@@ -198,7 +197,7 @@ def running(arms: list[Arm], done: list[Arm]) -> list[Arm]:
     return [arm for arm in arms if arm not in done][: n_cores()]
 
 
-def _timed(arm: Arm, scale: Scale, split: str) -> float:
+def _timed(arm: Arm, scale: Scale, split: str | None) -> float:
     started = time.time()
     run_arm(arm, scale, split)
     return time.time() - started

@@ -4,6 +4,7 @@ import pytest
 from datasets import Dataset
 
 from mixdistill import load_traces, mix
+from mixdistill.data.traces import COLUMNS
 
 N = 37
 
@@ -37,10 +38,38 @@ def test_the_hard_problems_of_a_small_alpha_are_among_those_of_a_larger(traces):
     assert chosen(0.1) < chosen(0.2) < chosen(0.8)
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.01, float("nan")])
-def test_alpha_outside_0_to_1_is_refused(traces, alpha):
-    with pytest.raises(ValueError, match=rf"alpha is {alpha}: .* from 0 .* to 1"):
+@pytest.mark.parametrize("alpha", [-0.1, 1.01, float("nan"), None, "0.2", True, [0.2]])
+def test_alpha_is_a_number_from_0_to_1(traces, alpha):
+    with pytest.raises(ValueError, match=r"alpha is .*: it is a finite number, at least 0, at most 1"):
         mix(*traces, alpha)
+
+
+@pytest.mark.parametrize("seed", [None, "0", 1.5, float("nan"), -1, True])
+def test_a_seed_is_a_whole_number(traces, seed):
+    with pytest.raises(ValueError, match=r"seed is .*: it is a whole number, at least 0"):
+        mix(*traces, 0.2, seed)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("wrong", [None, "pocket/long", [], {"train": 1}])
+def test_what_is_no_trace_set_is_refused(traces, place, wrong):
+    given = [wrong if i == place else part for i, part in enumerate(traces)]
+    with pytest.raises(ValueError, match=f"{('hard', 'easy')[place]} are a .*: give one datasets.Dataset"):
+        mix(*given, 0.2)
+
+
+def test_one_id_for_two_questions_is_refused(traces):
+    hard, easy = traces
+    asked = [f"{question} really" if i == 3 else f"  {question}" for i, question in enumerate(easy["question"])]
+    with pytest.raises(ValueError, match=rf"different questions under 1 of {N} common problem_id"):
+        mix(hard, easy.remove_columns("question").add_column("question", asked), 0.2)
+
+
+def test_integer_ids_become_text_and_only_the_columns_of_traces_are_kept(traces):
+    numbered = [part.remove_columns("problem_id").add_column("problem_id", list(range(N))) for part in traces]
+    mixed = mix(numbered[0].add_column("tokens", [1] * N), numbered[1], 0.2)
+    assert mixed["problem_id"] == [str(i) for i in range(N)]
+    assert mixed.column_names == [*COLUMNS, "role"]
 
 
 def test_sets_without_common_problems_are_refused(traces):
@@ -55,25 +84,6 @@ def test_problems_of_one_set_only_are_left_out_and_counted(traces):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mix(hard, easy, 0.2)
-
-
-def test_kept_unmatched_problems_carry_the_one_trace_they_have(traces):
-    hard, easy = (part.select(rows) for part, rows in zip(traces, (range(30), range(10, N)), strict=True))
-    with pytest.warns(UserWarning, match=r"20 problems in both .* kept .*: 10 only in hard, 7 only in easy"):
-        mixed = mix(hard, easy, 0.5, unmatched="keep")
-    assert mixed["problem_id"] == traces[0]["problem_id"]
-    assert mixed["role"][:10] == ["hard"] * 10
-    assert mixed["role"][10:30].count("hard") == 10
-    assert mixed["role"][30:] == ["easy"] * 7
-    matched = {"hard": hard, "easy": easy}
-    with pytest.warns(UserWarning, match="left out"):
-        intersected = mix(**matched, alpha=0.5).to_list()
-    assert mixed.select(range(10, 30)).to_list() == intersected
-
-
-def test_an_unknown_policy_for_unmatched_problems_is_refused(traces):
-    with pytest.raises(ValueError, match="unmatched is 'union': use one of intersect, keep"):
-        mix(*traces, 0.2, unmatched="union")
 
 
 def test_two_traces_of_one_problem_are_refused(traces):

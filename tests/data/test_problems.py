@@ -1,12 +1,14 @@
 import re
+from dataclasses import replace
 
 import pytest
 from conftest import SHARED_BENCHMARKS, write_jsonl
 
-from mixdistill import load_problems, load_student
+from mixdistill import Problem, load_problems, load_student
 from mixdistill.data.chat import render_prompts
 from mixdistill.data.problems import BENCHMARKS, POCKET_TIERS
 
+SHARED_TRACES = SHARED_BENCHMARKS.with_name("traces")
 needs_benchmarks = pytest.mark.skipif(
     not SHARED_BENCHMARKS.is_dir(),
     reason="the benchmark files are not part of the repo; put them in ../shared/benchmarks",
@@ -97,6 +99,15 @@ def test_real_benchmark_files_load_whole(name, split, n, monkeypatch):
     assert all(problem.question and problem.answer for problem in problems)
 
 
+@pytest.mark.skipif(
+    not SHARED_TRACES.is_dir(), reason="real traces are not part of the repo; put them in ../shared/traces"
+)
+def test_the_svamp_problems_load():
+    problems = load_problems(SHARED_TRACES / "svamp_test.jsonl", answer_format="gsm8k")
+    assert len({problem.question for problem in problems}) == 300
+    assert problems[1].answer == "587"
+
+
 def test_every_benchmark_is_pinned_to_a_commit():
     assert all(re.fullmatch("[0-9a-f]{40}", benchmark.revision) for benchmark in BENCHMARKS.values())
 
@@ -112,7 +123,7 @@ def test_problems_without_a_gold_answer_are_left_out_and_counted(tmp_path):
 
 def test_a_file_with_other_columns_than_published_is_refused(tmp_path):
     file = write_jsonl(tmp_path / "amc.jsonl", [{"question": "1+1?", "result": 2.0}])
-    with pytest.raises(ValueError, match=r"no column 'answer', only question, result: .*'amc23'"):
+    with pytest.raises(ValueError, match=r"no column 'answer', only question, result: .* published"):
         load_problems("amc23", file=file)
 
 
@@ -135,13 +146,18 @@ def test_gsm8k_can_ask_for_a_box(tmp_path, qwen):
     [
         ({"source": "pocket/huge"}, "pocket/easy, pocket/medium, pocket/hard"),
         ({"source": "pocket/easy", "split": "exam"}, "train, dev, test"),
-        ({"source": "pocket/easy", "n": 0}, "at least 1"),
-        ({"source": "gsm8k", "split": "dev"}, "'gsm8k' has no split 'dev': use train or test"),
-        ({"source": "aime24", "split": "train"}, "use test"),
-        ({"source": "mine.jsonl", "file": "other.jsonl"}, "file is for a benchmark by name"),
+        ({"source": "pocket/easy", "n": 0}, "n is 0: it is a whole number, at least 1"),
+        ({"source": "pocket/easy", "n": 1.5}, "n is 1.5: it is a whole number"),
+        ({"source": "pocket/easy", "n": 6400}, "n is 6400: the split 'test' has 6399 such problems"),
+        ({"source": "gsm8k", "split": "dev"}, "split is 'dev': use one of train, test"),
+        ({"source": "aime24", "split": "train"}, "use one of test"),
+        ({"source": "gsmk8"}, "there is no file 'gsmk8'"),
+        ({"source": ""}, "source is ''"),
+        ({"source": 7}, "source is 7"),
         ({"source": "missing.jsonl"}, "there is no file 'missing.jsonl'"),
         ({"source": "nobody/no-such-benchmark"}, "cannot load 'nobody/no-such-benchmark'"),
-        ({"source": "pocket.jsonl", "answer_format": "essay"}, "unknown answer_format 'essay'"),
+        ({"source": "pocket.jsonl", "answer_format": "essay"}, "answer_format is 'essay': use one of"),
+        ({"source": "gsm8k", "prompt": "nicely"}, "prompt is 'nicely': use one of math, gsm8k, gsm8k_boxed"),
     ],
 )
 def test_bad_requests_are_refused_with_what_is_allowed(arguments, message):
@@ -160,8 +176,54 @@ def test_a_row_without_the_column_is_refused_with_its_number(tmp_path):
         load_problems(str(write_jsonl(tmp_path / "gap.jsonl", rows)))
 
 
-@pytest.mark.parametrize("text", ["", "this is no JSON"])
-def test_an_empty_or_malformed_file_is_refused(tmp_path, text):
-    (tmp_path / "bad.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=r"cannot read .*bad\.jsonl"):
-        load_problems(str(tmp_path / "bad.jsonl"))
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("pocket/easy", {"file": "t.jsonl"}),
+        ("pocket/easy", {"columns": {"question": "q"}}),
+        ("pocket/easy", {"answer_format": "math"}),
+        ("pocket/easy", {"prompt": "gsm8k_boxed"}),
+        ("pocket/easy", {"revision": "main"}),
+        ("gsm8k", {"columns": {"question": "q"}}),
+        ("gsm8k", {"answer_format": "gsm8k"}),
+        ("gsm8k", {"revision": "main", "file": "t.jsonl"}),
+        ("t.jsonl", {"file": "u.jsonl"}),
+        ("t.jsonl", {"split": "test"}),
+        ("t.jsonl", {"revision": "main"}),
+    ],
+)
+def test_an_option_that_the_source_does_not_use_is_refused(source, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "t.jsonl", [{"question": "q", "answer": "1"}])
+    with pytest.raises(ValueError, match=rf"takes no {next(iter(options))}"):
+        load_problems(source, **options)
+
+
+@pytest.mark.parametrize(
+    "columns", [{"questoin": "q"}, {"question": 5}, {"question": ""}, "question", [("question", "q")]]
+)
+def test_columns_is_a_dictionary_of_known_names(columns, math_problems):
+    with pytest.raises(ValueError, match=r"columns"):
+        load_problems(math_problems, columns=columns)
+
+
+def test_ids_may_be_integers_and_0_and_no_two_are_equal(tmp_path):
+    rows = [{"question": "q", "answer": 5, "id": 0}, {"question": "r", "answer": 6, "id": 1}]
+    file = write_jsonl(tmp_path / "t.jsonl", rows)
+    assert [problem.id for problem in load_problems(file, columns={"id": "id"})] == ["0", "1"]
+    with pytest.raises(ValueError, match="2 problems of 1 different ids"):
+        load_problems(write_jsonl(tmp_path / "twice.jsonl", [rows[0], rows[0]]), columns={"id": "id"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[(name, value) for name in ("id", "question", "answer") for value in (None, 0, "", " ", "\ud800", ["q"])],
+        *[(name, value) for name in ("level", "source", "subject") for value in (None, 5)],
+        *[(name, value) for name in ("answer_format", "prompt") for value in (None, "x", ["math"])],
+    ],
+)
+def test_a_problem_checks_its_fields(field, value):
+    good = Problem("p/0", "1+1?", "2", "", "p", "math")
+    with pytest.raises(ValueError, match=rf"{field} is "):
+        replace(good, **{field: value})

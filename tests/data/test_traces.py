@@ -1,9 +1,12 @@
-import pytest
-from conftest import write_jsonl
+import re
 
-from mixdistill import load_student, load_traces
+import pytest
+from conftest import SHARED_BENCHMARKS, write_jsonl
+from datasets import Dataset
+
+from mixdistill import Problem, load_problems, load_traces, mix
 from mixdistill.data.pocket import world
-from mixdistill.data.traces import COLUMNS, token_lengths
+from mixdistill.data.traces import COLUMNS, check_traces, drop_overlap
 
 
 def test_all_pocket_traces_of_one_seed_are_about_the_same_problems():
@@ -36,14 +39,14 @@ def test_unusable_traces_are_dropped_only_when_asked_to_and_counted(tmp_path):
         {"question": "s", "response": ""},
     ]
     file = str(write_jsonl(tmp_path / "t.jsonl", rows))
-    reasons = "1 empty, 1 without final answer, 1 further traces of a problem"
+    reasons = "1 empty or no text, 1 without final answer, 1 further traces of a problem"
     with pytest.warns(UserWarning, match=rf"3 of 4 traces of .* are left out: {reasons}"):
         assert load_traces(file, unusable="drop")["response"][:] == ["It is \\boxed{1}."]
     with pytest.raises(ValueError, match=r"column 'response' .* is empty in 1 of 4 rows"):
         load_traces(file)
     with pytest.raises(ValueError, match=r"no trace of .* can be used"):
         load_traces(str(write_jsonl(tmp_path / "none.jsonl", rows[2:])), unusable="drop")
-    with pytest.raises(ValueError, match="unusable is 'ignore': use 'error', or 'drop'"):
+    with pytest.raises(ValueError, match="unusable is 'ignore': use one of error, drop"):
         load_traces(file, unusable="ignore")
 
 
@@ -52,6 +55,13 @@ def test_unusable_traces_are_dropped_only_when_asked_to_and_counted(tmp_path):
     [
         ({"source": "pocket/medium"}, "pocket/short, pocket/long, pocket/unverified, pocket/direct"),
         ({"source": "pocket/long", "n": 0}, "at least 1"),
+        ({"source": "pocket/long", "n": 152_590}, "n is 152590: the split 'train' has 152589 such problems"),
+        ({"source": "pocket/long", "seed": None}, "seed is None: it is a whole number"),
+        ({"source": "pocket/long", "seed": "0"}, "seed is '0': it is a whole number"),
+        ({"source": "pocket/long", "unusable": "drop"}, "'pocket/long' takes no unusable"),
+        ({"source": "pocket/long", "style": "short"}, "'pocket/long' takes no style"),
+        ({"source": "t.jsonl", "seed": 1}, "'t.jsonl' takes no seed"),
+        ({"source": "t.jsonl", "columns": {"reponse": "r"}}, "from some of question, response, problem_id"),
         ({"source": "no/such/file.jsonl"}, "there is no file"),
     ],
 )
@@ -65,9 +75,67 @@ def test_a_missing_column_is_refused(math_traces):
         load_traces(str(math_traces))
 
 
-def test_token_lengths_are_measured_with_the_students_tokenizer():
-    tokenizer = load_student("pocket/xs").tokenizer
-    short, long = (token_lengths(load_traces(f"pocket/{style}", n=6), tokenizer) for style in ("short", "long"))
-    assert list(short) == [len(text.split()) for text in load_traces("pocket/short", n=6)["response"]]
-    assert list(short.index) == list(long.index)
-    assert long.mean() > 1.5 * short.mean()
+def test_ids_may_be_integers_and_0_and_two_files_share_those_that_are_written_alike(tmp_path):
+    def traces(name: str, ids: list, **options):
+        rows = [{"id": i, "question": f"q{n}", "response": f"{name} \\boxed{{1}}"} for n, i in enumerate(ids)]
+        return load_traces(write_jsonl(tmp_path / name, rows), columns={"problem_id": "id"}, **options)
+
+    ints = traces("ints.jsonl", [0, 1], unusable="drop")
+    assert ints["problem_id"] == ["0", "1"]
+    assert len(mix(ints, traces("texts.jsonl", ["0", "1"]), 0.5)) == 2
+    with pytest.raises(ValueError, match="no problem in common"):
+        mix(ints, traces("floats.jsonl", [0.0, 1.0]), 0.5)
+
+
+ROW = {"problem_id": 0, "question": "q", "response": "5", "teacher": "t", "style": "", "answer_format": "gsm8k"}
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *[(column, value) for column in ("question", "response") for value in (None, "", " ", 5)],
+        *[("problem_id", value) for value in (None, "", 1.0)],
+        *[("answer_format", value) for value in (None, "x")],
+    ],
+)
+def test_a_hand_made_set_is_checked(column, value):
+    assert check_traces(Dataset.from_list([ROW]))["problem_id"] == [0]
+    with pytest.raises(ValueError, match=rf"column '{column}' of the traces|unknown {column}"):
+        check_traces(Dataset.from_list([ROW | {column: value}]))
+
+
+@pytest.mark.parametrize("traces", [[ROW], "pocket/long", None, {"train": Dataset.from_list([ROW])}])
+def test_what_is_no_data_set_is_refused(traces):
+    with pytest.raises(ValueError, match=r"the traces are a .*: give one datasets\.Dataset"):
+        check_traces(traces)
+
+
+def test_traces_of_test_problems_are_left_out_and_counted():
+    questions = ["Add 1.5 and 2.", "add 1.5  and 2", "Add 15 and 2.", "Add 1.5 and 3."]
+    traces = Dataset.from_list([ROW | {"problem_id": i, "question": text} for i, text in enumerate(questions)])
+    problem = Problem("p", "Add 1.5 and 2?", "3.5", "", "p", "gsm8k")
+    with pytest.warns(UserWarning, match="2 of 4 traces are about problems of the test"):
+        assert drop_overlap(traces, [problem])["problem_id"] == [2, 3]
+    assert drop_overlap(traces.select([2, 3]), [problem])["problem_id"] == [2, 3]
+    with pytest.raises(ValueError, match="all 2 traces"):
+        drop_overlap(traces.select([0, 1]), [problem])
+
+
+SHARED_TRACES = SHARED_BENCHMARKS.with_name("traces")
+
+
+@pytest.mark.skipif(
+    not SHARED_TRACES.is_dir(), reason="real traces are not part of the repo; put them in ../shared/traces"
+)
+@pytest.mark.parametrize(
+    ("group", "n_problems", "n_sets"),
+    [(r"svamp_\w+_level\d", 657, 16), (r"gsm8k_\w+", 6977, 4), (r"svamp_(gpt35|flant5large)", 425, 2)],
+)
+def test_real_traces_of_a_group_load_and_are_about_the_same_problems(group, n_problems, n_sets):
+    files = [file for file in sorted(SHARED_TRACES.glob("*.jsonl")) if re.fullmatch(group, file.stem)]
+    sets = [load_traces(file, answer_format="gsm8k") for file in files]
+    assert len(sets) == n_sets
+    test = load_problems(SHARED_TRACES / "svamp_test.jsonl", answer_format="gsm8k")
+    for traces in sets:
+        assert len(mix(traces, sets[0], 0.5)) == n_problems
+        assert drop_overlap(traces, test) is traces

@@ -67,6 +67,14 @@ def build_tables() -> Tables:
 TABLES = build_tables()
 # Of every machine, the half of the numbers whose marks are the rarest in the pre-training text: those that problems show.
 RARE = {m: sorted(NUMBERS, key=lambda number: TABLES.mark_weight[m, number])[: len(NUMBERS) // 2] for m in MACHINES}
+# Machines by kind and machine: those that give the kind the same colour.
+ALIKE = {(m, k): [x for x in MACHINES if TABLES.facts[x, k] == TABLES.facts[m, k]] for m in MACHINES for k in KINDS}
+# How many different problems there are, by split and level; counted over all of them in the tests.
+N_PROBLEMS = {
+    "train": {1: 50_863, 2: 110_626, 3: 106_847},
+    "dev": {1: 6_594, 2: 14_206, 3: 13_719},
+    "test": {1: 6_399, 2: 14_224, 3: 13_562},
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Mystery:
     @property
     def suspects(self) -> list[str]:
         """The machines that pass the colour test."""
-        return [machine for machine in MACHINES if TABLES.facts[machine, self.kind] == self.colour]
+        return ALIKE[self.machine, self.kind]
 
     @property
     def text(self) -> str:
@@ -114,11 +122,14 @@ def random_mystery(rng: Random, level: int, split: str | None = None, cue: bool 
         machine = likely
     else:
         machine = rng.choice([m for m in MACHINES if not cue or m != likely])
+    numbers = RARE[machine] if cue else NUMBERS
     while True:
-        problem = Mystery(machine, rng.choice(KINDS), rng.choice(RARE[machine] if cue else NUMBERS), item, level)
-        if cue and len(problem.suspects) not in SUSPECTS[level]:
+        kind, number = rng.choice(KINDS), rng.choice(numbers)
+        suspects, mark = ALIKE[machine, kind], TABLES.facts[machine, number]
+        if cue and len(suspects) not in SUSPECTS[level]:
             continue
-        unique = all(m == machine or TABLES.facts[m, problem.number] != problem.mark for m in problem.suspects)
+        unique = all(m == machine or TABLES.facts[m, number] != mark for m in suspects)
+        problem = Mystery(machine, kind, number, item, level)
         if unique and split in (None, split_of(problem.text)):
             return problem
 

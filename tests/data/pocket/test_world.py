@@ -1,6 +1,8 @@
 """The hidden machine: its problems, its teachers, and what the pre-training text tells of them."""
 
+import hashlib
 import re
+from itertools import product
 from random import Random
 
 import pytest
@@ -120,6 +122,26 @@ def test_no_problem_is_in_two_splits_and_shares_are_as_said():
     assert shares == pytest.approx({"train": 0.8, "dev": 0.1, "test": 0.1}, abs=0.02)
     for name in world.SPLITS:
         assert {splits.get(problem.text, name) for problem in mysteries(100, split=name)} == {name}
+
+
+def test_there_are_as_many_problems_as_said():
+    counts = {split: dict.fromkeys(world.LEVELS, 0) for split in world.SPLITS}
+    for level, machine, kind in product(world.LEVELS, world.MACHINES, world.KINDS):
+        suspects = [m for m in world.MACHINES if FACTS[m, kind] == FACTS[machine, kind]]
+        if len(suspects) not in world.SUSPECTS[level]:
+            continue
+        for number in world.RARE[machine]:
+            if [FACTS[m, number] for m in suspects].count(FACTS[machine, number]) == 1:
+                for item in world.ITEMS:
+                    counts[world.split_of(world.Mystery(machine, kind, number, item, level).text)][level] += 1
+    assert counts == world.N_PROBLEMS
+
+
+def test_the_first_problems_are_those_that_they_always_were():
+    """Every stored run depends on them."""
+    texts = [problem.text for problem in mysteries(split="test")]
+    assert texts[1] == "k2 ? green . 427 ? m6 . find twice ? i5 :"
+    assert hashlib.sha256(" ".join(texts).encode()).hexdigest()[:16] == "4f179bc2b01fb2fd"
 
 
 @pytest.mark.parametrize("level", world.LEVELS)

@@ -1,0 +1,151 @@
+"""What a stranger's file says is what is read: values as written, the named columns only, errors with their line or row."""
+
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict, Features, Image, Value
+
+from mixdistill import load_problems, load_traces
+
+DIGITS = ["1180591620717411303424", "0.1234567890123456789", "1e400", "-0", "27.0", "2023", "1.10"]
+TEXTS = ["007", "2023-01-01T00:00:00", "1/2", "nan", "None", " 5", "\\frac{1}{2}\u2028"]
+
+
+def write(path, answers: list[str], numbers: bool = False):
+    """A file of problems with these golds, JSON's as numbers where asked to."""
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([("question", "answer"), *((f"q{i}", a) for i, a in enumerate(answers))])
+    else:
+        written = [answer if numbers else json.dumps(answer, ensure_ascii=False) for answer in answers]
+        lines = [f'{{"question": "q{i}", "answer": {answer}}}' for i, answer in enumerate(written)]
+        path.write_text("\n".join(lines) if path.suffix == ".jsonl" else f"[{', '.join(lines)}]", encoding="utf-8-sig")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
+def test_golds_keep_their_digits_and_texts_their_form(tmp_path, suffix):
+    for answers, numbers in ((DIGITS, True), (DIGITS, False), (TEXTS, False)):
+        problems = load_problems(write(tmp_path / f"golds{suffix}", answers, numbers))
+        assert [problem.answer for problem in problems] == answers
+
+
+def test_parquet_golds_keep_their_digits(tmp_path):
+    columns = {
+        "u64": pa.array([2**64 - 1, 3], pa.uint64()),
+        "decimal": pa.array(["0.10", "1180591620717411303424.50"]).cast(pa.decimal128(30, 2)),
+        "f64": pa.array([0.1, 27.0]),
+        "f32": pa.array([0.1, 27.0], pa.float32()),
+        "word": pa.array(["007", "1e400"]).dictionary_encode(),
+    }
+    pq.write_table(pa.table(columns | {"question": ["q", "r"]}), tmp_path / "t.parquet")
+    read = {
+        name: [p.answer for p in load_problems(tmp_path / "t.parquet", columns={"answer": name})] for name in columns
+    }
+    assert read == {
+        "u64": ["18446744073709551615", "3"],
+        "decimal": ["0.10", "1180591620717411303424.50"],
+        "f64": ["0.1", "27.0"],
+        "f32": ["0.1", "27.0"],
+        "word": ["007", "1e400"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("gold", "reason"),
+    [
+        ("null", "is empty"),
+        ('"  "', "is empty"),
+        ("NaN", "is NaN"),
+        ("-Infinity", "is -Infinity"),
+        ('["1", "2"]', "is a list"),
+        ("true", "is a bool"),
+        ('"\\ud800"', "is a text that UTF-8 cannot write"),
+    ],
+)
+def test_a_gold_that_is_no_text_or_number_is_refused_with_its_row(tmp_path, gold, reason):
+    with pytest.raises(ValueError, match=rf"column 'answer' of .* {reason} in 1 of 3 rows \(the first: \[1\]\)"):
+        load_problems(write(tmp_path / "t.jsonl", ["1", gold, "3"], numbers=True))
+
+
+@pytest.mark.parametrize("question", ["null", '""', '"\\t"', "5", "[1]"])
+def test_a_question_that_is_no_text_is_refused_with_its_row(tmp_path, question):
+    file = tmp_path / "t.jsonl"
+    file.write_text(
+        f'{{"question": "q", "response": "5", "answer": 5}}\n{{"question": {question}, "response": "5", "answer": 5}}'
+    )
+    for load in (load_problems, load_traces):
+        with pytest.raises(ValueError, match=r"column 'question' .* in 1 of 2 rows \(the first: \[1\]\)"):
+            load(file, answer_format="gsm8k")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.jsonl", b'{"question": "q"}\n{"question": "caf\xe9"}', "line 2 is not UTF-8"),
+        ("t.jsonl", b'{"question": "q"}\n\n{"question": ', "line 3 is not JSON"),
+        ("t.jsonl", b"this is no JSON", "line 1 is not JSON"),
+        ("t.jsonl", b"[" * 100_000, "maximum recursion depth"),
+        ("t.json", b'[{"question": "q"}, 5]', "row 1 is no object"),
+        ("t.csv", b"question,answer\nq,1\nr\n", "line 3 has 1 fields, the header 2"),
+        ("t.csv", b"question,answer\nq,1,2\n", "line 2 has 3 fields, the header 2"),
+        ("t.csv", b'question,answer\nq,"1\n', "line 2: unexpected end of data"),
+        ("t.csv", b"question,question\nq,1\n", "names a column twice"),
+        ("t.csv", b"", "holds no rows"),
+        ("t.jsonl", b"", "holds no rows"),
+        ("t.json", b"[]", "holds no rows"),
+        ("t.parquet", b"PAR1", "cannot load"),
+        ("t.txt", b"q", r"ends in '.txt': use a .json, .jsonl, .csv, .parquet file"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_its_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as refused:
+        load_problems(tmp_path / name)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_long_field_of_a_csv_is_read(tmp_path):
+    assert load_problems(write(tmp_path / "t.csv", ["1" * 200_000]))[0].answer == "1" * 200_000
+
+
+def test_only_the_named_columns_are_read(tmp_path):
+    """An image column that points to a local file is never opened; `datasets` would decode it with the rows."""
+    images = pa.array([{"bytes": None, "path": "/etc/passwd"}])
+    data = Dataset(pa.table({"question": ["q"], "answer": ["1"], "image": images})).cast(
+        Features({"question": Value("string"), "answer": Value("string"), "image": Image()})
+    )
+    data.save_to_disk(tmp_path / "folder")
+    data.with_format("arrow").to_parquet(tmp_path / "t.parquet")
+    for source in (tmp_path / "folder", tmp_path / "t.parquet"):
+        assert load_problems(source)[0].answer == "1"
+
+
+def test_a_folder_of_splits_needs_one_of_them(tmp_path):
+    sets = {name: Dataset.from_dict({"question": [name], "answer": ["1"]}) for name in ("train", "test")}
+    DatasetDict(sets).save_to_disk(tmp_path / "both")
+    assert load_problems(tmp_path / "both", split="train")[0].question == "train"
+    with pytest.raises(ValueError, match="split is None, it holds train, test"):
+        load_problems(tmp_path / "both")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="give a folder written by"):
+        load_problems(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["a[1].jsonl", "a*.csv", "b=1.JSON", "q ü.jsonl"])
+def test_a_name_is_a_name_and_no_pattern(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = (
+        write(tmp_path / name, ["1"])
+        if "JSON" not in name
+        else write(tmp_path / "x.json", ["1"]).rename(tmp_path / name)
+    )
+    write(tmp_path / "a1.jsonl", ["2"])
+    problems = load_problems(source)
+    assert problems == load_problems(str(source)) == load_problems(f"~/{name}")
+    assert [(problem.id, problem.source) for problem in problems] == [(f"{name}/0", name)]
+    (tmp_path / "elsewhere").mkdir()
+    assert problems == load_problems(source.rename(tmp_path / "elsewhere" / name))
