@@ -11,8 +11,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from mixdistill import arguments, runs
-from mixdistill.data.chat import PROMPTS, prompt_fingerprint, render_prompts
-from mixdistill.data.final_answers import ANSWER_FORMATS
+from mixdistill.data.chat import prompt_fingerprint, render_prompts
 from mixdistill.data.problems import Problem, load_problems
 from mixdistill.data.students import fingerprint, load_tokenizer, n_params, student_source
 from mixdistill.finetuning.finetune import TRAINING_VERSION, load_trained
@@ -184,10 +183,6 @@ def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[
             problems += [item] if isinstance(item, Problem) else item
     for problem in problems:
         arguments.instance("a problem", problem, Problem)
-        arguments.text(f"the question of problem {problem.id!r}", problem.question)
-        arguments.text(f"the gold answer of problem {problem.id!r}", problem.answer)
-        arguments.choice(f"answer_format of problem {problem.id!r}", problem.answer_format, ANSWER_FORMATS)
-        arguments.choice(f"prompt of problem {problem.id!r}", problem.prompt or problem.answer_format, PROMPTS)
     if not problems:
         raise ValueError("there is nothing to evaluate: give at least one benchmark with at least one problem")
     n_ids = len({(problem.source, problem.id) for problem in problems})
