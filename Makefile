@@ -1,4 +1,4 @@
-# make reproduce [SCALE=pocket] [SEEDS=n]   make test   make lab   make figures   make clean
+# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n]   make test   make lab   make clean
 SCALE  ?= pocket
 SEEDS  ?= 0
 PYTHON ?= python3
@@ -9,10 +9,10 @@ PY     := $(ENV)/bin/python
 READY  := $(ENV)/.mixdistill-ready
 TESTS  := $(ENV)/.mixdistill-tests-ready
 
-.PHONY: reproduce test lab figures publish setup clean
+.PHONY: reproduce plan figures test lab publish setup clean
 
-reproduce: setup
-	$(PY) -m mixdistill.study.reproduce --scale "$(SCALE)" --seeds "$(SEEDS)"
+reproduce plan figures: setup
+	$(PY) -m mixdistill $@ --scale "$(SCALE)" --seeds "$(SEEDS)"
 
 test: $(TESTS)
 	$(PY) -m ruff check .
@@ -22,12 +22,9 @@ test: $(TESTS)
 lab: setup
 	$(PY) -m jupyterlab notebooks
 
-figures: setup
-	$(PY) -m mixdistill.results.figures
-
 publish: setup  # what is committed; twice, so that the notebooks show results and not progress
-	$(PY) -m mixdistill.study.reproduce --scale pocket --seeds "$(SEEDS)"
-	$(PY) -m mixdistill.study.reproduce --scale pocket --seeds "$(SEEDS)" --publish
+	$(PY) -m mixdistill reproduce
+	$(PY) -m mixdistill reproduce --publish
 
 setup: $(READY)
 

@@ -33,10 +33,8 @@ def test_each_notebook_runs_alone(name, tmp_path, monkeypatch):
     assert str(Path.home()) not in published.read_text()
 
 
-def test_the_gap_notebook_writes_the_two_tables(tmp_path):
-    data = REPO / "figures" / "smoke" / "data"
-    for path in data.glob("*.csv"):
-        path.unlink()
+def test_the_gap_notebook_writes_the_two_tables(tmp_path, store):
+    data = store / "figures" / "smoke_n_seeds=1" / "data"
     execute(FOLDER / "02_learnability_gap.ipynb", tmp_path / "out.ipynb", {"SCALE": "smoke", "SEEDS": 1})
     check_tables(data, n_students=2, n_seeds=1, n_problems=24)
 

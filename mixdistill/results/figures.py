@@ -1,6 +1,5 @@
-"""One function a figure, each from data frames; `python -m mixdistill.results.figures` redraws all from figures/data/*.csv."""
+"""One function a figure, each from data frames; `python -m mixdistill figures` redraws all from their CSV files."""
 
-import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,7 +10,6 @@ from matplotlib.ticker import PercentFormatter
 
 from mixdistill.runs import REPO, shown
 
-FIGURES = Path(os.environ.get("MIXDISTILL_FIGURES") or REPO / "figures")
 PAPER = REPO / "figures" / "data" / "paper"
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; markers differ for print.
@@ -39,22 +37,17 @@ CONTRAST = {
 }
 
 
-def figures_dir(scale: str) -> Path:
-    """Where a scale's figures go: the pocket world's are the repo's own, other scales get a folder each."""
-    return FIGURES if scale == "pocket" else FIGURES / scale
-
-
-def save_table(table: pd.DataFrame, name: str, scale: str) -> str:
-    """Write the data of a figure to `figures/data/NAME.csv`; returns its path."""
-    path = figures_dir(scale) / "data" / f"{name}.csv"
+def save_table(table: pd.DataFrame, folder: Path, name: str) -> str:
+    """Write the data of a figure to `FOLDER/data/NAME.csv`; returns its path. For `folder` see `Scale.figures_dir`."""
+    path = folder / "data" / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     table.round(6).to_csv(path, index=False)
     return shown(path)
 
 
-def save_figure(figure: Figure, name: str, scale: str) -> str:
-    """Write a figure to `figures/NAME.png`; returns its path."""
-    path = figures_dir(scale) / f"{name}.png"
+def save_figure(figure: Figure, folder: Path, name: str) -> str:
+    """Write a figure to `FOLDER/NAME.png`; returns its path."""
+    path = folder / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the version in its metadata, an unchanged figure stays an unchanged file.
     figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
@@ -73,6 +66,8 @@ def learnability_gap(
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8))
     sizes = accuracy.drop_duplicates("student").sort_values("params")
+    if guess is not None and len(guess) != len(sizes):
+        raise ValueError(f"guess has {len(guess)} numbers: give {len(sizes)}, one a student, smallest first, or None")
     for i, recipe in enumerate(FAMILY[family]):
         color, marker, label = STYLE[recipe]
         rows = accuracy[accuracy["recipe"] == recipe].sort_values("params")
@@ -142,29 +137,21 @@ ERROR_COLORS = {
 }
 
 
-def errors(table: pd.DataFrame) -> Figure:
-    """Share of all answers by their first false step: a panel a recipe, a bar a student, with the share of right ones on top.
+def error_shares(table: pd.DataFrame) -> Figure:
+    """Share of all answers by their first false step: a panel a recipe, a bar a student, the right ones on top.
 
     Arguments:
         table: errors.csv: student, params, recipe, and a share for each key of `pocket.errors.ERRORS`.
     """
     recipes = list(dict.fromkeys(table["recipe"]))
     figure, panels = plt.subplots(1, len(recipes), figsize=(11, 4.6), sharey=True, squeeze=False)
-    shown = [name for name in ERROR_COLORS if name != "right" and table[name].max() >= 0.005] + ["right"]
+    kinds = [name for name in ERROR_COLORS if name != "right" and table[name].max() >= 0.005] + ["right"]
     for axes, recipe in zip(panels[0], recipes, strict=True):
         rows = table[table["recipe"] == recipe].sort_values("params")
         bottom = np.zeros(len(rows))
-        for name in shown:
-            axes.bar(
-                range(len(rows)),
-                rows[name],
-                0.8,
-                bottom,
-                label=name,
-                color=ERROR_COLORS[name],
-                edgecolor="#555555",
-                lw=0.5,
-            )
+        for name in kinds:
+            style = {"color": ERROR_COLORS[name], "edgecolor": "#555555", "lw": 0.5}
+            axes.bar(range(len(rows)), rows[name], 0.8, bottom, label=name, **style)
             bottom += rows[name].to_numpy()
         for i, right in enumerate(rows["right"]):
             axes.text(i, 1 - right / 2, f"{right:.0%}", ha="center", va="center", fontsize=8)
@@ -179,15 +166,15 @@ def errors(table: pd.DataFrame) -> Figure:
 
 
 def controls(gaps: pd.DataFrame) -> Figure:
-    """The gap of long traces beside that of long traces without their checks, and that of finer steps, by student size."""
+    """By student size: the gap of long traces, that of long ones without their checks, and that of finer steps."""
     figure, axes = plt.subplots(figsize=(7.5, 4.3))
-    shown = {
+    contrasts = {
         "long-short": ("#D55E00", "^", "long - short (the gap)"),
         "unverified-short": ("#CC79A7", "v", "long without its checks - short (ablation)"),
         "short-direct": ("#E69F00", "s", "short - short without its steps (finer steps, control)"),
     }
     sizes = gaps.drop_duplicates("student").sort_values("params")
-    for i, (contrast, (color, marker, label)) in enumerate(shown.items()):
+    for i, (contrast, (color, marker, label)) in enumerate(contrasts.items()):
         rows = gaps[gaps["contrast"] == contrast].sort_values("params")
         _points(axes, rows["params"] * 1.035 ** (i - 1), rows, "delta", color, marker, label)
     axes.axhline(0, color="black", lw=0.8)
@@ -240,13 +227,15 @@ def paper_gap(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def redraw(scale: str = "pocket") -> list[str]:
-    """Draw every figure again from the CSV files."""
-    folder = figures_dir(scale) / "data"
-    tables = {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
+def redraw(folder: Path) -> list[str]:
+    """Draw every figure of a folder again from the CSV files in its `data/`; returns the paths of the figures.
+
+    Raises ValueError if a CSV file is missing.
+    """
+    tables = {path.stem: pd.read_csv(path) for path in (folder / "data").glob("*.csv")}
     missing = {"trace_lengths", "learnability_gap", "gaps", "alpha_sweep", "mix_recipes"} - set(tables)
     if missing:
-        raise ValueError(f"figures/data lacks {', '.join(sorted(missing))}: run make reproduce first")
+        raise ValueError(f"{shown(folder)}/data lacks {', '.join(sorted(missing))}: run make reproduce first")
     figures = {
         "01_trace_lengths": trace_lengths(tables["trace_lengths"]),
         "02_learnability_gap": learnability_gap(tables["learnability_gap"], tables["gaps"]),
@@ -254,20 +243,20 @@ def redraw(scale: str = "pocket") -> list[str]:
         "03_mix_distillation": mix_distillation(tables["alpha_sweep"], tables["mix_recipes"]),
     }
     if "errors" in tables:
-        figures["04_errors"] = errors(tables["errors"])
+        figures["04_errors"] = error_shares(tables["errors"])
     if "controls" in tables:
         figures["04_controls"] = controls(tables["controls"])
     if "large_teacher" in set(tables["learnability_gap"]["recipe"]):
         figures["02_teacher_gap"] = learnability_gap(tables["learnability_gap"], tables["gaps"], family="large")
-    return [save_figure(figure, name, scale) for name, figure in figures.items()]
+    return [save_figure(figure, folder, name) for name, figure in figures.items()]
 
 
 def _points(
     axes, x, rows: pd.DataFrame, column: str, color: str, marker: str, label: str, dashed: bool = False
 ) -> None:
-    errors = [rows[column] - rows["ci_low"], rows["ci_high"] - rows[column]]
+    bars = [rows[column] - rows["ci_low"], rows["ci_high"] - rows[column]]
     style = {"color": color, "marker": marker, "ls": "--" if dashed else "-", "capsize": 3, "lw": 1.5, "ms": 6}
-    axes.errorbar(x, rows[column], np.clip(errors, 0, None), label=label, **style)
+    axes.errorbar(x, rows[column], np.clip(bars, 0, None), label=label, **style)
 
 
 def _size_axis(axes, sizes: pd.DataFrame) -> None:
@@ -286,25 +275,23 @@ def _student_labels(rows: pd.DataFrame) -> list[str]:
 
 def size_text(params: int) -> str:
     """29k, 487k, 1.5B."""
-    return (
-        f"{params / 1e3:.0f}k" if params < 1e6 else f"{params / 1e6:.1f}M" if params < 1e8 else f"{params / 1e9:.1f}B"
-    )
+    if params < 1e6:
+        return f"{params / 1e3:.0f}k"
+    return f"{params / 1e6:.1f}M" if params < 1e8 else f"{params / 1e9:.1f}B"
 
 
 def _caption(figure: Figure, table: pd.DataFrame) -> None:
-    n, seeds = table["n_problems"].max(), table["n_seeds"].max()
-    bases = ""
-    if "n_bases" in table and table["n_bases"].max() > 1:
-        fewest, most = table["n_bases"].min(), table["n_bases"].max()
-        bases = f" on {fewest if fewest == most else f'{fewest} to {most}'} bases a size"
+    """Say n, seeds, bases, and what the intervals cover: with one seed, or one base, nothing but the problems."""
+    n_seeds, n_bases = table["n_seeds"].max(), table.get("n_bases", table["n_seeds"])
+    fewest, most = n_bases.min(), n_bases.max()
+    if n_seeds == 1 or most == 1:
+        cover = f"over problems only, of {'one seed' if n_seeds == 1 else 'one base a size'}"
+    else:
+        cover = "over seeds, bases and problems" + (", problems only at sizes with one base" if fewest == 1 else "")
+    bases = "" if most == 1 else f" on {fewest if fewest == most else f'{fewest} to {most}'} bases a size"
     text = (
-        f"n = {n} test problems, {seeds} {'seed' if seeds == 1 else 'seeds'} of data and training{bases}; "
-        f"bars: 95% intervals over seeds{', bases' if bases else ''} and problems"
+        f"n = {table['n_problems'].max()} test problems, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'} of data and "
+        f"training{bases}; bars: 95% intervals {cover}"
     )
     figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.text(0.01, 0.01, text, fontsize=8)
-
-
-if __name__ == "__main__":
-    plt.switch_backend("agg")
-    print("\n".join(redraw()))

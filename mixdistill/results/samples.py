@@ -33,10 +33,8 @@ def sampled_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             at_k = np.array([pass_at_k(n, c, k) for c in range(n + 1)])
             passed = pd.DataFrame(at_k[n_right], correct.index, correct.columns)
             for metric, estimate in (("pass", share(passed)), ("maj", share(problem_table(votes, k)))):
-                interval = {"se": estimate.se, "ci_low": estimate.low, "ci_high": estimate.high}
-                counts = {"n_problems": estimate.n_problems, "n_seeds": estimate.n_seeds, "n_samples": n}
-                values = {"metric": metric, "k": k, "value": estimate.mean} | interval | counts
-                rows.append(dict(zip(by, name, strict=True)) | values)
+                facts = dict(zip(by, name, strict=True)) | {"metric": metric, "k": k}
+                rows.append(facts | estimate.columns("value") | {"n_samples": n})
     return pd.DataFrame(rows)
 
 

@@ -1,14 +1,15 @@
 """Accuracies and gaps with 95% intervals that cover the problems, the samples drawn of them and the training seeds.
 
-Items are one row a seed, problem and sample, with the columns of `evaluate.Scores` and `sweep`. Four rules hold throughout:
+Items are one row a seed, problem and sample, with the columns of `evaluate.Scores` and `sweep`. Four rules hold:
 
-- The problem is the unit. Its samples are averaged first, so standard errors are clustered by problem (Miller, Adding Error Bars
-  to Evals, 2024, section 2.2): ten samples of 30 problems are 30 observations, not 300.
-- So is the base: seeds of one pre-trained model (column `base`) are averaged first, so that an interval covers the draw of the bases.
-- Each benchmark counts the same, as in the paper's tables: a mean is the mean over the items' benchmarks, whatever their
-  sizes. Benchmarks are fixed; problems and seeds are drawn.
-- The headline interval is the t interval of `two_way_mean`, the only one here that holds with few seeds: of 3 or 5 seeds a
-  bootstrap has too few to resample, and McNemar's test knows no seeds. Both stand beside it in `gap_table`.
+- The problem is the unit. Its samples are averaged first, so standard errors are clustered by problem (Miller, Adding
+  Error Bars to Evals, 2024, section 2.2): ten samples of 30 problems are 30 observations, not 300.
+- So is the base: seeds of one pre-trained model (column `base`) are averaged first, so that an interval covers the draw
+  of the bases.
+- Each benchmark counts the same, as in the paper's tables: a mean is the mean over the items' benchmarks, whatever
+  their sizes. Benchmarks are fixed; problems and seeds are drawn.
+- Every interval is the t interval of `two_way_mean`. It holds with few seeds too; a bootstrap has too few of them to
+  resample.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,11 @@ class Estimate:
     se: float
     df: float
 
+    def columns(self, name: str) -> dict[str, float]:
+        """What a table shows of it, the mean as `name`."""
+        bounds = {name: self.mean, "se": self.se, "ci_low": self.low, "ci_high": self.high}
+        return bounds | {"n_problems": self.n_problems, "n_seeds": self.n_seeds}
+
 
 def accuracy(items: pd.DataFrame) -> Estimate:
     """Accuracy of one student under one recipe (avg@k where k samples were drawn), as the mean over the benchmarks.
@@ -49,9 +55,9 @@ def accuracy(items: pd.DataFrame) -> Estimate:
 def share(table: pd.DataFrame) -> Estimate:
     """Mean and interval of scores in 0..1 [seeds, problems], with columns as `problem_table` has them.
 
-    Wilson's interval for the effective number of problems, p (1 - p) / se^2, with a t quantile (Dean and Pagano, J. Survey
-    Statistics and Methodology 3(4), 2015), so it stays within 0..1. The standard error counts two further problems a benchmark,
-    one right and one wrong: thirty right ones of thirty are not certain.
+    Wilson's interval for the effective number of problems, p (1 - p) / se^2, with a t quantile (Dean and Pagano, J.
+    Survey Statistics and Methodology 3(4), 2015), so it stays within 0..1. The standard error counts two further
+    problems a benchmark, one right and one wrong: thirty right ones of thirty are not certain.
     """
     mean, padded = _mean(table).mean, _mean(table, 0, 1)
     n, t = padded.mean * (1 - padded.mean) / padded.se**2, float(stats.t.ppf(0.975, padded.df))
@@ -78,12 +84,14 @@ def gap(items: pd.DataFrame, baseline: pd.DataFrame) -> Estimate:
 
 
 def two_way_mean(values: np.ndarray, benchmarks: Sequence[str] | None = None) -> Estimate:
-    """Mean and 95% interval of `values` [seeds, problems], both drawn at random; the mean over `benchmarks` [problems], if given.
+    """Mean and 95% interval of `values` [seeds, problems], both drawn at random.
+
+    With `benchmarks` [problems], the name of each problem's benchmark, the mean is that over the benchmarks.
 
     The crossed random-effects variance with Satterthwaite's degrees of freedom (Searle, Casella and McCulloch, Variance
-    Components, 1992, chapter 4): that of the seeds' means plus that of the problems' means, within benchmarks, less that of the
-    rest, which is in both. A seed's effect may be shared by the benchmarks. With one seed the interval covers the problems only.
-    A benchmark of one problem has no interval.
+    Components, 1992, chapter 4): the variance of the seeds' means plus that of the problems' means, within benchmarks,
+    less that of the rest, which is in both. The benchmarks may share a seed's effect. With one seed the interval covers
+    the problems only. A benchmark of one problem has no interval.
     """
     n_seeds, n_problems = values.shape
     labels = np.zeros(n_problems) if benchmarks is None else np.asarray(benchmarks)
@@ -106,113 +114,32 @@ def two_way_mean(values: np.ndarray, benchmarks: Sequence[str] | None = None) ->
     return Estimate(mean, mean - half, mean + half, n_problems, n_seeds, sqrt(variance), float(df))
 
 
-def bootstrap(
-    items: pd.DataFrame, baseline: pd.DataFrame, n_resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """95% percentile interval of the gap, resampling problems within benchmarks, and seeds where there are several.
-
-    Of n problems (or seeds) n - 1 are drawn, which makes the variance right for small n too (Rao and Wu, JASA 83, 1988). The
-    same arguments give the same interval. NaN for a benchmark of one problem.
-
-    A check of the headline interval, not a replacement. In 1,500 simulated studies each (test_stats repeats some) that one covered the
-    truth 94 to 100 times in 100; this one 94 with one seed, 92 with 5 seeds that matter, 87 with 3, and 38 where 30 problems
-    show hardly a difference.
-    """
-    rng = np.random.default_rng(seed)
-    table = _differences(items, baseline)
-    benchmarks = table.columns.get_level_values("benchmark")
-    means = np.zeros((n_resamples, len(table)))
-    for name in benchmarks.unique():
-        # Problems with the same differences are one category of a multinomial: the same bootstrap, many times as fast.
-        rows, counts = np.unique(table.to_numpy()[:, benchmarks == name].T, axis=0, return_counts=True)
-        n = counts.sum()
-        if n == 1:
-            return nan, nan
-        means += rng.multinomial(n - 1, counts / n, n_resamples) @ rows / (n - 1) / benchmarks.nunique()
-    n = len(table)
-    weights = rng.multinomial(n - 1, np.full(n, 1 / n), n_resamples) / (n - 1) if n > 1 else 1
-    low, high = np.quantile((weights * means).sum(1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def mcnemar(items: pd.DataFrame, baseline: pd.DataFrame) -> float:
-    """Two-sided p value of McNemar's exact test: are problems that only one side solves as often solved by either side?
-
-    Exact whatever the number of problems that differ. Only for one seed and one sample a problem, as several outcomes of one
-    problem are not independent; and for one benchmark or several of one size, as it counts each problem the same while the
-    gap counts each benchmark the same. Otherwise NaN: read the interval, or the table by benchmark.
-    """
-    table = _differences(items, baseline)
-    sizes = table.columns.get_level_values("benchmark").value_counts()
-    if len(table) > 1 or max(len(items), len(baseline)) > table.size or sizes.nunique() > 1:
-        return nan
-    better, worse = int((table > 0).sum(axis=None)), int((table < 0).sum(axis=None))
-    return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
-
-
-def detectable_gap(n_problems: int | Sequence[int], discordance: float) -> float:
-    """The true gap that a paired test (two-sided 5%, one seed, one sample) finds with 80% power.
-
-    Solves n = (z_.975 sqrt(discordance) + z_.8 sqrt(discordance - gap^2))^2 / gap^2 for the gap (Connor, Biometrics 43(1), 1987).
-    A result above `discordance` means that no gap which the discordance allows is found.
-
-    Arguments:
-        n_problems: of one benchmark; or of each, for their unweighted mean, with n = B^2 / sum(1 / n_problems).
-        discordance: share of problems that only one of the two sides solves, above 0 up to 1.
-
-    Raises ValueError for a discordance or a number of problems out of range.
-    """
-    sizes = np.atleast_1d(n_problems)
-    if not 0 < discordance <= 1 or sizes.size == 0 or sizes.min() < 1:
-        raise ValueError(
-            f"{n_problems} problems, discordance {discordance}: give at least 1 problem, and a share above 0 up to 1"
-        )
-    n = sizes.size**2 / (1 / sizes).sum()
-    z, power = stats.norm.ppf([0.975, 0.8])
-    return float(sqrt(discordance) * (z * sqrt(n) + power * sqrt(max(0.0, n + power**2 - z**2))) / (n + power**2))
-
-
 def accuracy_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """One row for each value of the columns `by` (none: one row): accuracy, standard error, interval, counts, and rates.
+    """One row for each value of the columns `by` (none: one row): accuracy, standard error, interval, counts, rates.
 
-    With `benchmark` in `by` a row is a benchmark, without it the mean over the benchmarks. Rates, weighted like the accuracy: of
-    completions cut at the limit (`truncated`), without an answer and ending in a loop; and mean tokens.
+    With `benchmark` in `by` a row is a benchmark, without it the mean over the benchmarks. Rates, weighted like the
+    accuracy: of completions cut at the limit (`truncated`), without an answer and ending in a loop; and mean tokens.
     """
     rows = []
     for name, group in items.groupby(by, sort=False) if by else [((), items)]:
         estimate = accuracy(group)
-        rows.append(
-            dict(zip(by, name, strict=True))
-            | {
-                "accuracy": estimate.mean,
-                "se": estimate.se,
-                "ci_low": estimate.low,
-                "ci_high": estimate.high,
-                "n_problems": estimate.n_problems,
-                "n_seeds": estimate.n_seeds,
-                "n_bases": n_bases(group),
-                "n_samples": len(group) // (estimate.n_problems * estimate.n_seeds),
-            }
-            | _rates(group)
-        )
+        n_samples = len(group) // (estimate.n_problems * estimate.n_seeds)
+        counts = {"n_bases": n_bases(group), "n_samples": n_samples}
+        rows.append(dict(zip(by, name, strict=True)) | estimate.columns("accuracy") | counts | _rates(group))
     return pd.DataFrame(rows)
 
 
 def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
-    """The gaps of every student, for the recipes that are there: long-short, mix_long-short, mix_long-long, and mix_long-best,
-    the mix minus the better of its two parts; the same for large_teacher, small_teacher and mix_large.
+    """The gaps of every student, for the recipes that are there.
 
-    The better part of a row is chosen by its mean over all seeds, which can only make the mix look worse.
+    long-short, mix_long-short, mix_long-long, and mix_long-best, the mix minus the better of its two parts; the same
+    for large_teacher, small_teacher and mix_large; and the gaps of the controls. The better part of a row is chosen by
+    its mean over all seeds, which can only make the mix look worse.
 
     Arguments:
         by_benchmark: a row for each benchmark instead of their mean.
 
-    Returns: one row a gap.
-        delta, se, ci_low, ci_high: see `gap`; the headline.
-        boot_low, boot_high, mcnemar_p: see `bootstrap` and `mcnemar`.
-        better, worse: shares of problems that only the one or the other side solves; delta is their difference.
-        detectable: the true gap that such a study finds with 80% power (two-sided 5%), (t_.975 + t_.8) se (Bloom, Evaluation Review
-            19(5), 1995). From the observed scatter, seeds included; `detectable_gap` takes an assumed discordance instead.
+    Returns: one row a gap, with delta, se, ci_low and ci_high as `gap` gives them, n_problems, n_seeds, n_bases, and
         diff_truncated, diff_no_answer, diff_loop, diff_tokens: the differences in these rates.
 
     Raises ValueError if no student has the recipes of a gap, or the two sides of one differ in seeds or problems.
@@ -222,47 +149,29 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
     for name, group in items.groupby(keys, sort=False):
         of = dict(tuple(group.groupby("recipe", sort=False)))
         for contrast, left, right in _contrasts(of):
-            estimate = gap(of[left], of[right])
-            boot_low, boot_high = bootstrap(of[left], of[right])
-            table = _differences(of[left], of[right])
-            rates = [_rates(of[recipe]) for recipe in (left, right)]
-            rows.append(
-                dict(zip(keys, name, strict=True))
-                | {
-                    "contrast": contrast,
-                    "delta": estimate.mean,
-                    "se": estimate.se,
-                    "ci_low": estimate.low,
-                    "ci_high": estimate.high,
-                    "boot_low": boot_low,
-                    "boot_high": boot_high,
-                    "mcnemar_p": mcnemar(of[left], of[right]),
-                    "better": _mean(table.clip(lower=0)).mean,
-                    "worse": _mean(-table.clip(upper=0)).mean,
-                    "detectable": stats.t.ppf([0.975, 0.8], estimate.df).sum() * estimate.se,
-                    "n_problems": estimate.n_problems,
-                    "n_seeds": estimate.n_seeds,
-                    "n_bases": n_bases(of[left]),
-                }
-                | {f"diff_{rate.removeprefix('mean_')}": rates[0][rate] - rates[1][rate] for rate in rates[0]}
-            )
+            facts = dict(zip(keys, name, strict=True)) | {"contrast": contrast}
+            facts |= gap(of[left], of[right]).columns("delta") | {"n_bases": n_bases(of[left])}
+            rates, others = _rates(of[left]), _rates(of[right])
+            differences = {f"diff_{rate.removeprefix('mean_')}": rates[rate] - others[rate] for rate in rates}
+            rows.append(facts | differences)
     if not rows:
         wanted = "; ".join(f"{hard} and {easy}" for hard, easy, _ in FAMILIES)
         raise ValueError(
-            f"there is no gap between the recipes {', '.join(items['recipe'].unique())}: a student needs both of {wanted}"
+            f"there is no gap between the recipes {', '.join(items['recipe'].unique())}: "
+            f"a student needs both of {wanted}"
         )
     return pd.DataFrame(rows)
 
 
 def slope_table(items: pd.DataFrame) -> pd.DataFrame:
-    """How each gap changes with the student's size: least squares over log10 of the parameters, every student counting the same.
+    """How each gap changes with the student's size: least squares over log10 of the parameters.
 
-    The interval covers bases (each student's own) and problems (shared by all students): their two variances are added, each of which holds
-    the rest, so it is somewhat wide; t quantile with Satterthwaite's degrees of freedom. Of a student with one base (one seed) it covers the
-    problems only.
+    Every student counts the same. The interval covers bases (each student's own) and problems (shared by all students):
+    their two variances are added, each of which holds the rest, so it is somewhat wide; t quantile with Satterthwaite's
+    degrees of freedom. Of a student with one base (or one seed) it covers the problems only.
 
-    Returns: one row a gap that every student has: contrast, slope (difference for ten times the parameters), se, ci_low, ci_high,
-    n_students, n_bases (of all students together), n_problems. Empty where all students have one size.
+    Returns: one row a gap that every student has: contrast, slope (difference for ten times the parameters), se,
+        ci_low, ci_high, n_students, n_bases (of all students together), n_problems. Empty where all have one size.
     """
     sizes = items.drop_duplicates("student").set_index("student")["params"].sort_values()
     recipes = {student: dict(tuple(group.groupby("recipe"))) for student, group in items.groupby("student")}
@@ -292,34 +201,33 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable_gaps(gaps: pd.DataFrame, contrasts: tuple[str, ...] = ()) -> pd.DataFrame:
-    """A gap table for people: points, intervals as text, and what the interval says; only `contrasts`, if any are given.
+    """A gap table for people: points, intervals as text, and what they say; only `contrasts`, if any are given.
 
-    Columns without a value are left out (McNemar's test where there are several seeds).
+    An interval of one seed, or of one base, says nothing of others: its verdict names it.
     """
     rows = gaps[gaps["contrast"].isin(contrasts)] if contrasts else gaps
     verdicts = np.select([rows["ci_low"] > 0, rows["ci_high"] < 0], ["above 0", "below 0"], "undecided")
+    n_seeds, n_bases = rows["n_seeds"], rows.get("n_bases", rows["n_seeds"])
+    limits = np.select([n_seeds == 1, n_bases == 1], [" (one seed)", " (one base)"], "")
     columns = {
         "student": rows["student"],
         "params": rows["params"],
         "benchmark": rows.get("benchmark"),
         "contrast": rows["contrast"],
         "points": [f"{100 * value:+.1f}" for value in rows["delta"]],
-        "95% interval": _intervals(rows, "ci_low", "ci_high"),
-        "verdict": verdicts,
-        "bootstrap": _intervals(rows, "boot_low", "boot_high") if "boot_low" in rows else None,
-        "McNemar p": rows.get("mcnemar_p"),
-        "detectable": [f"{100 * value:.1f}" for value in rows["detectable"]] if "detectable" in rows else None,
+        "95% interval": [f"[{100 * low:+.1f}, {100 * high:+.1f}]" for low, high in rows[["ci_low", "ci_high"]].values],
+        "verdict": [f"{verdict}{limit}" for verdict, limit in zip(verdicts, limits, strict=True)],
         "n_problems": rows["n_problems"],
-        "n_seeds": rows["n_seeds"],
+        "n_seeds": n_seeds,
         "n_bases": rows.get("n_bases"),
     }
     return pd.DataFrame(columns).dropna(axis=1, how="all").reset_index(drop=True)
 
 
 def paper_table(items: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies in % as the paper's Table 3 has them: one row a student and recipe, one column a benchmark, and their mean.
+    """Accuracies in % as the paper's Table 3 has them: one row a student and recipe, one column a benchmark.
 
-    Each with its 95% interval; after them the rates of `accuracy_table`, as means over the benchmarks.
+    Then their mean; each with its 95% interval; last the rates of `accuracy_table`, as means over the benchmarks.
     """
     by = ["student", "recipe"]
     means, each = accuracy_table(items, by), accuracy_table(items, [*by, "benchmark"])
@@ -334,24 +242,22 @@ def problem_table(items: pd.DataFrame, column: str = "correct") -> pd.DataFrame:
     Raises ValueError if a seed lacks a problem, a sample is there twice, or problems differ in their number of samples.
     """
     keys = ["seed", "benchmark", "problem_id"]
-    if missing := [name for name in (*keys, "sample", column) if name not in items]:
-        raise ValueError(
-            f"the items lack {', '.join(missing)}, they have {', '.join(map(str, items))}: add the columns"
-        )
+    require(items, *keys, "sample", column)
     if twice := int(items.duplicated([*keys, "sample"]).sum()):
         raise ValueError(f"{twice} of {len(items)} items repeat seed, problem and sample of another: give each once")
     groups = items.groupby(keys)[column]
     sizes, table = groups.size(), groups.mean().unstack(["benchmark", "problem_id"])
     if table.empty or table.isna().any(axis=None) or sizes.nunique() > 1:
+        found = f"{table.shape[0]} seeds, {table.shape[1]} problems, {sorted(sizes.unique().tolist())} samples"
         raise ValueError(
-            "every seed needs a grade for every problem and the same number of samples of each, and there must be at least one "
-            f"item: {table.shape[0]} seeds, {table.shape[1]} problems, {sorted(sizes.unique().tolist())} samples"
+            "every seed needs a grade for every problem and the same number of samples of each, and there must be at "
+            f"least one item: {found}"
         )
     return table.sort_index(axis=1)
 
 
 def replicates(items: pd.DataFrame) -> pd.DataFrame:
-    """`problem_table` with the seeds of one base averaged [bases, ...]; without a column `base` every seed stands for itself."""
+    """`problem_table` with the seeds of one base averaged [bases, ...]; without a column `base` each seed is one."""
     table = problem_table(items)
     if "base" not in items:
         return table
@@ -367,9 +273,7 @@ def n_bases(items: pd.DataFrame) -> int:
 def require(items: pd.DataFrame, *columns: str) -> None:
     """Raise ValueError if the items lack one of these columns."""
     if missing := [name for name in columns if name not in items]:
-        raise ValueError(
-            f"the items lack {', '.join(missing)}, they have {', '.join(map(str, items))}: add the columns"
-        )
+        raise ValueError(f"the items lack {', '.join(missing)}, they have {', '.join(map(str, items))}: add them")
 
 
 def _differences(items: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
@@ -377,8 +281,8 @@ def _differences(items: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
     seeds = [sorted(side["seed"].unique()) for side in (items, baseline)]
     if seeds[0] != seeds[1] or not (left.index.equals(right.index) and left.columns.equals(right.columns)):
         raise ValueError(
-            f"a gap needs the same seeds, bases and problems on both sides: {left.shape[0]} seeds or bases x {left.shape[1]} problems "
-            f"against {right.shape[0]} x {right.shape[1]}"
+            f"a gap needs the same seeds, bases and problems on both sides: {left.shape[0]} seeds or bases "
+            f"x {left.shape[1]} problems against {right.shape[0]} x {right.shape[1]}"
         )
     return left - right
 
@@ -413,10 +317,6 @@ def _contrasts(recipes: dict[str, pd.DataFrame]) -> list[tuple[str, str, str]]:
             best = max((easy, hard), key=lambda recipe: _mean(replicates(recipes[recipe])).mean)
             found.append((f"{mixed}-best", mixed, best))
     return found + [(f"{left}-{right}", left, right) for left, right in CONTROL_GAPS if {left, right} <= recipes.keys()]
-
-
-def _intervals(rows: pd.DataFrame, low: str, high: str) -> list[str]:
-    return [f"[{100 * a:+.1f}, {100 * b:+.1f}]" for a, b in zip(rows[low], rows[high], strict=True)]
 
 
 def _cells(rows: pd.DataFrame) -> list[str]:

@@ -1,269 +1,190 @@
-"""What a scale would run and what it costs, without the network and before a weight is read: `python -m mixdistill plan gpu`."""
+"""What a scale would run and what it costs: `python -m mixdistill plan --scale gpu`. Reads no weight, loads nothing."""
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from transformers import PretrainedConfig
+import torch
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError
 
-from mixdistill.data.students import student_source
-from mixdistill.finetuning import memory_model as memory
-from mixdistill.finetuning.finetune import FULL_LR, LORA_LR
-from mixdistill.runs import runs_dir
-from mixdistill.study import costs
-from mixdistill.study.hardware import ASSUMED, Gpu, found_gpus, model_config
-from mixdistill.study.scales import REVISIONS, Arm, Scale, alpha_arms, control_arms, gap_arms
-from mixdistill.study.sweep import n_cores, run_arm, same_work
+from mixdistill.data.pocket.bases import POCKET_BASES
+from mixdistill.data.students import n_params, student_source
+from mixdistill.runs import read_json, runs_dir
+from mixdistill.study.scales import REVISIONS, Arm, Scale, TraceSet, alpha_arms, control_arms, gap_arms
+from mixdistill.study.sweep import evaluation_problems, run_arm, same_work, trace_set
+from mixdistill.study.workers import n_cores
 
-NEEDS_GPU = 50_000_000  # parameters: larger students are not for a CPU
+NEEDS_GPU = 400_000_000  # parameters: larger students are not for a CPU
+# FLOP/s, where nothing was measured: an H100 at 40% of its dense bfloat16 peak; one CPU core with tiny students.
+GPU_RATE, CORE_RATE = 4e14, 1e10
+BYTES_PER_TOKEN = 3.3  # of mathematical English
+# Sizes of what lies on the Hub: problems of a benchmark; examples of a trace set, and bytes of each with its problem.
+N_PROBLEMS = {"math": 5000, "math500": 500, "gsm8k": 1319, "amc23": 40, "aime24": 30, "olympiadbench": 674}
+LONG, OTHERS, UNKNOWN = (5383, 4153), (5000, 1300), (5000, 4000)  # from its card; our estimate; a guess
 
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """What a scale would run; `print` shows it.
-
-    `students` has one row a student, `traces` one a part with its trace set. `obstacles` says what keeps the scale from running
-    on this machine, each with what to do.
-    """
+    """What a scale would run, one row a student, and what keeps it from running here; `print` shows it."""
 
     scale: Scale
-    gpu: Gpu | None  # None: on the CPU
-    n_gpus: int
-    found: bool  # the GPUs are here, not assumed
     students: pd.DataFrame
-    traces: pd.DataFrame
-    n_problems: int  # of all benchmarks
     obstacles: tuple[str, ...]
 
     def __str__(self) -> str:
-        what = [
-            "student",
-            "parameters",
-            "method",
-            "commit",
-            "trainings",
-            "evaluations",
-            "training tokens",
-            "answer tokens",
+        total = self.students.sum(numeric_only=True)
+        lines = [
+            f"Scale {self.scale.name}: seeds {self.scale.n_seeds}, recipes {', '.join(self.scale.recipes)}, alpha of "
+            f"{self.scale.alpha_student} {', '.join(f'{alpha:g}' for alpha in self.scale.alphas)}",
+            "\n" + self.students.to_string(index=False, float_format="{:,.3g}".format, na_rep="-") + "\n",
+            f"In all {total['trainings']:.0f} trainings, {total['evaluations']:.0f} evaluations, {total['hours']:.2g} "
+            f"hours, {total['download GB']:.0f} GB of weights to download, {total['runs GB']:.1f} GB of runs.",
+            f"Hours: 6ND FLOPs (4ND with LoRA, 2ND for answers) at {GPU_RATE:.0e} FLOP/s a GPU, {CORE_RATE:.0e} a CPU core, "
+            "or as fast as the runs trained that the store holds. Decoding on a GPU takes longer than that.",
+            "What the store holds is read and not run again. " + ("" if self.obstacles else "This machine can run it."),
         ]
-        unneeded = [] if self.gpu else ["training PFLOPs", "decoding PFLOPs", "download GB"]
-        tables = [self.traces, self.students[what], self.students.drop(columns=[*what[1:], *unneeded])]
-        blocks = [_header(self), *(_table(table) for table in tables), _totals(self), _assumptions(self)]
-        if self.obstacles:
-            blocks.append("\n".join(["Can not run here:", *(f"- {obstacle}" for obstacle in self.obstacles)]))
-        return "\n\n".join(blocks)
+        return "\n".join([*lines, *(f"It can not run here: {obstacle}" for obstacle in self.obstacles)])
 
 
-def plan(scale: Scale, n_gpus: int | None = None) -> Plan:
-    """Count what a scale would run.
+def plan(scale: Scale) -> Plan:
+    """Count what a scale would run, and look for what keeps it from running on this machine.
 
-    Arguments:
-        scale: as `get_scale` gives it, or one of your own.
-        n_gpus: plan for so many GPUs; None means those found, or where there are none as many H100 as the scale is meant for.
-
-    Raises ValueError for a student whose configuration is not at hand (`hardware.model_config`), or n_gpus below 1.
+    Raises ValueError for a student whose size can not be known without a download.
     """
-    if n_gpus is not None and n_gpus < 1:
-        raise ValueError(f"the number of GPUs is {n_gpus}: give at least 1")
-    configs, on_cpu = _configs(scale), not _needs_gpu(scale)
-    found = found_gpus()
-    gpu, n_found = found or (ASSUMED, scale.gpus)
-    traces = costs.trace_sizes(scale)
-    n_problems = sum(costs.count_problems(name, scale) for name in scale.benchmarks)
-    arms = _arms(scale)
-    rows, obstacles = [], []
-    if not on_cpu and not found:
-        obstacles.append("no CUDA GPU: the plan is for assumed ones; `make reproduce`, the pocket world, needs none")
-    for student, config in configs.items():
-        of_student = [arm for arm in arms if arm.student == student]
-        row = costs.count_arms(student, config, of_student, scale, traces, n_problems)
-        if on_cpu:
-            row["CPU hours"] = costs.cpu_hours(row)
-        else:
-            gpu_costs, unfit = costs.on_gpus(row, config, scale, n_problems, gpu, n_gpus or n_found)
-            row |= gpu_costs
-            obstacles += unfit
-        rows.append(row)
+    arms = all_arms(scale)
+    traces = {part: _examples(getattr(scale, part), scale) for arm in arms for part in (arm.hard, arm.easy)}
+    n_problems, speeds = sum(_n_problems(name, scale) for name in scale.benchmarks), _measured()
+    gpus, rows = torch.cuda.device_count(), []
+    for student in scale.students:
+        size, flops = _size(student), 6 if student in scale.full else 4
+        trained = [arm for arm in arms if arm.student == student and arm.alpha is not None]
+        n_evaluations = sum(arm.student == student for arm in arms)
+        tokens = sum(scale.epochs * _tokens(arm, traces) for arm in trained)
+        mean = sum(_tokens(arm, traces) / traces[arm.easy][0] for arm in trained) / len(trained)
+        answers = n_problems * n_evaluations * mean  # as long as the examples that a student is trained on
+        rate = n_cores() * CORE_RATE if size < NEEDS_GPU and not gpus else max(1, gpus) * GPU_RATE
+        speed = speeds.get(student, rate / (flops * size * n_cores())) * n_cores()
+        row = {"student": student, "parameters": size, "trainings": len(trained), "evaluations": n_evaluations}
+        row |= {"training tokens": tokens, "answer tokens": answers, "measured tokens/s": speeds.get(student)}
+        row |= {"hours": (tokens / speed + 2 * size * answers / rate) / 3600}
+        row |= {"runs GB": (len(trained) * size * (4 if flops == 6 else 0.04) + answers * BYTES_PER_TOKEN) / 1e9}
+        gated = "yes" if student.startswith("meta-llama/") else "no"
+        rows.append(row | {"download GB": 0.0 if _here(student) else 2 * size / 1e9, "gated": gated})
     students = pd.DataFrame(rows)
-    obstacles += _disk_obstacles(students)
-    return Plan(
-        scale, None if on_cpu else gpu, n_gpus or n_found, bool(found), students, traces, n_problems, tuple(obstacles)
-    )
+    return Plan(scale, students, tuple(_obstacles(students)))
 
 
 def check_machine(scale: Scale) -> None:
-    """Show the plan of a scale of real models, and refuse the scale where this machine can not run it.
+    """Refuse a scale that this machine can not run, unless the run store holds all of it: reading needs no GPU.
 
-    Pocket students run everywhere, and what the run store holds whole is only read, which needs no GPU.
-
-    Raises ValueError with every reason and what to do: no GPU, one that is too small, too little disk, students that are
-    neither in the cache nor to be had from the Hub.
+    Raises ValueError with every reason and what to do.
     """
-    if not _needs_gpu(scale) or _all_stored(scale):
-        return
     made = plan(scale)
-    print(f"{made}\n", flush=True)
-    reasons = [*made.obstacles, *_access_obstacles(scale)]
-    if reasons:
-        listed = "\n".join(f"- {reason}" for reason in reasons)
+    if made.obstacles and not _all_stored(scale):
+        print(f"{made}\n", flush=True)
+        listed = "\n".join(f"- {obstacle}" for obstacle in made.obstacles)
         raise ValueError(f"the scale {scale.name!r} can not run on this machine:\n{listed}")
 
 
-def _arms(scale: Scale) -> list[Arm]:
-    """What the notebooks run, each piece of work once; the untouched students first."""
+def all_arms(scale: Scale) -> list[Arm]:
+    """What the notebooks run, each piece of work once."""
     arms = [*gap_arms(scale), *alpha_arms(scale, scale.alpha_student, scale.alphas), *control_arms(scale)]
     return list({same_work(arm): arm for arm in arms}.values())
 
 
 def _all_stored(scale: Scale) -> bool:
     try:
-        return all(run_arm(arm, scale, stored_only=True) is not None for arm in _arms(scale))
-    except ValueError:  # a student or data set that is not here: then the plan says what is missing
+        return all(run_arm(arm, scale, stored_only=True) is not None for arm in all_arms(scale))
+    except ValueError:  # a student or data set that is not here: the plan says what is missing
         return False
 
 
-def _configs(scale: Scale) -> dict[str, PretrainedConfig]:
-    return {student: model_config(student, REVISIONS.get(student)) for student in scale.students}
+def _examples(traces: TraceSet, scale: Scale) -> tuple[int, float]:
+    """Examples of a trace set, and their mean tokens; in the pocket world, where a word is a token, of the first 100."""
+    if traces.source.startswith("pocket/") or Path(traces.source).exists():
+        pocket = traces.source.startswith("pocket/")
+        rows = trace_set(traces, min(100, scale.n_train) if pocket else scale.n_train, 0)
+        texts = [f"{row['question']} {row['response']}" for row in rows]
+        tokens = [len(text.split()) + 3 if pocket else len(text.encode()) / BYTES_PER_TOKEN for text in texts]
+        return scale.n_train if pocket else len(rows), sum(tokens) / len(tokens)
+    known = LONG if traces.source.endswith("_long_cot") else OTHERS
+    n, size = known if traces.source.startswith("UWNSL/") else UNKNOWN
+    return min(n, scale.n_train or n), size / BYTES_PER_TOKEN
 
 
-def _needs_gpu(scale: Scale) -> bool:
-    return any(memory.model_size(config).total >= NEEDS_GPU for config in _configs(scale).values())
+def _tokens(arm: Arm, traces: dict[str, tuple[int, float]]) -> float:
+    """Tokens of an epoch."""
+    (n, hard), (m, easy) = traces[arm.hard], traces[arm.easy]
+    return min(n, m) * (arm.alpha * hard + (1 - arm.alpha) * easy)
 
 
-def _disk_obstacles(students: pd.DataFrame) -> list[str]:
-    cache, runs = Path(constants.HF_HUB_CACHE), runs_dir()
-    stored = sum(path.stat().st_size for path in runs.rglob("*") if path.is_file()) / 1e9
-    to_store = max(0.0, students["runs GB"].sum() - stored)
-    needed = {"weights": (cache, students["download GB"].sum()), "runs": (runs, to_store)}
-    if _device(cache) == _device(runs):
-        needed = {"weights and runs": (runs, sum(gigabytes for _, gigabytes in needed.values()))}
-    obstacles = []
-    for what, (folder, gigabytes) in needed.items():
-        free = shutil.disk_usage(_existing(folder)).free / 1e9
-        if gigabytes > free:
-            obstacles.append(
-                f"disk: {what} take {gigabytes:.0f} GB and {free:.0f} GB are free: make room, point HF_HOME and MIXDISTILL_RUNS to "
-                "a larger disk, or take fewer seeds or students"
-            )
-    return obstacles
+def _n_problems(benchmark: str, scale: Scale) -> int:
+    if benchmark.startswith("pocket/") or Path(benchmark).exists():
+        return len(evaluation_problems(benchmark, scale.n_problems, None))
+    return min(N_PROBLEMS.get(benchmark, 1000), scale.n_problems or 10**9)
 
 
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+def _measured() -> dict[str, float]:
+    """Tokens a second of training by student, over the finished runs of the store that were not all start-up."""
+    size_of = {base: size for size, bases in POCKET_BASES.items() for base in bases}
+    runs = []
+    for path in runs_dir().glob("*/manifest.json"):
+        student, manifest = read_json(path.with_name("config.json"))["student"], read_json(path)
+        if manifest["tokens"] > 100_000:
+            runs.append((size_of.get(student, student), manifest["tokens"], manifest["seconds"]))
+    sums = pd.DataFrame(runs, columns=["student", "tokens", "seconds"]).groupby("student").sum()
+    return (sums["tokens"] / sums["seconds"].clip(lower=1)).to_dict()
 
 
-def _device(folder: Path) -> int:
-    return _existing(folder).stat().st_dev
+def _cached(student: str, *files: str) -> bool:
+    """Whether the student is a local one, or one of these files of it lies in the cache of the Hub."""
+    found = (try_to_load_from_cache(student, file, revision=REVISIONS.get(student)) for file in files)
+    return Path(student_source(student)).exists() or any(isinstance(path, str) for path in found)
 
 
-def _access_obstacles(scale: Scale) -> list[str]:
-    """The students that are not in the cache and that the Hub does not give us."""
-    obstacles = []
-    for student in scale.students:
-        if Path(student_source(student)).is_dir() or costs.cached(student):
-            continue
+def _here(student: str) -> bool:
+    return _cached(student, "model.safetensors", "model.safetensors.index.json")
+
+
+def _size(student: str) -> int:
+    """Parameters, counted from the configuration if it is here, otherwise as the name says."""
+    if _cached(student, "config.json"):
+        return n_params(student, REVISIONS.get(student))
+    if said := re.search(r"(\d+(?:\.\d+)?)([BM])\b", student):
+        return int(float(said[1]) * {"B": 1e9, "M": 1e6}[said[2]])
+    raise ValueError(
+        f"the size of {student!r} is not known here: run `hf download {student} config.json`, or give a folder"
+    )
+
+
+def _obstacles(students: pd.DataFrame) -> list[str]:
+    """What keeps these students from running on this machine, each with what to do."""
+    found, gpus, largest = [], torch.cuda.device_count(), students["parameters"].max()
+    memory = sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus))
+    if largest >= NEEDS_GPU and not gpus:
+        found.append("there is no CUDA GPU: take a smaller scale, such as pocket, which needs none")
+    elif gpus and 2 * largest > memory:
+        found.append(
+            f"weights of {2 * largest / 1e9:.0f} GB on GPUs of {memory / 1e9:.0f}: use more, or smaller students"
+        )
+    needs = {"HF_HOME": (constants.HF_HUB_CACHE, "download GB"), "MIXDISTILL_RUNS": (runs_dir(), "runs GB")}
+    for variable, (folder, column) in needs.items():
+        existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+        free, needed = shutil.disk_usage(existing).free / 1e9, students[column].sum()
+        if needed > free:
+            found.append(f"disk: {needed:.0f} GB are needed and {free:.0f} free: point {variable} to a larger disk")
+    unreachable = {}
+    for student in [student for student in students["student"] if not _here(student)]:
         try:
             HfApi().auth_check(student)
         except GatedRepoError:
-            obstacles.append(
-                f"{student} is gated: accept its licence at https://huggingface.co/{student}, then `hf auth login`"
-            )
-        except RepositoryNotFoundError:
-            obstacles.append(f"{student}: the Hub has no such model, or hides it: check the name, or `hf auth login`")
-        except Exception as error:  # no network, HF_HUB_OFFLINE, or the Hub is down: each has its own
-            obstacles.append(
-                f"{student} is not in the cache and the Hub can not be reached ({type(error).__name__}): connect this machine, or "
-                f"copy the cache of one that has run `hf download {student}`"
-            )
-    return obstacles
-
-
-def _header(made: Plan) -> str:
-    scale, where = made.scale, f"{n_cores()} CPU cores"
-    if made.gpu is not None:
-        assumed = "" if made.found else " (assumed)"
-        where = f"{made.n_gpus} x {made.gpu.name}, {made.gpu.memory / 1e9:.0f} GB{assumed}"
-    rate = f"{LORA_LR:g}" + (f" with LoRA, {FULL_LR:g} without" if scale.full else "")
-    if scale.lr or scale.pocket:
-        rate = f"{scale.lr:g}" if scale.lr else "the student's own"
-    length = f"at most {scale.max_tokens:,} tokens" if scale.max_tokens else "the student's context"
-    longer = "refuses" if scale.too_long == "error" else "leaves out and counts"
-    answer = f"at most {scale.max_new_tokens:,} new tokens" if scale.max_new_tokens else "what the context leaves"
-    return (
-        f"Scale {scale.name} on {where}; seeds: {scale.n_seeds}\n"
-        f"Recipes: {', '.join(scale.recipes)}; alpha {', '.join(f'{alpha:g}' for alpha in scale.alphas)} with {scale.alpha_student}\n"
-        f"Training: epochs {scale.epochs}, batch {scale.batch_size}, learning rate {rate}, {length} an example; {longer} longer ones\n"
-        f"Evaluation: {', '.join(scale.benchmarks)}: {made.n_problems:,} problems, greedy, {answer}"
-    )
-
-
-def _totals(made: Plan) -> str:
-    students = made.students
-    lines = [
-        f"Total: {students['trainings'].sum()} trainings and {students['evaluations'].sum()} evaluations, "
-        f"{_short(students['training tokens'].sum())} training tokens, {_short(students['answer tokens'].sum())} answer tokens, "
-        f"{students['training PFLOPs'].sum() + students['decoding PFLOPs'].sum():,.3g} PFLOPs"
-    ]
-    if made.gpu is None:
-        hours = students["CPU hours"].sum()
-        lines.append(
-            f"Time: {60 * hours:.1f} core-minutes, about {60 * hours / n_cores():.1f} minutes on {n_cores()} cores, and a minute for the notebooks"
-        )
-    else:
-        hours = students["GPU hours"].sum()
-        lines.append(f"Time: {hours:,.0f} GPU-hours, at least {hours / 24 / made.n_gpus:,.1f} days on these GPUs")
-    download, runs = students["download GB"].sum(), students["runs GB"].sum()
-    lines.append(
-        f"Disk: {download:.1f} GB of weights to download, {runs:.1f} GB of runs (adapters or weights, and all answers)"
-    )
-    return "\n".join(lines)
-
-
-def _assumptions(made: Plan) -> str:
-    """What the numbers rest on, and where the scale leaves the rule that arms share everything."""
-    scale = made.scale
-    lines = [f"an answer is as long as the traces it was trained on, {costs.AT_LIMIT:.0%} run to the limit"]
-    if made.gpu is None:
-        lines.append("speeds are those of the x86 core with AVX-512 that they were fitted on")
-    else:
-        lines += [
-            f"training and prefill at {costs.UTILISATION:.0%} of the GPU's dense bf16 peak, decoding at "
-            f"{costs.BANDWIDTH_UTILISATION:.0%} of its bandwidth with at most {costs.IN_FLIGHT} answers in flight: an engine such as "
-            "vLLM; uneven lengths, small batches and loading are not counted, and nothing of it was measured: a lower bound",
-            "memory as in mixdistill.finetuning.memory_model, with the longest example in a pass; decoding GB holds one "
-            "answer at the limit, or as many of mean length as fit",
-        ]
-    if set(made.traces["basis"]) - {"counted"}:
-        lines.append(
-            f"traces from published or file sizes at {costs.BYTES_PER_TOKEN} bytes a token; long from its card, the others estimated; "
-            "a problem that only one of two teachers solved is left out (`mix` counts them)"
-        )
-    pinned = list(made.traces["commit"]) + list(made.students["commit"])
-    if "not pinned" in pinned:
-        lines.append("not pinned: the commit or text found at run time is recorded in the fingerprint of every run")
-    if scale.full and set(scale.full) != set(scale.students):
-        lines.append(
-            "not all arms share their method: as in the paper, some students train all weights and the larger ones LoRA, at another "
-            "rate; a gap is always between arms of one student, but its course over sizes crosses that change"
-        )
-    gated = [student for student in scale.students if student.startswith("meta-llama/")]
-    if gated:
-        lines.append(
-            f"{len(gated)} Llama students are gated: accept their licences on the Hub and `hf auth login` before the run"
-        )
-    lines.append("arms that the run store holds already are read, not run again")
-    return "\n".join(["Assumed:", *(f"- {line}" for line in lines)])
-
-
-def _table(rows: pd.DataFrame) -> str:
-    return rows.map(lambda value: value if isinstance(value, str) else _short(value)).to_string(index=False)
-
-
-def _short(number: float) -> str:
-    if number >= 100_000:
-        size, letter = next(pair for pair in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if number >= pair[0])
-        return f"{number / size:.3g}{letter}"
-    return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.2g}"
+            found.append(f"{student} is gated: accept its licence at https://huggingface.co/{student}, `hf auth login`")
+        except Exception as error:  # no such model, no network, HF_HUB_OFFLINE, the Hub is down: each has its own
+            unreachable.setdefault(type(error).__name__, []).append(student)
+    for reason, names in unreachable.items():
+        advice = "check the name and the network, or copy the cache of another machine"
+        found.append(f"{', '.join(names)}: not in the cache, and the Hub does not give it ({reason}): {advice}")
+    return found

@@ -1,6 +1,5 @@
-"""Run every notebook headless, redraw the figures, print the gaps: `python -m mixdistill.study.reproduce --scale pocket`."""
+"""Run every notebook headless, redraw the figures, print the gaps: `python -m mixdistill reproduce --scale pocket`."""
 
-import argparse
 import os
 import sys
 import tempfile
@@ -13,10 +12,9 @@ import papermill
 from traitlets.config import Config
 
 from mixdistill.results import stats
-from mixdistill.results.figures import figures_dir
 from mixdistill.runs import REPO, runs_dir, shown
 from mixdistill.study.plan import check_machine
-from mixdistill.study.scales import SCALES, get_scale
+from mixdistill.study.scales import SCALES, Scale, get_scale
 
 # The tour shows the results of the others, so it comes last.
 NOTEBOOKS = ("01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism", "00_tour")
@@ -25,26 +23,27 @@ NOTEBOOKS = ("01_traces", "02_learnability_gap", "03_mix_distillation", "04_mech
 def reproduce(scale: str, n_seeds: int = 0, publish: bool = False) -> None:
     """Execute the notebooks in order; what the run store holds is not computed again.
 
-    The executed notebooks go to `notebooks/SCALE/` in the run store; with `publish` they also replace those in `notebooks/`.
+    The executed notebooks go to `notebooks/SCALE/` in the run store; with `publish` they also replace those in
+    `notebooks/`.
 
-    Raises ValueError for an unknown scale, a bad number of seeds, or a machine that can not run the scale, before anything runs.
+    Raises ValueError, before anything runs, for an unknown scale, a bad number of seeds, a machine that can not run the
+    scale, or `publish` of a scale that is not as it is defined.
     """
-    check_machine(get_scale(scale, n_seeds))
+    made = get_scale(scale, n_seeds)
+    if publish and made != SCALES["pocket"]:
+        raise ValueError("only the scale pocket as it is defined is published: leave out --scale and --seeds")
+    check_machine(made)
     started = time.time()
-    folder = runs_dir() / "notebooks" / scale
-    folder.mkdir(parents=True, exist_ok=True)
-    # The kernel of this environment, not one of the same name in the home folder.
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    seeds = f"{n_seeds} seeds" if n_seeds else "the scale's number of seeds"
+    folder = runs_dir() / "notebooks" / (scale if made == SCALES[scale] else made.figures_dir().name)
     for number, name in enumerate(NOTEBOOKS, start=1):
-        print(f"\n[{number}/{len(NOTEBOOKS)}] notebooks/{name}.ipynb, scale {scale}, {seeds}", flush=True)
+        print(f"\n[{number}/{len(NOTEBOOKS)}] notebooks/{name}.ipynb, {scale} with {made.n_seeds} seeds", flush=True)
         execute(REPO / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", {"SCALE": scale, "SEEDS": n_seeds})
     if publish:
         for name in NOTEBOOKS:
             publish_notebook(folder / f"{name}.ipynb", REPO / "notebooks" / f"{name}.ipynb")
         for page in (REPO / "README.md", REPO / "docs" / "pocket-world.md"):
             page.write_text(with_results(page.read_text()))
-    report(scale, folder, time.time() - started)
+    report(made, folder, time.time() - started)
 
 
 def execute(source: Path, target: Path, parameters: dict) -> None:
@@ -52,8 +51,11 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
     declared = papermill.inspect_notebook(source)
     given = {name: value for name, value in parameters.items() if name in declared}
     given = {name: value for name, value in given.items() if repr(value) != declared[name]["default"].replace('"', "'")}
-    # Local sockets: over TCP, ipykernel 7 warns of eavesdropping, and kernels of parallel runs could meet at one port. They lie
-    # in a folder of their own, as a killed kernel leaves them behind.
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The kernel of this environment, not one of the same name in the home folder.
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    # Over TCP, ipykernel 7 warns of eavesdropping, and kernels of parallel runs could meet at one port; so over sockets
+    # of the file system, in a folder of their own, as a killed kernel leaves them behind.
     with tempfile.TemporaryDirectory(prefix="mixdistill-") as sockets:
         local = {"transport": "ipc", "ip": f"{sockets}/kernel"}
         papermill.execute_notebook(
@@ -94,9 +96,9 @@ def with_results(page: str) -> str:
     _, end, after = rest.partition("<!-- /results -->")
     if not (mark and end):
         raise ValueError("the page lacks the marks <!-- results --> and <!-- /results -->: put them around its table")
-    accuracy = pd.read_csv(figures_dir("pocket") / "data" / "learnability_gap.csv")
-    gaps = stats.readable_gaps(pd.read_csv(figures_dir("pocket") / "data" / "gaps.csv"))
-    gaps = gaps.set_index(["student", "contrast"])
+    data = REPO / "figures" / "data"
+    accuracy = pd.read_csv(data / "learnability_gap.csv")
+    gaps = stats.readable_gaps(pd.read_csv(data / "gaps.csv")).set_index(["student", "contrast"])
     wide = accuracy.pivot(index=["params", "student"], columns="recipe", values="accuracy")
     columns = ["untouched", "short", "long", "mix_long"]
     lines = [
@@ -111,11 +113,11 @@ def with_results(page: str) -> str:
     return before + mark + "\n".join(lines) + "\n" + end + after
 
 
-def report(scale: str, notebooks: Path, seconds: float) -> None:
+def report(scale: Scale, notebooks: Path, seconds: float) -> None:
     """Print the table of gaps and where everything lies."""
-    figures = figures_dir(scale)
+    figures = scale.figures_dir()
     gaps = stats.readable_gaps(pd.read_csv(figures / "data" / "gaps.csv"))
-    print(f"\nGaps, scale {scale}: accuracy of one recipe minus another, in points\n")
+    print(f"\nGaps, scale {scale.name}: accuracy of one recipe minus another, in points\n")
     print(gaps.to_string(index=False))
     print("\nFigures:")
     for path in sorted(figures.glob("*.png")):
@@ -123,28 +125,3 @@ def report(scale: str, notebooks: Path, seconds: float) -> None:
     print(f"Data:      {shown(figures / 'data')}/*.csv")
     print(f"Notebooks: {shown(notebooks)}/*.ipynb, as executed")
     print(f"Done in {seconds / 60:.1f} minutes")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", default="pocket", help=f"{', '.join(SCALES)} (default: pocket)")
-    parser.add_argument("--seeds", type=int, default=0, help="number of seeds (default: the scale's own)")
-    parser.add_argument(
-        "--publish", action="store_true", help="replace the notebooks in notebooks/ by the executed ones"
-    )
-    args = parser.parse_args()
-    try:
-        reproduce(args.scale, args.seeds, args.publish)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped: what was finished is stored, the same command goes on from there")
-    except papermill.PapermillExecutionError as error:
-        sys.exit(
-            f"\nerror: cell {error.exec_count} of a notebook failed: {error.ename}: {error.evalue}\n"
-            "What was finished before is stored: mend the cause and run the same command again"
-        )
-
-
-if __name__ == "__main__":
-    main()

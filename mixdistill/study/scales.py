@@ -1,9 +1,12 @@
 """The one dial: which students, how much data and how many seeds a study takes."""
 
-import ast
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
+from mixdistill import runs
+from mixdistill.arguments import whole
 from mixdistill.data.mix import CONTROLS, RECIPES
 from mixdistill.data.pocket.bases import LARGE, POCKET, POCKET_BASES
 from mixdistill.data.problems import POCKET_TIERS
@@ -23,12 +26,12 @@ class TraceSet:
 
 @dataclass(frozen=True)
 class Scale:
-    """A named set of arms. All arms share everything but student, recipe and seed; the learning rate is the student's own.
+    """A named set of arms. All arms share everything but student, recipe and seed; the rate is the student's own.
 
     At the paper's scale the method is the student's own too: those in `full` train all weights, at another rate.
 
-    A scale of your own, with your students (Hub ids or folders), traces and benchmarks (names, or files that `load_problems`
-    reads):
+    A scale of your own, with your students (Hub ids or folders), traces and benchmarks (names, or files that
+    `load_problems` reads):
 
         scale = replace(
             get_scale("gpu"),
@@ -56,7 +59,7 @@ class Scale:
     n_problems: int | None  # of each benchmark; None: all
     alphas: tuple[float, ...]  # of the sweep
     alpha_student: str  # who is swept
-    # The trace sets that play the parts of `mix.RECIPES`; without large and small there are no recipes of these teachers.
+    # The trace sets of `mix.RECIPES`; without large and small there are no recipes of these teachers.
     long: TraceSet = TraceSet("pocket/long")
     short: TraceSet = TraceSet("pocket/short")
     large: TraceSet | None = None
@@ -71,7 +74,6 @@ class Scale:
     max_tokens: int | None = None  # of a training example; None: the student's context
     too_long: str = "error"  # what becomes of longer examples, as in `finetune`
     max_new_tokens: int | None = None  # of an answer; None: what the context leaves, at most 16,000
-    gpus: int = 1  # that it is meant for; `plan` assumes as many where it finds none
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -79,13 +81,28 @@ class Scale:
         return tuple(name for name, r in RECIPES.items() if getattr(self, r.hard) and getattr(self, r.easy))
 
     def base(self, arm: "Arm") -> str:
-        """The model that an arm starts from: pocket students have several bases of one size, over which the seeds are spread."""
+        """The model that an arm starts from: the seeds are spread over the bases of a pocket student."""
         bases = POCKET_BASES.get(arm.student, (arm.student,))
         return bases[arm.seed % len(bases)]
 
     @property
     def pocket(self) -> bool:
         return all(student in POCKET_BASES for student in self.students)
+
+    def figures_dir(self, **changed: object) -> Path:
+        """Where figures and tables go: `figures/` in the repo for a scale as it is defined here, `pocket` at its root.
+
+        A scale that differs in any field never replaces those: its go to the run store, to a folder named by what
+        differs. `changed` holds what a notebook's reader has set beside the scale.
+        """
+        own = SCALES.get(self.name)
+        if self == own and not changed:
+            return runs.REPO / "figures" / ("" if self.name == "pocket" else self.name)
+        mine = {f.name: getattr(self, f.name) for f in fields(self)}
+        fields_changed = {name: value for name, value in mine.items() if own and value != getattr(own, name)}
+        parts = [f"{name}={value}" for name, value in (fields_changed | changed).items()]
+        short = [part if len(part) < 60 else part.partition("=")[0] + "=" + runs.key({"": part}) for part in parts]
+        return runs.runs_dir() / "figures" / re.sub(r"[^\w.=-]+", "-", "_".join([self.name, *short]))
 
 
 # Commits of the students on the Hub, as many public projects have recorded them.
@@ -102,10 +119,13 @@ REVISIONS = {
     "meta-llama/Llama-3.3-70B-Instruct": "6f6073b423013f6a7d4d9f39144961bfbfbc386b",
 }
 
+QWEN = tuple(student for student in REVISIONS if student.startswith("Qwen/"))  # from small to large
+LLAMA = tuple(student for student in REVISIONS if student.startswith("meta-llama/"))
+
 PUBLISHED = {"question": "problem", "response": "solution", "unusable": "drop"}
 REAL = Scale(
     name="gpu",
-    students=tuple(f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")),
+    students=QWEN[:4],
     n_seeds=3,
     n_train=None,
     epochs=2,
@@ -167,16 +187,9 @@ SCALES = {
     "paper": replace(
         REAL,
         name="paper",
-        gpus=8,
-        students=(
-            *(f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B", "14B", "32B")),
-            *(f"meta-llama/Llama-{size}-Instruct" for size in ("3.2-1B", "3.2-3B", "3.1-8B", "3.3-70B")),
-        ),
+        students=QWEN + LLAMA,
         benchmarks=("math", "gsm8k", "amc23", "aime24", "olympiadbench"),
-        full=(
-            *(f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")),
-            *(f"meta-llama/Llama-{size}-Instruct" for size in ("3.2-1B", "3.2-3B", "3.1-8B")),
-        ),
+        full=QWEN[:4] + LLAMA[:3],
     ),
 }
 
@@ -184,13 +197,11 @@ SCALES = {
 def get_scale(name: str, n_seeds: int = 0) -> Scale:
     """The scale of this name, with another number of seeds if `n_seeds` is above 0.
 
-    Raises ValueError for an unknown name or a negative number.
+    Raises ValueError for an unknown name or a bad number.
     """
     if name not in SCALES:
         raise ValueError(f"unknown scale {name!r}: use one of {', '.join(SCALES)}")
-    if n_seeds < 0:
-        raise ValueError(f"the number of seeds is {n_seeds}: give at least 1, or 0 for the scale's own")
-    return replace(SCALES[name], n_seeds=n_seeds or SCALES[name].n_seeds)
+    return replace(SCALES[name], n_seeds=whole("n_seeds", n_seeds, low=0) or SCALES[name].n_seeds)
 
 
 @dataclass(frozen=True)
@@ -251,13 +262,8 @@ def check_parameters(namespace: Mapping[str, object], **types: type) -> None:
     Raises:
         ValueError: papermill has set a name that is not among `types`, or a value has another type.
     """
-    injected = set()
-    for cell in namespace.get("In", []):
-        if cell.startswith("# Parameters"):  # papermill's mark on the cell that it puts in
-            targets = [
-                target for node in ast.parse(cell).body if isinstance(node, ast.Assign) for target in node.targets
-            ]
-            injected |= {ast.unparse(target) for target in targets}
+    cells = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]  # papermill's mark
+    injected = {name for cell in cells for name in re.findall(r"^(\w+) = ", cell, re.MULTILINE)}
     unknown = sorted(injected - set(types))
     if unknown:
         raise ValueError(f"unknown notebook parameter {', '.join(unknown)}: this notebook takes {', '.join(types)}")

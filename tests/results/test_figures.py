@@ -1,50 +1,86 @@
+from shutil import copytree
+
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from conftest import REPO
 
-from mixdistill.results import figures as plots
+from mixdistill.results import figures
+
+FIGURES = REPO / "figures"
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
 
 
 @pytest.fixture
-def figures(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "FIGURES", tmp_path)
+def folder(tmp_path):
+    """The committed tables, without their figures."""
+    copytree(FIGURES / "data", tmp_path / "data")
     return tmp_path
 
 
-def test_every_committed_figure_is_redrawn_from_its_csv(figures, monkeypatch):
-    names = {path.name for path in (plots.REPO / "figures").glob("*.png")}
-    names = {name for name in names if not name.startswith("03_mix_distillation_")}  # of other students, by the reader
-    (figures / "data").symlink_to(plots.REPO / "figures" / "data")
-    drawn = plots.redraw()
-    assert {path.rsplit("/", 1)[-1] for path in drawn} == names
-    assert all(path.stat().st_size > 10_000 for path in figures.glob("*.png"))
+@pytest.fixture
+def accuracy():
+    return pd.read_csv(FIGURES / "data/learnability_gap.csv")
 
 
-def test_teachers_have_a_figure_where_a_scale_has_them(figures):
-    (figures / "gpu" / "data").mkdir(parents=True)
-    names = {"short": "small_teacher", "long": "large_teacher", "mix_long": "mix_large"}
+@pytest.fixture
+def gaps():
+    return pd.read_csv(FIGURES / "data/gaps.csv")
+
+
+def test_every_committed_figure_is_redrawn_from_its_csv(folder):
+    drawn = figures.redraw(folder)
+    assert {path.rsplit("/", 1)[-1] for path in drawn} == {path.name for path in FIGURES.glob("*.png")}
+    assert all(path.stat().st_size > 10_000 for path in folder.glob("*.png"))
+
+
+def test_teachers_have_a_figure_where_a_scale_has_them(folder, accuracy, gaps):
+    recipes = {"short": "small_teacher", "long": "large_teacher", "mix_long": "mix_large"}
     contrasts = {"long-short": "large_teacher-small_teacher", "mix_long-best": "mix_large-best"}
-    for path in (plots.REPO / "figures" / "data").glob("*.csv"):
-        table = pd.read_csv(path)
-        if path.stem == "learnability_gap":
-            table = pd.concat([table, table.replace({"recipe": names})])
-        if path.stem == "gaps":
-            table = pd.concat([table, table.replace({"contrast": contrasts})])
-        table.to_csv(figures / "gpu" / "data" / path.name, index=False)
-    assert any(path.endswith("02_teacher_gap.png") for path in plots.redraw("gpu"))
+    figures.save_table(pd.concat([accuracy, accuracy.replace({"recipe": recipes})]), folder, "learnability_gap")
+    figures.save_table(pd.concat([gaps, gaps.replace({"contrast": contrasts})]), folder, "gaps")
+    assert str(folder / "02_teacher_gap.png") in figures.redraw(folder)
 
 
-def test_without_data_the_reader_is_told_what_to_run(figures):
-    with pytest.raises(ValueError, match=r"lacks alpha_sweep, .*: run make reproduce first"):
-        plots.redraw()
+def test_without_data_the_reader_is_told_what_to_run(tmp_path):
+    with pytest.raises(ValueError, match=r"data lacks alpha_sweep, .*: run make reproduce first"):
+        figures.redraw(tmp_path)
 
 
-def test_the_headline_figure_shows_all_recipes_with_error_bars_and_the_guess():
-    accuracy = pd.read_csv(plots.REPO / "figures/data/learnability_gap.csv")
-    gaps = pd.read_csv(plots.REPO / "figures/data/gaps.csv")
-    figure = plots.learnability_gap(accuracy, gaps, guess=[-30, None, 0, 5, 20])
+def test_the_headline_figure_shows_all_recipes_with_error_bars_and_the_guess(accuracy, gaps):
+    figure = figures.learnability_gap(accuracy, gaps, guess=[-30, None, 0, 5, 20])
     left, right = figure.axes
     assert len(left.containers) == 4
     assert len(right.containers) == 2
     assert "your guess of long - short" in [text.get_text() for text in right.get_legend().get_texts()]
-    caption = figure.texts[0].get_text()
-    assert f"n = {accuracy['n_problems'].max()} test problems" in caption
+
+
+@pytest.mark.parametrize("guess", [[-30, -20], [0] * 6, []])
+def test_another_number_of_guesses_than_students_is_refused(accuracy, gaps, guess):
+    with pytest.raises(ValueError, match=rf"guess has {len(guess)} numbers: give 5, one a student, smallest first"):
+        figures.learnability_gap(accuracy, gaps, guess)
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "n_bases", "said"),
+    [
+        (
+            6,
+            [3, 6, 3, 5, 3],
+            "6 seeds of data and training on 3 to 6 bases a size; bars: 95% intervals over seeds, bases and problems",
+        ),
+        (6, [1, 3, 3, 3, 3], "over seeds, bases and problems, problems only at sizes with one base"),
+        (3, [1] * 5, "3 seeds of data and training; bars: 95% intervals over problems only, of one base a size"),
+        (1, [1] * 5, "1 seed of data and training; bars: 95% intervals over problems only, of one seed"),
+    ],
+)
+def test_the_note_of_a_figure_claims_no_more_than_its_intervals_cover(accuracy, gaps, n_seeds, n_bases, said):
+    of = dict(zip(gaps["student"].unique(), n_bases, strict=True))
+    note = figures.learnability_gap(accuracy, gaps.assign(n_seeds=n_seeds, n_bases=gaps["student"].map(of))).texts[0]
+    assert note.get_text().startswith(f"n = {gaps['n_problems'].max()} test problems, ")
+    assert note.get_text().endswith(said)

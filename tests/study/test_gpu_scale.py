@@ -68,14 +68,9 @@ def test_the_notebooks_run_at_the_gpu_scale(toy, tmp_path):
     for name in scale.benchmarks:
         repos[BENCHMARKS[name].hub] = data_set(name, BENCHMARK_ROWS[name])
     (tmp_path / "out").mkdir()
-    figures = tmp_path / "figures" / "gpu"
+    figures = tmp_path / "runs" / "figures" / "gpu_n_seeds=1"
     with serve(repos) as address:
-        variables = environment(
-            tmp_path,
-            HF_ENDPOINT=address,
-            MIXDISTILL_RUNS=str(tmp_path / "runs"),
-            MIXDISTILL_FIGURES=str(figures.parent),
-        )
+        variables = environment(tmp_path, HF_ENDPOINT=address, MIXDISTILL_RUNS=str(tmp_path / "runs"))
         done = subprocess.run(
             [sys.executable, "-c", RUN, str(tmp_path / "out")], env=variables, cwd=REPO, capture_output=True, text=True
         )

@@ -14,7 +14,7 @@ from conftest import REPO
 
 from mixdistill.study.reproduce import with_results
 
-REPRODUCE = [sys.executable, "-m", "mixdistill.study.reproduce", "--scale", "smoke", "--seeds", "1"]
+REPRODUCE = [sys.executable, "-m", "mixdistill", "reproduce", "--scale", "smoke", "--seeds", "1"]
 TRAIN = """
 from mixdistill import evaluate, finetune, load_traces
 run = finetune("pocket/s", load_traces("pocket/long", n=96), epochs=8, checkpoint_every=10, progress=False)
@@ -36,7 +36,7 @@ def start(command: list[str], store: Path) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate()[0]
     assert process.returncode == 0, output
     return output
 
@@ -51,26 +51,39 @@ def finished(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("scores.json")}
 
 
-def wait_for(condition, seconds: float = 120) -> None:
-    end = time.time() + seconds
+def wait_for(condition, process: subprocess.Popen | None = None) -> None:
+    """Until it holds, however slow the machine is; if `process` ends before, it never will."""
     while not condition():
-        assert time.time() < end, "waited in vain"
+        assert process is None or process.poll() is None, "ended too early"
         time.sleep(0.02)
+
+
+def published() -> dict[Path, bytes]:
+    files = [
+        *REPO.glob("figures/*.png"),
+        *REPO.glob("figures/data/*.csv"),
+        *REPO.glob("notebooks/*"),
+        REPO / "README.md",
+    ]
+    return {path: path.read_bytes() for path in files if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> tuple[Path, str]:
-    store = tmp_path_factory.mktemp("undisturbed")
-    return store, finish(start(REPRODUCE, store))
+    store, before = tmp_path_factory.mktemp("undisturbed"), published()
+    output = finish(start(REPRODUCE, store))
+    assert published() == before  # a smaller run replaces nothing that is published
+    return store, output
 
 
 def test_it_shows_progress_and_ends_with_the_gaps_and_the_figures(undisturbed):
-    _, output = undisturbed
+    store, output = undisturbed
     assert "[2/5] notebooks/02_learnability_gap.ipynb" in output
     assert "min left" in output
     assert "mix_long-best" in output
     for name in ("01_trace_lengths", "02_learnability_gap", "03_mix_distillation"):
-        assert f"figures/smoke/{name}.png" in output
+        assert f"{store}/figures/smoke_n_seeds=1/{name}.png" in output
+    assert "(one seed)" in output
     assert "Done in" in output
 
 
@@ -79,10 +92,10 @@ def test_kills_lose_no_finished_arm_and_change_no_score(undisturbed, tmp_path):
     store = tmp_path / "killed"
     for n_finished in (1, 4):
         process = start(REPRODUCE, store)
-        wait_for(lambda n=n_finished: len(finished(store)) >= n)
+        wait_for(lambda n=n_finished: len(finished(store)) >= n, process)
         before = {path: path.stat().st_mtime_ns for path in store.rglob("scores.json")}
         kill(process)
-        wait_for(lambda: not workers_of(store), 30)  # nobody goes on in the background
+        wait_for(lambda: not workers_of(store))  # nobody goes on in the background
         assert len(finished(store)) < len(expected)
         assert {path: path.stat().st_mtime_ns for path in before} == before
     finish(start(REPRODUCE, store))
@@ -107,7 +120,7 @@ def test_kills_in_the_middle_of_training_change_no_bit(tmp_path):
     store = tmp_path / "killed"
     for pattern in ("checkpoint.pt", "generations.jsonl"):  # in the middle of training, then of decoding
         process = start(command, store)
-        wait_for(lambda p=pattern: list(store.rglob(p)))
+        wait_for(lambda p=pattern: list(store.rglob(p)), process)
         kill(process)
     finish(start(command, store))
     names = ("adapter_model.safetensors", "generations.jsonl", "scores.json", "metrics.jsonl")
@@ -127,18 +140,3 @@ def test_the_readme_example_runs_as_it_stands(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), flags=re.DOTALL)
     exec(example, {})
     assert "pocket/hard" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--scale", "galaxy"], "error: unknown scale 'galaxy': use one of smoke, pocket"),
-        (["--seeds", "-2"], "error: the number of seeds is -2"),
-    ],
-)
-def test_bad_arguments_get_one_sentence(arguments, message, tmp_path):
-    process = start([*REPRODUCE[:3], *arguments], tmp_path)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 1
-    assert output.strip().splitlines()[-1].startswith(message)
-    assert "Traceback" not in output

@@ -2,6 +2,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from conftest import REPO
 
 from mixdistill import check_parameters, get_scale
 from mixdistill.data.mix import CONTROLS, RECIPES
@@ -105,7 +106,9 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
     ("call", "message"),
     [
         (lambda: get_scale("galaxy"), "unknown scale 'galaxy': use one of smoke, pocket, pocket-large, gpu, paper"),
-        (lambda: get_scale("pocket", -1), "number of seeds is -1"),
+        (lambda: get_scale("pocket", -1), "n_seeds is -1: it is a whole number, at least 0"),
+        (lambda: get_scale("pocket", 1.5), "n_seeds is 1.5"),
+        (lambda: get_scale("pocket", True), "n_seeds is True"),
         (
             lambda: recipe_arm("pocket/xs", "medium", 0),
             "unknown recipe 'medium': use one of short, long, mix_long, .*, unverified, direct",
@@ -115,6 +118,25 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
 def test_unknown_names_are_refused_with_what_is_allowed(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_scale_as_it_is_defined_has_its_figures_in_the_repo_and_what_differs_in_the_run_store(store):
+    pocket, own = get_scale("pocket"), REPO / "figures"
+    assert pocket.figures_dir() == get_scale("pocket", pocket.n_seeds).figures_dir() == own
+    assert get_scale("smoke").figures_dir() == own / "smoke"
+    one_seed = get_scale("pocket", 1)
+    others = [
+        one_seed.figures_dir(),
+        replace(one_seed, alpha_student="pocket/m").figures_dir(),
+        replace(pocket, alpha_student="pocket/m").figures_dir(),
+        pocket.figures_dir(ALPHA=0.3),
+        replace(pocket, students=POCKET[:3]).figures_dir(),
+        replace(pocket, students=POCKET[:4]).figures_dir(),
+        replace(pocket, name="mine").figures_dir(),
+    ]
+    assert len(set(others)) == len(others)
+    assert {folder.parent for folder in others} == {store / "figures"}
+    assert others[0].name == "pocket_n_seeds=1"
 
 
 def test_notebook_parameters_of_the_right_type_pass():

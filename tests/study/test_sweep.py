@@ -1,12 +1,19 @@
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
+import psutil
 import pytest
+from conftest import REPO, write_jsonl
 
 from mixdistill import LoRA, finetune, get_scale, load_traces, mix, open_run, sweep
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.finetuning.finetune import default_lr
-from mixdistill.study.scales import Arm, alpha_arms, control_arms, gap_arms, recipe_arm
-from mixdistill.study.sweep import run_arm, training_set
+from mixdistill.study.scales import Arm, TraceSet, alpha_arms, control_arms, gap_arms, recipe_arm
+from mixdistill.study.sweep import evaluation_problems, run_arm, trace_set, training_set
 
 SMOKE = get_scale("smoke", 1)
 
@@ -112,3 +119,80 @@ def test_with_one_trace_a_problem_a_seed_draws_the_mix_only(real_scale):
 def test_a_recipe_without_its_trace_sets_is_refused(real_scale):
     with pytest.raises(ValueError, match=r"'smoke' has no trace set for large and small, which 'mix_large' needs"):
         sweep([recipe_arm("pocket/xs", "mix_large", 0)], SMOKE)
+
+
+def test_a_table_holds_the_answers_themselves_and_the_arm_of_each(store):
+    arm = recipe_arm("pocket/xs", "short", 0)
+    run_arm(arm, SMOKE)
+    items = sweep([arm], SMOKE)
+    assert set(run_arm(arm, SMOKE).items) | {"student", "params", "recipe", "alpha", "base", "seed"} == set(items)
+    assert items["question"].str.len().min() > 0
+    assert items["response"].equals(run_arm(arm, SMOKE).items["response"])
+
+
+def test_no_arms_are_refused(store):
+    with pytest.raises(ValueError, match="there are no arms to run: give at least one"):
+        sweep([], SMOKE)
+
+
+def test_files_that_change_in_a_session_are_read_again(tmp_path, math_traces):
+    tests = write_jsonl(tmp_path / "test.jsonl", [{"question": "What is 1 plus 2?", "answer": "3"}])
+    traces = TraceSet(str(math_traces), question="problem", response="solution")
+    assert len(trace_set(traces, None, 0)) == 12
+    assert [problem.answer for problem in evaluation_problems(str(tests), None, "test")] == ["3"]
+    scale = replace(SMOKE, long=traces, short=traces, n_train=None)
+    assert len(training_set(recipe_arm("pocket/xs", "long", 0), scale)) == 12
+    write_jsonl(math_traces, [{"problem": "What is 1 plus 1?", "solution": "It is \\boxed{2}."}])
+    write_jsonl(tests, [{"question": "What is 1 plus 1?", "answer": "2"}])
+    assert trace_set(traces, None, 0)["question"][:] == ["What is 1 plus 1?"]
+    assert [problem.answer for problem in evaluation_problems(str(tests), None, "test")] == ["2"]
+    assert len(training_set(recipe_arm("pocket/xs", "long", 0), scale)) == 1
+
+
+SCRIPT = """
+from mixdistill import get_scale, sweep
+from mixdistill.study.scales import recipe_arm
+arms = [recipe_arm("pocket/xs", "short", seed) for seed in (0, 1)]
+print(len(sweep(arms, get_scale("{scale}"))), "items")
+"""
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_a_plain_script_needs_no_guard(from_file, tmp_path, store):
+    text = SCRIPT.format(scale="smoke")
+    (tmp_path / "script.py").write_text(text)
+    command = [sys.executable, str(tmp_path / "script.py") if from_file else "-"]
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "2 arms: 0 in the run store, 2 to run"
+    assert done.stdout.splitlines()[-1] == "48 items"
+
+
+def test_an_interrupt_stops_the_workers_and_says_what_is_stored(tmp_path, store):
+    # A shell may have started these tests with Ctrl-C ignored.
+    answer = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = [sys.executable, "-c", answer + SCRIPT.format(scale="pocket")]
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(store.rglob("config.json")):  # a worker trains
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C and JupyterLab do: to the whole group
+    output, error = process.communicate()
+    assert output.splitlines()[-1] == "stopped: what was finished is stored, the same call goes on from there"
+    assert error.strip().splitlines()[-1].startswith("KeyboardInterrupt: stopped")
+    assert error.count("Traceback") == 1  # of this process only
+    assert workers
+    while any(works(worker) for worker in workers):
+        time.sleep(0.05)
+
+
+def works(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

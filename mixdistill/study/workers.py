@@ -1,0 +1,82 @@
+"""Work in several processes of this machine: one a core, each with one thread."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from multiprocessing import connection
+from types import ModuleType
+
+from mixdistill.data import students
+
+HEARTBEAT = 30  # seconds without an end until a line says what is at work
+
+
+def n_cores() -> int:
+    """The cores that this process may use (`taskset` and job schedulers give fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def side_by_side(work: Callable, tasks: Sequence[tuple], name: Callable) -> Iterator[tuple]:
+    """Call `work(*task)` for every task in processes, as many as there are cores; tasks start in their order.
+
+    An end from outside, such as an interrupt or closing this generator, ends the processes at once.
+
+    Yields: (task, result, None) or (task, None, error), in the order in which they end. `name(*task)` is what a line
+        says of the tasks at work.
+    """
+    others, started = set(multiprocessing.active_children()), time.time()
+    # Spawned, as a fork of a process that has used torch may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(tasks), n_cores()), context, initializer=_start) as pool:
+        with _unseen_by_workers():
+            futures = {pool.submit(work, *task): task for task in tasks}
+        try:
+            while futures:
+                ended = wait(futures, timeout=HEARTBEAT, return_when=FIRST_COMPLETED).done
+                for future in ended:
+                    error = future.exception()
+                    yield futures.pop(future), None if error else future.result(), error
+                if not ended:
+                    names = ", ".join(name(*task) for task in list(futures.values())[: n_cores()])
+                    print(f"    {time.time() - started:.0f} s, at work: {names}", flush=True)
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _unseen_by_workers() -> Iterator[None]:
+    """Processes that start in here know nothing of the caller's script, and leave Ctrl-C to this process.
+
+    A spawned process runs the file of `sys.modules["__main__"]` again, which is why scripts need a `__main__` guard;
+    ours need nothing of it. What is ignored when a process starts, it ignores too.
+    """
+    main, in_main_thread = sys.modules["__main__"], threading.current_thread() is threading.main_thread()
+    sys.modules["__main__"] = ModuleType("__main__")
+    answer = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if in_main_thread:
+            signal.signal(signal.SIGINT, answer)
+
+
+def _start() -> None:
+    """One thread, and an end to this process when its parent is gone (a killed notebook)."""
+    students.max_threads = 1
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
