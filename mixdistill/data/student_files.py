@@ -125,7 +125,7 @@ def loading(name: str | Path, what: str) -> Iterator[None]:
         transformers_logging.set_verbosity_error()
         try:
             yield
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, torch.OutOfMemoryError, Refused):
             raise
         except Exception as error:
             raise refused(name, _reason(name, what, error)) from error
@@ -135,8 +135,12 @@ def loading(name: str | Path, what: str) -> Iterator[None]:
                 transformers_logging.enable_progress_bar()
 
 
-def refused(name: str | Path, reason: str) -> ValueError:
-    return ValueError(f"cannot load the student {str(name)!r}: {reason}")
+class Refused(ValueError):
+    """A student that is not taken: the sentence is for its reader."""
+
+
+def refused(name: str | Path, reason: str) -> Refused:
+    return Refused(f"cannot load the student {str(name)!r}: {reason}")
 
 
 def _reason(name: str | Path, what: str, error: Exception) -> str:

@@ -4,13 +4,10 @@ A student's own files say what it is. Where transformers cannot load it exactly 
 No code that a student brings is ever run.
 """
 
-import copy
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -29,10 +26,10 @@ from transformers.utils import cached_file
 
 from mixdistill import arguments
 from mixdistill.data.chat import stop_token_id
+from mixdistill.data.gguf import from_header, gguf_tokenizer
 from mixdistill.data.student_files import (
     fingerprint,
     loading,
-    once_per_content,
     pretrained_files,
     refused,
     student_source,
@@ -135,13 +132,13 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     files = pretrained_files(name, revision)
     with loading(name, "tokenizer"):
         file = _file(files, "tokenizer.json")
-        # AutoTokenizer 5.x takes the declared class, or the architecture's, with a pre-tokenizer that may not be the file's.
-        loader = PreTrainedTokenizerFast if file else AutoTokenizer
-        read = partial(loader.from_pretrained, **files, padding_side="left", trust_remote_code=False)
-        tokenizer = _header(name, "tokenizer", read) if "gguf_file" in files else read()
-        template = Path(student_source(name)).with_name("chat_template.jinja")
-        if "gguf_file" in files and template.is_file():  # as in a folder, where from_pretrained reads it
-            tokenizer.chat_template = template.read_text()
+        if "gguf_file" in files:
+            path = Path(student_source(name))
+            tokenizer = from_header(path, "tokenizer", partial(gguf_tokenizer, path, str(name)))
+        else:
+            # AutoTokenizer 5.x takes the declared class, or the architecture's, which may split a text in another way.
+            loader = PreTrainedTokenizerFast if file else AutoTokenizer
+            tokenizer = loader.from_pretrained(**files, padding_side="left", trust_remote_code=False)
         ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         expected = Tokenizer.from_file(file).encode(PROBE, add_special_tokens=False).ids if file else ids
     if ids != expected:
@@ -169,7 +166,8 @@ def load_config(name: str | Path, revision: str | None = None) -> PreTrainedConf
     files = pretrained_files(name, revision)
     with loading(name, "configuration"):
         read = partial(AutoConfig.from_pretrained, **files, trust_remote_code=False)
-        config = _header(name, "configuration", read) if "gguf_file" in files else read()
+        gguf = "gguf_file" in files
+        config = from_header(Path(student_source(name)), "configuration", read) if gguf else read()
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     text_config = config.get_text_config(decoder=True)
     if model_class is None or getattr(config, "is_encoder_decoder", False):
@@ -218,11 +216,6 @@ def n_params(name: str | Path, revision: str | None = None) -> int:
         with loading(name, "configuration"), torch.device("meta"):
             _n_params[key] = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
     return _n_params[key]
-
-
-def _header(name: str | Path, what: str, read: Callable[[], Any]) -> Any:
-    """What a `.gguf` file's header holds, which takes seconds to read: once until a file changes."""
-    return copy.deepcopy(once_per_content(f"{what} {fingerprint(name)}", Path(student_source(name)), read))
 
 
 def _file(files: dict[str, str], name: str) -> str | None:

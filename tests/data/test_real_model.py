@@ -110,6 +110,8 @@ def test_its_tokenizer_is_the_same_in_both_forms(student, folder):
     ids = student.tokenizer(text)["input_ids"]
     assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == ids
     assert student.tokenizer.decode(ids) == text
+    digits = student.tokenizer.convert_ids_to_tokens(student.tokenizer("is  42")["input_ids"])
+    assert digits == ["is", "ĠĠ", "4", "2"]  # the vocabulary's own split: each digit for itself, and no blank with it
 
 
 def test_our_loss_is_its_own(student):
