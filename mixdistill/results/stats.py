@@ -297,12 +297,8 @@ def _mean(table: pd.DataFrame, *further: float) -> Estimate:
 
 def _rates(items: pd.DataFrame) -> dict[str, float]:
     """Rates as means over the benchmarks, like the accuracy beside them."""
-    rates = {
-        "truncated": items["finish_reason"] == "length",
-        "no_answer": items["reason"] == "no_answer",
-        "loop": items["loop"],
-        "mean_tokens": items["n_tokens"],
-    }
+    ends = {"truncated": items["finish_reason"] == "length", "no_answer": items["reason"] == "no_answer"}
+    rates = ends | {"loop": items["loop"], "mean_tokens": items["n_tokens"]}
     return pd.DataFrame(rates).groupby(items["benchmark"]).mean().mean().to_dict()
 
 

@@ -23,7 +23,7 @@ GPU_RATE, CORE_RATE = 4e14, 1e10
 BYTES_PER_TOKEN = 3.3  # of mathematical English
 # Sizes of what lies on the Hub: problems of a benchmark; examples of a trace set, and bytes of each with its problem.
 N_PROBLEMS = {"math": 5000, "math500": 500, "gsm8k": 1319, "amc23": 40, "aime24": 30, "olympiadbench": 674}
-LONG, OTHERS, UNKNOWN = (5383, 4153), (5000, 1300), (5000, 4000)  # from its card; our estimate; a guess
+HUB_LONG, HUB_SHORT = (5383, 4153), (5000, 1300)  # the paper's long set by its card; our estimate for all others
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,16 +35,16 @@ class Plan:
     obstacles: tuple[str, ...]
 
     def __str__(self) -> str:
-        total = self.students.sum(numeric_only=True)
+        scale, total = self.scale, self.students.sum(numeric_only=True)
         lines = [
-            f"Scale {self.scale.name}: seeds {self.scale.n_seeds}, recipes {', '.join(self.scale.recipes)}, alpha of "
-            f"{self.scale.alpha_student} {', '.join(f'{alpha:g}' for alpha in self.scale.alphas)}",
-            "\n" + self.students.to_string(index=False, float_format="{:,.3g}".format, na_rep="-") + "\n",
+            f"Scale {scale.name}: seeds {scale.n_seeds}, recipes {', '.join(scale.recipes)}, alpha of "
+            f"{scale.alpha_student} {', '.join(f'{alpha:g}' for alpha in scale.alphas)}\n",
+            self.students.to_string(index=False, float_format="{:,.3g}".format, na_rep="-") + "\n",
             f"In all {total['trainings']:.0f} trainings, {total['evaluations']:.0f} evaluations, {total['hours']:.2g} "
             f"hours, {total['download GB']:.0f} GB of weights to download, {total['runs GB']:.1f} GB of runs.",
-            f"Hours: 6ND FLOPs (4ND with LoRA, 2ND for answers) at {GPU_RATE:.0e} FLOP/s a GPU, {CORE_RATE:.0e} a CPU core, "
-            "or as fast as the runs trained that the store holds. Decoding on a GPU takes longer than that.",
-            "What the store holds is read and not run again. " + ("" if self.obstacles else "This machine can run it."),
+            f"Hours: 6ND FLOPs (4ND with LoRA, 2ND for answers) at {GPU_RATE:.0e} FLOP/s a GPU, {CORE_RATE:.0e} a "
+            "core, or as fast as the runs trained that the store holds. Decoding on a GPU takes longer than that.",
+            "What the store holds is read and not run again.",
         ]
         return "\n".join([*lines, *(f"It can not run here: {obstacle}" for obstacle in self.obstacles)])
 
@@ -54,25 +54,34 @@ def plan(scale: Scale) -> Plan:
 
     Raises ValueError for a student whose size can not be known without a download.
     """
-    arms = all_arms(scale)
+    arms, gpus, speeds, rows = all_arms(scale), torch.cuda.device_count(), _measured(), []
     traces = {part: _examples(getattr(scale, part), scale) for arm in arms for part in (arm.hard, arm.easy)}
-    n_problems, speeds = sum(_n_problems(name, scale) for name in scale.benchmarks), _measured()
-    gpus, rows = torch.cuda.device_count(), []
+    n_problems = sum(_n_problems(name, scale) for name in scale.benchmarks)
     for student in scale.students:
-        size, flops = _size(student), 6 if student in scale.full else 4
+        (size, here), flops = _size(student), 6 if student in scale.full else 4
         trained = [arm for arm in arms if arm.student == student and arm.alpha is not None]
         n_evaluations = sum(arm.student == student for arm in arms)
-        tokens = sum(scale.epochs * _tokens(arm, traces) for arm in trained)
-        mean = sum(_tokens(arm, traces) / traces[arm.easy][0] for arm in trained) / len(trained)
-        answers = n_problems * n_evaluations * mean  # as long as the examples that a student is trained on
+        n = min(count for count, _ in traces.values())
+        means = [arm.alpha * traces[arm.hard][1] + (1 - arm.alpha) * traces[arm.easy][1] for arm in trained]
+        tokens = scale.epochs * n * sum(means)
+        answers = n_problems * n_evaluations * sum(means) / len(means)  # as long as the traces that a student learns
         rate = n_cores() * CORE_RATE if size < NEEDS_GPU and not gpus else max(1, gpus) * GPU_RATE
-        speed = speeds.get(student, rate / (flops * size * n_cores())) * n_cores()
-        row = {"student": student, "parameters": size, "trainings": len(trained), "evaluations": n_evaluations}
-        row |= {"training tokens": tokens, "answer tokens": answers, "measured tokens/s": speeds.get(student)}
-        row |= {"hours": (tokens / speed + 2 * size * answers / rate) / 3600}
-        row |= {"runs GB": (len(trained) * size * (4 if flops == 6 else 0.04) + answers * BYTES_PER_TOKEN) / 1e9}
-        gated = "yes" if student.startswith("meta-llama/") else "no"
-        rows.append(row | {"download GB": 0.0 if _here(student) else 2 * size / 1e9, "gated": gated})
+        speed = speeds[student] * n_cores() if student in speeds else rate / (flops * size)
+        rows.append(
+            {
+                "student": student,
+                "parameters": size,
+                "gated": "yes" if student.startswith("meta-llama/") else "no",
+                "trainings": len(trained),
+                "evaluations": n_evaluations,
+                "training tokens": tokens,
+                "answer tokens": answers,
+                "measured tokens/s": speeds.get(student),
+                "hours": (tokens / speed + 2 * size * answers / rate) / 3600,
+                "runs GB": (len(trained) * size * (4 if flops == 6 else 0.04) + answers * BYTES_PER_TOKEN) / 1e9,
+                "download GB": 0.0 if here else 2 * size / 1e9,
+            }
+        )
     students = pd.DataFrame(rows)
     return Plan(scale, students, tuple(_obstacles(students)))
 
@@ -103,22 +112,15 @@ def _all_stored(scale: Scale) -> bool:
 
 
 def _examples(traces: TraceSet, scale: Scale) -> tuple[int, float]:
-    """Examples of a trace set, and their mean tokens; in the pocket world, where a word is a token, of the first 100."""
-    if traces.source.startswith("pocket/") or Path(traces.source).exists():
-        pocket = traces.source.startswith("pocket/")
-        rows = trace_set(traces, min(100, scale.n_train) if pocket else scale.n_train, 0)
-        texts = [f"{row['question']} {row['response']}" for row in rows]
-        tokens = [len(text.split()) + 3 if pocket else len(text.encode()) / BYTES_PER_TOKEN for text in texts]
-        return scale.n_train if pocket else len(rows), sum(tokens) / len(tokens)
-    known = LONG if traces.source.endswith("_long_cot") else OTHERS
-    n, size = known if traces.source.startswith("UWNSL/") else UNKNOWN
-    return min(n, scale.n_train or n), size / BYTES_PER_TOKEN
-
-
-def _tokens(arm: Arm, traces: dict[str, tuple[int, float]]) -> float:
-    """Tokens of an epoch."""
-    (n, hard), (m, easy) = traces[arm.hard], traces[arm.easy]
-    return min(n, m) * (arm.alpha * hard + (1 - arm.alpha) * easy)
+    """Examples of a trace set, and their mean tokens; in the pocket world, where a word is one, of the first 100."""
+    pocket, local = traces.source.startswith("pocket/"), Path(traces.source).exists()
+    if not pocket and not local:
+        n, size = HUB_LONG if traces.source.endswith("_long_cot") else HUB_SHORT
+        return min(n, scale.n_train or n), size / BYTES_PER_TOKEN
+    rows = trace_set(traces, min(100, scale.n_train) if pocket else scale.n_train, 0)
+    texts = [f"{row['question']} {row['response']}" for row in rows]
+    tokens = [len(text.split()) + 3 if pocket else len(text.encode()) / BYTES_PER_TOKEN for text in texts]
+    return scale.n_train if pocket else len(rows), sum(tokens) / len(tokens)
 
 
 def _n_problems(benchmark: str, scale: Scale) -> int:
@@ -139,25 +141,16 @@ def _measured() -> dict[str, float]:
     return (sums["tokens"] / sums["seconds"].clip(lower=1)).to_dict()
 
 
-def _cached(student: str, *files: str) -> bool:
-    """Whether the student is a local one, or one of these files of it lies in the cache of the Hub."""
-    found = (try_to_load_from_cache(student, file, revision=REVISIONS.get(student)) for file in files)
-    return Path(student_source(student)).exists() or any(isinstance(path, str) for path in found)
-
-
-def _here(student: str) -> bool:
-    return _cached(student, "model.safetensors", "model.safetensors.index.json")
-
-
-def _size(student: str) -> int:
-    """Parameters, counted from the configuration if it is here, otherwise as the name says."""
-    if _cached(student, "config.json"):
-        return n_params(student, REVISIONS.get(student))
+def _size(student: str) -> tuple[int, bool]:
+    """Parameters, by the configuration if it is here, otherwise as the name says; and whether the weights are here."""
+    revision, local = REVISIONS.get(student), Path(student_source(student)).exists()
+    files = ("config.json", "model.safetensors", "model.safetensors.index.json")
+    config, *weights = [local or isinstance(try_to_load_from_cache(student, f, revision=revision), str) for f in files]
+    if config:
+        return n_params(student, revision), any(weights)
     if said := re.search(r"(\d+(?:\.\d+)?)([BM])\b", student):
-        return int(float(said[1]) * {"B": 1e9, "M": 1e6}[said[2]])
-    raise ValueError(
-        f"the size of {student!r} is not known here: run `hf download {student} config.json`, or give a folder"
-    )
+        return int(float(said[1]) * {"B": 1e9, "M": 1e6}[said[2]]), False
+    raise ValueError(f"how large is {student!r}? Run `hf download {student} config.json` first, or give a local folder")
 
 
 def _obstacles(students: pd.DataFrame) -> list[str]:
@@ -177,7 +170,7 @@ def _obstacles(students: pd.DataFrame) -> list[str]:
         if needed > free:
             found.append(f"disk: {needed:.0f} GB are needed and {free:.0f} free: point {variable} to a larger disk")
     unreachable = {}
-    for student in [student for student in students["student"] if not _here(student)]:
+    for student in students[students["download GB"] > 0]["student"]:
         try:
             HfApi().auth_check(student)
         except GatedRepoError:

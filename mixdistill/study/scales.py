@@ -30,22 +30,12 @@ class Scale:
 
     At the paper's scale the method is the student's own too: those in `full` train all weights, at another rate.
 
-    A scale of your own, with your students (Hub ids or folders), traces and benchmarks (names, or files that
-    `load_problems` reads):
+    A scale of your own, with your students (Hub ids or folders), traces and benchmarks (names or files):
 
-        scale = replace(
-            get_scale("gpu"),
-            name="mine",
-            students=("Qwen/Qwen2.5-0.5B-Instruct", "models/my-student"),
-            long=TraceSet("data/long.jsonl", question="problem", response="solution"),
-            short=TraceSet("data/short.jsonl", question="problem", response="solution"),
-            large=None,
-            small=None,
-            benchmarks=("math500", "data/my_test.jsonl"),
-            alpha_student="models/my-student",
-        )
-        print(plan(scale))
-        items = sweep(gap_arms(scale), scale)
+        mine = {"students": ("models/mine",), "alpha_student": "models/mine", "benchmarks": ("math500", "test.jsonl")}
+        mine |= {"long": TraceSet("long.jsonl", question="problem"), "short": TraceSet("short.jsonl")}
+        scale = replace(get_scale("gpu"), name="mine", large=None, small=None, **mine)
+        items = sweep(gap_arms(scale), scale)  # print(plan(scale)) first
 
     A new Hub student is pinned by an entry in `REVISIONS`.
     """
@@ -95,12 +85,12 @@ class Scale:
         A scale that differs in any field never replaces those: its go to the run store, to a folder named by what
         differs. `changed` holds what a notebook's reader has set beside the scale.
         """
-        own = SCALES.get(self.name)
-        if self == own and not changed:
-            return runs.REPO / "figures" / ("" if self.name == "pocket" else self.name)
+        own = SCALES.get(self.name, self)
         mine = {f.name: getattr(self, f.name) for f in fields(self)}
-        fields_changed = {name: value for name, value in mine.items() if own and value != getattr(own, name)}
-        parts = [f"{name}={value}" for name, value in (fields_changed | changed).items()]
+        changed = {name: value for name, value in mine.items() if value != getattr(own, name)} | changed
+        if self.name in SCALES and not changed:
+            return runs.REPO / "figures" / ("" if self.name == "pocket" else self.name)
+        parts = [f"{name}={value}" for name, value in changed.items()]
         short = [part if len(part) < 60 else part.partition("=")[0] + "=" + runs.key({"": part}) for part in parts]
         return runs.runs_dir() / "figures" / re.sub(r"[^\w.=-]+", "-", "_".join([self.name, *short]))
 
@@ -255,12 +245,7 @@ def recipe_arm(student: str, recipe: str, seed: int) -> Arm:
 def check_parameters(namespace: Mapping[str, object], **types: type) -> None:
     """Refuse parameters that a notebook does not know, or of another type than it declares, before anything runs.
 
-    Arguments:
-        namespace: the notebook's `globals()`.
-        types: every parameter with its type.
-
-    Raises:
-        ValueError: papermill has set a name that is not among `types`, or a value has another type.
+    `namespace` is the notebook's `globals()`, `types` its parameters. Raises ValueError for the first that is wrong.
     """
     cells = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]  # papermill's mark
     injected = {name for cell in cells for name in re.findall(r"^(\w+) = ", cell, re.MULTILINE)}

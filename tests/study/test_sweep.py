@@ -139,13 +139,13 @@ def test_files_that_change_in_a_session_are_read_again(tmp_path, math_traces):
     tests = write_jsonl(tmp_path / "test.jsonl", [{"question": "What is 1 plus 2?", "answer": "3"}])
     traces = TraceSet(str(math_traces), question="problem", response="solution")
     assert len(trace_set(traces, None, 0)) == 12
-    assert [problem.answer for problem in evaluation_problems(str(tests), None, "test")] == ["3"]
+    assert [problem.answer for problem in evaluation_problems(str(tests), None, None)] == ["3"]
     scale = replace(SMOKE, long=traces, short=traces, n_train=None)
     assert len(training_set(recipe_arm("pocket/xs", "long", 0), scale)) == 12
     write_jsonl(math_traces, [{"problem": "What is 1 plus 1?", "solution": "It is \\boxed{2}."}])
     write_jsonl(tests, [{"question": "What is 1 plus 1?", "answer": "2"}])
     assert trace_set(traces, None, 0)["question"][:] == ["What is 1 plus 1?"]
-    assert [problem.answer for problem in evaluation_problems(str(tests), None, "test")] == ["2"]
+    assert [problem.answer for problem in evaluation_problems(str(tests), None, None)] == ["2"]
     assert len(training_set(recipe_arm("pocket/xs", "long", 0), scale)) == 1
 
 
