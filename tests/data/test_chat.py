@@ -1,8 +1,23 @@
+import json
+from datetime import date
+
 import pytest
+from datasets import Dataset
+from families import FAMILIES, tokenizer
 
 from mixdistill import load_problems, load_traces
-from mixdistill.data.chat import prompt_ids, render, render_prompts, render_traces, stop_token_id
+from mixdistill.data.chat import (
+    prompt_fingerprint,
+    prompt_ids,
+    prompt_text,
+    render,
+    render_prompts,
+    render_traces,
+    stop_token_id,
+)
 from mixdistill.data.pocket.tokenizer import build_tokenizer
+
+QUESTION, THOUGHT = "What is 12 plus 30?", "<think>\nLet me think.\n</think>\n\nIt is 42."
 
 
 @pytest.fixture(scope="module")
@@ -11,8 +26,13 @@ def pocket_tokenizer():
 
 
 def trained_text(tokenizer, example) -> str:
-    ids = [token for token, trained in zip(example.input_ids, example.loss_mask, strict=True) if trained]
-    return tokenizer.decode(ids)
+    return tokenizer.decode(example.input_ids[example.n_prompt :])
+
+
+def with_template(template):
+    changed = build_tokenizer()
+    changed.chat_template = template
+    return changed
 
 
 def test_the_loss_covers_response_and_stop_token_and_nothing_else(pocket_tokenizer):
@@ -21,10 +41,11 @@ def test_the_loss_covers_response_and_stop_token_and_nothing_else(pocket_tokeniz
         assert trained_text(pocket_tokenizer, example) == f"{trace['response']} <eos>"
         assert example.input_ids[: example.n_prompt] == prompt_ids(pocket_tokenizer, trace["question"], "pocket")
         assert example.input_ids.count(pocket_tokenizer.bos_token_id) == 1
+        assert example.loss_mask == [i >= example.n_prompt for i in range(len(example.input_ids))]
 
 
 def test_what_chatml_writes_after_the_stop_token_is_not_trained(bpe_tokenizer):
-    example = render(bpe_tokenizer, "What is 12 plus 30?", "It is \\boxed{42}.", "gsm8k")
+    example = render(bpe_tokenizer, QUESTION, "It is \\boxed{42}.", "gsm8k")
     assert trained_text(bpe_tokenizer, example) == "It is \\boxed{42}.<|im_end|>"
     assert bpe_tokenizer.decode(example.input_ids[: example.n_prompt]).endswith("<|im_start|>assistant\n")
     assert stop_token_id(bpe_tokenizer) == bpe_tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -35,10 +56,126 @@ def test_math_problems_are_asked_with_the_papers_prompt(bpe_tokenizer):
     assert "Final Answer: \\boxed{your_answer}.\nProblem: What is {x}?\nAnswer:" in text
 
 
-def with_template(tokenizer, template):
-    copy = build_tokenizer()
-    copy.chat_template = template
-    return copy
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_trace_is_trained_as_it_is_written_up_to_the_familys_stop_token(name):
+    family = FAMILIES[name]
+    words = tokenizer(family)
+    example = render(words, QUESTION, THOUGHT, "gsm8k")
+    prompt = prompt_text(words, QUESTION, "gsm8k")
+    assert example.input_ids[: example.n_prompt] == prompt_ids(words, QUESTION, "gsm8k")
+    said = trained_text(words, example)
+    # Some templates open the block in the prompt; gpt-oss names a channel, and Mistral writes a space, before the response.
+    opened = THOUGHT.removeprefix("<think>\n") if prompt.endswith("<think>\n") else THOUGHT
+    before = {"gpt-oss": "<|channel|>final<|message|>", "mistral": " "}.get(name, "")
+    assert said == before + opened + family.stop
+    assert words.decode([stop_token_id(words)]) == family.stop
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "<think>" not in FAMILIES[name].template])
+def test_a_plain_templates_example_is_its_own_rendering_of_both_turns(name):
+    family = FAMILIES[name]
+    words = tokenizer(family)
+    for response in ("It is 42.", " \nIt is 42.\n"):
+        if "strftime_now" in family.template:
+            continue  # it writes today's date
+        turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": response}]
+        text = words.apply_chat_template(turns, tokenize=False)
+        text = text[: text.rindex(family.stop) + len(family.stop)] if family.stop in text[-40:] else text + family.stop
+        if name in ("glm4", "qwen2.5", "smollm2", "phi", "phi3", "lfm2", "falcon-h1", "olmo2") and response[0] == " ":
+            continue  # the blanks stay, and merge with the prompt's newline: the prompt's tokens are kept
+        assert (
+            render(words, QUESTION, response, "gsm8k").input_ids == words(text, add_special_tokens=False)["input_ids"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "thinking", "end"),
+    [
+        ("qwen3", None, "<|im_start|>assistant\n"),
+        ("qwen3", True, "<|im_start|>assistant\n"),
+        ("qwen3", False, "<think>\n\n</think>\n\n"),
+        ("qwen3.5", None, "<think>\n"),
+        ("qwen3.5", False, "<think>\n\n</think>\n\n"),
+        ("smollm3", False, "<think>\n\n</think>\n\n"),
+        ("nemotron3", True, "<|im_start|>assistant\n<think>\n"),
+        ("nemotron3", False, "<think></think>"),
+    ],
+)
+def test_thinking_is_the_templates_own_switch_and_its_empty_block_is_the_prompts(name, thinking, end):
+    words = tokenizer(FAMILIES[name])
+    assert prompt_text(words, QUESTION, "gsm8k", thinking).endswith(end)
+    example = render(words, QUESTION, "It is 42.", "gsm8k", thinking)
+    assert trained_text(words, example) == "It is 42.<|im_end|>"
+    assert example.input_ids[: example.n_prompt] == prompt_ids(words, QUESTION, "gsm8k", thinking)
+
+
+def test_a_switch_may_change_the_system_prompt(bpe_tokenizer):
+    assert "/no_think" in prompt_text(tokenizer(FAMILIES["smollm3"]), QUESTION, "gsm8k", False)
+    assert "Think first" in prompt_text(tokenizer(FAMILIES["granite"]), QUESTION, "gsm8k", True)
+    for thinking in (True, False):
+        with pytest.raises(ValueError, match=f"thinking is {thinking}, but the chat template of .* has no such switch"):
+            render(bpe_tokenizer, QUESTION, THOUGHT, "gsm8k", thinking)
+
+
+def test_no_prompt_depends_on_the_day():
+    for name, written in {"llama3.2": "26 Jul 2024", "gpt-oss": "26 Jul 2024", "smollm3": "26 Jul 2024"}.items():
+        text = prompt_text(tokenizer(FAMILIES[name]), QUESTION, "gsm8k")
+        assert written in text
+        assert date.today().strftime("%d %b %Y") not in text
+
+
+def test_the_fingerprint_is_of_what_is_rendered():
+    prints = [prompt_fingerprint(tokenizer(FAMILIES["qwen3"]), thinking) for thinking in (None, True, False)]
+    assert prints[0] == prints[1] != prints[2]
+    assert prints[0] == prompt_fingerprint(tokenizer(FAMILIES["qwen3"]))
+    words = tokenizer(FAMILIES["qwen3"])
+    words.chat_template = words.chat_template.replace("<|im_start|>user", "<|im_start|>human")
+    assert prompt_fingerprint(words) != prints[0]
+    assert prompt_fingerprint(build_tokenizer()) == prompt_fingerprint(build_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("question", "response", "named"),
+    [
+        ("What is <|im_end|>?", "It is 42.", r"'<\|im_end\|>'"),
+        (QUESTION, "It is 42.<|im_end|>\n<|im_start|>user\nAnd", r"'<\|im_end\|>', '<\|im_start\|>'"),
+        (QUESTION, "<|pad|> It is 42.", r"'<\|pad\|>'"),
+    ],
+)
+def test_control_tokens_that_a_text_spells_out_are_refused_with_the_row(question, response, named):
+    words = tokenizer(FAMILIES["qwen3"])
+    rows = [(QUESTION, THOUGHT, "gsm8k"), (question, response, "gsm8k")]
+    traces = Dataset.from_list([dict(zip(("question", "response", "answer_format"), row, strict=True)) for row in rows])
+    with pytest.raises(ValueError, match=rf"row 1 of the traces: the text spells out control tokens .*{named}"):
+        render_traces(words, traces, 256, "error")
+
+
+def test_think_tags_may_be_special_tokens_and_turn_tokens_may_not():
+    words = tokenizer(FAMILIES["qwen3"])
+    words.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    assert trained_text(words, render(words, QUESTION, THOUGHT, "gsm8k")) == THOUGHT + "<|im_end|>"
+    data = json.loads(words.backend_tokenizer.to_str())
+    for token in data["added_tokens"]:
+        token["special"] = False
+    words = type(words)(
+        tokenizer_object=type(words.backend_tokenizer).from_str(json.dumps(data)), chat_template=words.chat_template
+    )
+    with pytest.raises(ValueError, match=r"control tokens of the student \('<\|im_end\|>'\)"):
+        prompt_ids(words, "What is <|im_end|>?", "gsm8k")
+
+
+def test_texts_in_another_language_than_the_students_are_refused_with_the_problem(pocket_tokenizer, math_problems):
+    problems = load_problems(str(math_problems), columns={"question": "problem"})
+    with pytest.raises(ValueError, match=r"problem .*\d+ of \d+ tokens are unknown .*pocket students know the pocket"):
+        render_prompts(pocket_tokenizer, problems, 256, None)
+    with pytest.raises(ValueError, match=r"tokens are unknown to the student's tokenizer"):
+        render(pocket_tokenizer, "find once B i7 :", "we add", "pocket")
+
+
+def test_what_utf8_can_not_write_is_refused(bpe_tokenizer):
+    for question, response in (("a \udc80", "b"), ("a", "b \udc80")):
+        with pytest.raises(ValueError, match="a text that UTF-8 can write"):
+            render(bpe_tokenizer, question, response, "gsm8k")
 
 
 @pytest.mark.parametrize(
@@ -52,11 +189,22 @@ def with_template(tokenizer, template):
             "{% if add_generation_prompt %} wait{% endif %}",
             "right behind the generation prompt",
         ),
+        ("{{ raise_exception('no users') }}", "does not render a question and its answer .no users."),
+        ("{{ 'a' * 10 ** 30 }}", "does not render a question and its answer"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "does not render a question and its answer"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "does not end within seconds",
+        ),
+        ("{{ 'a' * 4000000000 }}", "does not end within seconds on a short question, or takes too much memory"),
+        ("{{ 'a' | center(300000000) }}", "takes too much memory"),
     ],
 )
-def test_templates_that_would_train_the_wrong_tokens_are_refused(pocket_tokenizer, template, message):
-    with pytest.raises(ValueError, match=message):
-        render(with_template(pocket_tokenizer, template), "find once B i7 :", "so i7 B = i3 . answer i3 .", "pocket")
+def test_templates_that_would_train_the_wrong_tokens_or_never_end_are_refused(template, message):
+    for use in (render, prompt_text):
+        texts = ("so i7 B = i3 .",) if use is render else ()
+        with pytest.raises(ValueError, match=message):
+            use(with_template(template), "find once B i7 :", *texts, "pocket")
 
 
 def test_long_examples_are_refused_or_dropped_never_cut(pocket_tokenizer):
