@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import torch
 from filelock import SoftFileLease, Timeout
 from safetensors import SafetensorError
@@ -54,8 +56,9 @@ def runs_dir() -> Path:
     try:
         given.encode()
         path = Path(given).expanduser().absolute()
-    except (UnicodeEncodeError, RuntimeError) as error:
-        raise ValueError(f"MIXDISTILL_RUNS is {given!r} ({error}): name a folder in UTF-8, ~ for your home") from error
+        path.exists()
+    except (UnicodeEncodeError, RuntimeError, OSError) as error:
+        raise ValueError(f"MIXDISTILL_RUNS is {given!r} ({error}): name a folder that can be written") from error
     os.environ["MIXDISTILL_RUNS"] = str(
         path
     )  # the same for child processes and after a change of the working directory
@@ -82,7 +85,7 @@ class Run:
             return name
         note = _note(self)
         places = [_places.get(fingerprint), note.read_text().strip() if note.is_file() else None]
-        found = [place for place in places if place and Path(place).expanduser().is_dir()]
+        found = [place for place in places if place and Path(place).expanduser().exists()]
         if not found:
             raise ValueError(
                 f"the run {self.folder.name!r} was made from the local student {name!r} ({fingerprint}), which is not where it was: "
@@ -118,7 +121,7 @@ def run_key(config: dict) -> str:
 def run_of(config: dict) -> Run:
     """The run of a configuration, whether the store has it or not; `student` is a name or a local folder."""
     name = os.fspath(config["student"])
-    if not name.startswith("pocket/") and Path(name).is_dir():
+    if not name.startswith("pocket/") and Path(name).exists():
         _places[config["fingerprint"]] = str(Path(name).absolute())
         name = Path(name).resolve().name
     hashed = run_key(config)
@@ -186,8 +189,10 @@ def open_run(folder: str | Path, student: str | Path | None = None) -> Run:
 def is_run_folder(path: str | Path) -> bool:
     """Whether a path is a run's folder, whole or damaged, and not a student's."""
     path = Path(path)
-    inside = path.resolve().parent == runs_dir().resolve()
-    return inside or any((path / name).exists() for name in ("manifest.json", "evaluations", "checkpoint.pt"))
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        inside = path.resolve().parent == runs_dir().resolve()
+        return inside or any((path / name).exists() for name in ("manifest.json", "evaluations", "checkpoint.pt"))
+    return False
 
 
 def trained_folder(run: Run) -> Path:
@@ -229,7 +234,8 @@ def lock(folder: Path) -> Iterator[None]:
             lease.acquire(timeout=0)
         except Timeout:
             _say_who_works(folder, lease)
-            lease.acquire(poll_interval=0.2)
+            while not _acquired(lease, folder / ".lock"):
+                pass
     try:
         yield
     finally:
@@ -245,6 +251,30 @@ def _say_who_works(folder: Path, lease: SoftFileLease) -> None:
     with contextlib.suppress(OSError):
         who += f", renewed {max(0, time.time() - (folder / '.lock').stat().st_mtime):.0f} s ago"
     print(f"waiting: another process works on {name} ({who}; taken over {STALE} s after the last renewal)", flush=True)
+
+
+def _acquired(lease: SoftFileLease, path: Path) -> bool:
+    """Wait some seconds for a lock; breaks one that says nothing, of a holder killed before it could, and a zombie's."""
+    before = _inode_if_empty(path)
+    try:
+        lease.acquire(timeout=3, poll_interval=0.2)
+    except Timeout:
+        owner = lease.owner
+        if (before and before == _inode_if_empty(path)) or (owner and _is_zombie(owner.pid, owner.hostname)):
+            lease.force_break()
+    return lease.is_locked
+
+
+def _inode_if_empty(path: Path) -> int | None:
+    with contextlib.suppress(FileNotFoundError):
+        stat = path.stat()
+        return None if stat.st_size else stat.st_ino
+
+
+def _is_zombie(pid: int, host: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return host.split("?")[0] == socket.gethostname() and psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return False
 
 
 def sweep_up(folder: Path, held: Path) -> None:

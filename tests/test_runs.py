@@ -1,9 +1,14 @@
+import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
-from mixdistill import runs
+from mixdistill import evaluate, finetune, load_traces, open_run, runs
+from mixdistill.data.problems import Problem
 
 # Both processes begin together, and say so when it is they who train.
 TRAIN = """
@@ -43,6 +48,141 @@ def test_two_processes_train_one_arm_once(store, tmp_path):
     assert output.count("I train") == 1
     assert output.count("another process works on") == 1
     assert len(list(store.rglob("manifest.json"))) == 1
+
+
+def test_a_lock_is_free_afterwards_and_leaves_nothing(tmp_path):
+    for _ in range(2):
+        with runs.lock(tmp_path / "a" / "b"):
+            assert (tmp_path / "a" / "b" / ".lock").is_file()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_take_turns(tmp_path):
+    log = []
+
+    def enter(i: int) -> None:
+        with runs.lock(tmp_path):
+            log.append(i)
+            time.sleep(0.05)
+            log.append(i)
+
+    threads = [threading.Thread(target=enter, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log[::2] == log[1::2]
+
+
+FOREIGN = "filelock/2\npid=7\nhost=elsewhere\nmode=lease\ntoken=abc\nduration=1\nstart=3\n"
+
+
+@pytest.mark.parametrize("left", ["", "garbage", FOREIGN], ids=["empty", "garbage", "of another host"])
+def test_a_lock_that_nobody_renews_is_taken_over_and_its_holder_is_named(left, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "STALE", 1)
+    (tmp_path / ".lock").write_text(left)
+    with runs.lock(tmp_path):
+        said = capsys.readouterr().out
+    assert f"another process works on {tmp_path.name}" in said
+    assert ("process 7 of elsewhere, renewed 0 s ago" in said) == (left == FOREIGN)
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
+    script = "import os, sys; from pathlib import Path; from mixdistill import runs; held = runs.lock(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == 9
+    assert (tmp_path / ".lock").is_file()
+    with runs.lock(tmp_path):
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_work_is_done_once_and_refused_work_leaves_no_folder(tmp_path):
+    folder, done = tmp_path / "run", []
+
+    def refuse() -> dict:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        runs.once(folder, "last.json", refuse)
+    assert not folder.exists()
+    for _ in range(2):
+        runs.once(folder, "last.json", lambda: done.append(1) or {"done": len(done)})
+    assert runs.read_json(folder / "last.json") == {"done": 1}
+
+
+def test_temporaries_of_killed_processes_are_swept_but_where_another_works(tmp_path):
+    left = [tmp_path / ".a.tmp", tmp_path / "evaluations" / "1" / ".b.tmp", tmp_path / "evaluations" / "2" / ".c.tmp"]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with runs.lock(left[2].parent):
+        runs.once(tmp_path, "last.json", dict)
+        assert [path.exists() for path in left] == [False, False, True]
+
+
+def test_the_store_is_where_the_variable_says_whatever_the_working_directory_becomes(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MIXDISTILL_RUNS", "~/runs")
+    assert runs.runs_dir() == tmp_path / "runs"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MIXDISTILL_RUNS", "relative")
+    assert runs.runs_dir() == tmp_path / "relative"
+    monkeypatch.chdir("/")
+    assert runs.runs_dir() == tmp_path / "relative"
+
+
+@pytest.mark.parametrize("name", ["a\udcff", "x" * 300, "y/" * 2500], ids=["not UTF-8", "long", "long path"])
+def test_a_store_that_can_not_be_is_refused(name, monkeypatch):
+    monkeypatch.setenv("MIXDISTILL_RUNS", name)
+    with pytest.raises(ValueError, match=r"MIXDISTILL_RUNS is .*: name a folder that can be written"):
+        runs.runs_dir()
+
+
+def test_a_store_that_can_not_be_written_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"cannot write .* \(Not a directory\): make room .* MIXDISTILL_RUNS"):
+        evaluate("pocket/xs", "pocket/easy", n=1)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path):
+    runs.write_json(tmp_path / "config.json", {})
+    (tmp_path / "config.json").chmod(0)
+    with pytest.raises(PermissionError, match=r"cannot read .*: ask its owner"):
+        runs.read_json(tmp_path / "config.json")
+
+
+def test_files_follow_the_umask(store):
+    before = os.umask(0o002)
+    try:
+        finetune("pocket/xs", load_traces("pocket/short", n=2), epochs=1, progress=False)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in store.rglob("*") if path.is_file()} == {0o664}
+
+
+def test_the_same_student_is_the_same_run_wherever_it_lies_and_no_path_of_it_is_stored(
+    tmp_path, qwen, math_traces, monkeypatch
+):
+    shutil.copytree(qwen, tmp_path / "here")
+    train = load_traces(str(math_traces), columns={"question": "problem", "response": "solution"})
+    problems = [Problem("1", "What is 1 plus 1?", "2", "", "sums", "math")]
+    options = {"epochs": 1, "progress": False}
+    run = finetune(str(tmp_path / "here"), train, **options)
+    scores = evaluate(run, problems, max_new_tokens=4, progress=False)
+    stored = [run.folder / "config.json", scores.folder / "config.json", scores.folder / "generations.jsonl"]
+    assert all(str(tmp_path) not in path.read_text() for path in stored)
+
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    monkeypatch.setattr(runs, "_places", {})  # as in another process
+    with pytest.raises(
+        ValueError, match=r"local student 'here' .*: say where it lies with open_run\(folder, student=...\)"
+    ):
+        evaluate(run.folder, problems, max_new_tokens=3)
+    moved = open_run(run.folder, student=tmp_path / "there")
+    assert len(evaluate(moved, problems, max_new_tokens=3, progress=False).items) == 1
+    assert finetune(str(tmp_path / "there"), train, **options).folder == run.folder
 
 
 def test_paths_are_shown_relative_to_the_repo(tmp_path):

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -124,7 +124,6 @@ def evaluate(
     arguments.flag("stored_only", stored_only)
     problems = _problems(benchmarks, n, split)
     run = as_run(run, revision)
-    tokenizer = load_tokenizer(student_source(run.student), run.config["revision"])
     config = {
         "version": EVALUATION_VERSION,
         "problems": runs.key({"problems": [asdict(problem) for problem in problems]}),
@@ -134,7 +133,7 @@ def evaluate(
             Sampling() if sampling.greedy else sampling
         ),  # greedily neither seed nor top_p changes anything
         "thinking": thinking,
-        "prompts": prompt_fingerprint(tokenizer, thinking),
+        "prompts": _prompts_seen(run.student, run.config["revision"], run.config["fingerprint"], thinking),
     }
     folder = run.folder / "evaluations" / runs.key(config)
     if stored_only and not (folder / "scores.json").is_file():
@@ -159,6 +158,11 @@ def untouched(student: str | Path, revision: str | None = None) -> Run:
     )
 
 
+@lru_cache(maxsize=256)
+def _prompts_seen(student: str, revision: str | None, fingerprint: str, thinking: bool | None) -> str:
+    return prompt_fingerprint(load_tokenizer(student_source(student), revision), thinking)
+
+
 def as_run(run: Run | str | Path, revision: str | None = None) -> Run:
     """The finished run that `evaluate` is given: itself, a run's folder, or an untouched student's."""
     if not isinstance(run, Run) and not runs.is_run_folder(name := arguments.text("run", run)):
@@ -173,14 +177,22 @@ def as_run(run: Run | str | Path, revision: str | None = None) -> Run:
 
 
 def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[Problem]:
-    items = [benchmarks] if isinstance(benchmarks, str | os.PathLike | Problem) else benchmarks
-    arguments.instance("benchmarks", items, Sequence)
+    items = benchmarks if isinstance(benchmarks, list | tuple) else [benchmarks]
+    named = any(isinstance(item, str | os.PathLike) for item in items)
+    if not named and (n is not None or split is not None):
+        raise ValueError(
+            f"n is {n} and split {split!r}: they are for benchmarks by name, take them off lists of problems"
+        )
     problems: list[Problem] = []
     for item in items:
         if isinstance(item, str | os.PathLike):
             problems += load_problems(item, n=n, split=split)
-        else:
+        elif isinstance(item, Problem | list | tuple):
             problems += [item] if isinstance(item, Problem) else item
+        else:
+            raise ValueError(
+                f"benchmarks has a {type(item).__name__} in it: give a benchmark's name, a list of problems, or a list of these"
+            )
     for problem in problems:
         arguments.instance("a problem", problem, Problem)
     if not problems:

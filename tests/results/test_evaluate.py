@@ -1,12 +1,17 @@
 import importlib
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from conftest import write_jsonl
 
 from mixdistill import LoRA, Sampling, evaluate, finetune, load_problems, load_traces, open_run
+from mixdistill.data.problems import Problem
 
 evaluation = importlib.import_module("mixdistill.results.evaluate")
 QUIET = {"progress": False}
+PROBLEM = Problem("a", "find k1 :", "7", "", "mine", "pocket")
 
 
 def test_scores_are_the_mean_of_the_items_with_an_interval_around():
@@ -86,6 +91,41 @@ def test_the_same_lines_serve_a_real_architecture_and_files(qwen, math_traces, m
     assert untouched.items["reason"].eq("no_answer").all()
 
 
+def test_every_natural_call_is_the_same_evaluation(tmp_path, store):
+    run = finetune("pocket/xs", load_traces("pocket/short", n=4), epochs=1, **QUIET)
+    problems = load_problems("pocket/easy", n=3)
+    folder = evaluate(run, ["pocket/easy"], n=3, **QUIET).folder
+    calls = [(run, "pocket/easy", 3), (run, "pocket/easy", np.int64(3)), (run.folder, problems, None)]
+    calls += [(str(run.folder), [problems], None), (run, tuple(problems), None)]
+    for who, benchmarks, n in calls:
+        assert evaluate(who, benchmarks, n=n, stored_only=True).folder == folder
+    shutil.copytree(store, tmp_path / "copy")
+    assert evaluate(str(tmp_path / "copy" / run.folder.name), problems, stored_only=True).folder.name == folder.name
+    assert len(evaluate(run, ["pocket/easy", load_problems("pocket/hard", n=2)], n=3, **QUIET).items) == 5
+
+
+def test_sampled_answers_do_not_depend_on_the_batch(monkeypatch, tmp_path):
+    def answers(batch_size: int) -> list[str]:
+        monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / str(batch_size)))
+        sampling = Sampling(temperature=1.0, n=2)
+        return evaluate("pocket/xs", "pocket/easy", n=8, sampling=sampling, batch_size=batch_size, **QUIET).items[
+            "response"
+        ]
+
+    assert answers(16).equals(answers(3))
+
+
+def test_greedily_a_seed_makes_no_other_evaluation():
+    first = evaluate("pocket/xs", "pocket/easy", n=2, **QUIET)
+    assert evaluate("pocket/xs", "pocket/easy", n=2, sampling=Sampling(seed=7), stored_only=True).folder == first.folder
+
+
+def test_threads_evaluate_one_after_the_other():
+    with ThreadPoolExecutor(3) as pool:
+        scores = list(pool.map(lambda n: evaluate("pocket/xs", "pocket/easy", n=n, **QUIET), (2, 3, 2)))
+    assert [len(each.items) for each in scores] == [2, 3, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -93,6 +133,16 @@ def test_the_same_lines_serve_a_real_architecture_and_files(qwen, math_traces, m
         ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "engine": "warp"}, "engine is 'warp': use one of"),
         ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "engine": "vllm"}, "needs the package vllm"),
         ({"run": "pocket/xs", "benchmarks": ["pocket/easy"], "batch_size": 0}, "batch_size is 0"),
+        ({"run": "pocket/xs", "benchmarks": "pocket/easy", "max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"run": "pocket/xs", "benchmarks": "pocket/easy", "n": 1.5}, "n is 1.5"),
+        ({"run": "pocket/xs", "benchmarks": "pocket/easy", "sampling": {"temperature": 1}}, "it is a Sampling"),
+        ({"run": "pocket/xs", "benchmarks": "pocket/easy", "thinking": True}, "has no such switch"),
+        (
+            {"run": "pocket/xs", "benchmarks": PROBLEM, "n": 3},
+            "n is 3 and split None: they are for benchmarks by name",
+        ),
+        ({"run": "pocket/xs", "benchmarks": [5]}, "benchmarks has a int in it: give a benchmark's name"),
+        ({"run": None, "benchmarks": "pocket/easy"}, "run is None"),
         ({"run": "pocket/xs", "benchmarks": []}, "nothing to evaluate"),
         ({"run": "pocket/xs", "benchmarks": ["pocket/none"]}, "unknown benchmark 'pocket/none'"),
         ({"run": "pocket/xs", "benchmarks": ["pocket/easy", "pocket/easy"]}, "give each once"),
@@ -102,9 +152,10 @@ def test_the_same_lines_serve_a_real_architecture_and_files(qwen, math_traces, m
         ),
     ],
 )
-def test_bad_requests_are_refused(arguments, message):
+def test_bad_requests_are_refused_and_leave_nothing(arguments, message, store):
     with pytest.raises(ValueError, match=message):
         evaluate(**arguments)
+    assert not store.exists()
 
 
 def test_a_prompt_longer_than_the_context_is_refused(qwen, tmp_path):
