@@ -1,7 +1,10 @@
 """Loading from the Hub, and what a user sees when it says no."""
 
+import json
+from pathlib import Path
+
 import pytest
-from hub import jsonl, said, serve
+from hub import COMMIT, jsonl, said, serve
 from test_problems import PUBLISHED
 
 from mixdistill.data.problems import BENCHMARKS
@@ -50,6 +53,23 @@ def test_another_data_set_is_loaded_by_its_columns(hub, tmp_path):
     ).splitlines()
     assert "Problem(id='open/data/0', question='1+1?', answer='2.0'" in right
     assert "refused: 'open/data' has no column 'gold', only question, answer" in wrong
+
+
+def test_a_student_of_the_hub_is_loaded_at_the_commit_that_its_fingerprint_names(qwen, tmp_path):
+    files = {path.name: path.read_bytes() for path in Path(qwen).iterdir()}
+    config = json.loads(files["config.json"]) | {"auto_map": {"AutoModelForCausalLM": "own.Model"}}
+    files |= {"config.json": json.dumps(config).encode(), "own.py": f"open({str(tmp_path / 'ran')!r}, 'w')".encode()}
+    foreign = {"config.json": json.dumps(config | {"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}).encode()}
+    with serve({"toy/student": files, "toy/foreign": files | foreign}) as address:
+        loaded, refused = said(
+            tmp_path,
+            "student = load_student('toy/student'); print(student.fingerprint, student.context, student.stop_tokens)",
+            "load_student('toy/foreign')",
+            HF_ENDPOINT=address,
+        ).splitlines()
+    assert loaded == f"hub:{COMMIT} 512 (2,)"
+    assert "code of its own, which is never run here" in refused
+    assert not (tmp_path / "ran").exists()
 
 
 def test_gated_and_missing_models_say_what_to_do(hub, tmp_path):
