@@ -62,7 +62,10 @@ def read_table(
         )
     else:
         reader = partial(_read_hub, source, split=split or default_split, revision=revision, config=config)
-        advice = "check name, split, network and, if it is gated, `hf auth login`; or give a local file (a benchmark's: in $MIXDISTILL_DATA)"
+        advice = (
+            "check name, split, network and, if it is gated, `hf auth login`; or give a local file (a benchmark's in the "
+            "folder $MIXDISTILL_DATA)"
+        )
     try:
         names, rows = reader(path, columns)
     except Exception as error:  # every format has errors of its own
