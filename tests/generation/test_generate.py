@@ -1,12 +1,20 @@
 import importlib.util
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import SHAPE
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from mixdistill import LoRA, Sampling, finetune, load_problems, load_student, load_traces
 from mixdistill.data.chat import prompt_ids, render_prompts
 from mixdistill.finetuning.finetune import load_trained
+from mixdistill.generation import decode as decode_module
+from mixdistill.generation import generate as generate_module
+from mixdistill.generation.decode import PlainStudent, Progress, is_plain
 from mixdistill.generation.generate import complete, default_engine, is_loop, length_sorted_batches
+from mixdistill.generation.sampling import next_tokens, uniforms
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +31,13 @@ def prompts(student):
 
 def tokens_and_ends(completions):
     return [(c.text, c.n_tokens, c.finish_reason) for c in completions]
+
+
+def by_generate(student, prompts, max_new_tokens):
+    """As `complete`, by transformers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate_module, "is_plain", lambda model: False)
+        return complete(student, prompts, max_new_tokens)
 
 
 @pytest.mark.parametrize("engine", ["static", "continuous"])
@@ -60,6 +75,70 @@ def test_greedy_output_is_plain_argmax(student, prompts):
     completion = complete(student, prompts[:1], 60)[0]
     assert completion.text == student.tokenizer.decode(ids[0, len(prompts[0]) :], skip_special_tokens=True)
     assert completion.n_tokens == ids.shape[1] - len(prompts[0])
+
+
+@pytest.mark.parametrize("size", ["xs", "s", "m", "l", "xl"])
+def test_pocket_students_say_what_generate_says(size):
+    student = load_student(f"pocket/{size}")
+    problems = load_problems("pocket/hard", n=24) + load_problems("pocket/easy", n=24)
+    prompts, _ = render_prompts(student.tokenizer, problems, student.context, None)
+    assert is_plain(student.model)
+    assert tokens_and_ends(complete(student, prompts, 80)) == tokens_and_ends(by_generate(student, prompts, 80))
+
+
+def random_student(family, tokenizer, **options):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **SHAPE | options)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "bias" in name:  # random first weights leave these at 1 and 0
+            torch.nn.init.normal_(parameter, 1 if "norm" in name else 0, 0.3)
+    model.generation_config = GenerationConfig(eos_token_id=[2, 5], pad_token_id=0)
+    return SimpleNamespace(model=model, tokenizer=tokenizer, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
+def test_every_architecture_of_the_loop_says_what_generate_says(family, bpe_tokenizer):
+    student = random_student(family, bpe_tokenizer, sliding_window=None)
+    prompts = [list(range(3, 3 + n)) for n in (2, 9, 5, 9, 17)]
+    assert is_plain(student.model)
+    assert tokens_and_ends(complete(student, prompts, 150)) == tokens_and_ends(by_generate(student, prompts, 150))
+
+
+def test_other_architectures_are_decoded_by_generate_and_say_so(bpe_tokenizer):
+    student = random_student("mistral", bpe_tokenizer, sliding_window=8)
+    assert {c.engine for c in complete(student, [[5, 6]], 4)} == {"static, generate"}
+    sampled, again = (complete(student, [[5, 6], [7]], 9, Sampling(1.0), streams=s) for s in ([3, 4], [4, 3]))
+    alone = complete(student, [[5, 6]], 9, Sampling(1.0), streams=[3])
+    assert tokens_and_ends(sampled[:1]) == tokens_and_ends(alone) != tokens_and_ends(again[:1])
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_says_the_same(student, prompts, monkeypatch, capsys):
+    sampling = Sampling(1.0, seed=3)
+    whole = complete(student, prompts, 40, sampling)
+    reserve = PlainStudent._reserve
+
+    def small_memory(self, n_rows, capacity):
+        if n_rows > 3:
+            raise MemoryError("a cache of 3 rows is all there is")
+        reserve(self, n_rows, capacity)
+
+    monkeypatch.setattr(PlainStudent, "_reserve", small_memory)
+    parts = [complete(student, prompts, 40, sampling) for _ in range(2)]
+    assert tokens_and_ends(parts[0]) == tokens_and_ends(parts[1]) == tokens_and_ends(whole)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2  # 12 to 6, 6 to 3; the second call knows
+    assert said[1].endswith("now 3 at a time")
+
+
+def test_any_stop_token_ends_a_completion(student, prompts):
+    said = student.tokenizer(complete(student, prompts[:1], 60)[0].text, add_special_tokens=False)["input_ids"]
+    stops = student.model.generation_config.eos_token_id
+    student.model.generation_config.eos_token_id = [*stops, said[3]]
+    ended = complete(student, prompts[:1], 60)[0]
+    student.model.generation_config.eos_token_id = stops
+    assert ended.finish_reason == "stop"
+    assert ended.n_tokens == said.index(said[3]) + 1
 
 
 def test_finish_reasons_tell_stopped_from_cut(student, prompts):
@@ -119,7 +198,61 @@ def test_a_tail_that_says_the_same_three_times_is_a_loop():
     assert not is_loop([])
 
 
-@pytest.mark.parametrize("choice", [{"temperature": -1}, {"top_p": 0}, {"n": 0, "temperature": 1}, {"n": 2}])
+def test_tokens_are_drawn_from_the_smallest_set_that_reaches_top_p():
+    probabilities = torch.tensor([0.1, 0.4, 0.2, 0.3])
+    n = 20_000
+    logits = probabilities.log().expand(n, 4)
+    drawn = next_tokens(logits, Sampling(1.0, top_p=0.65), uniforms(0, [7], n)[0])
+    shares = torch.bincount(drawn, minlength=4) / n
+    assert shares[[0, 2]].tolist() == [0, 0]
+    assert torch.allclose(shares[[1, 3]], torch.tensor([4 / 7, 3 / 7]), atol=0.02)
+    drawn = next_tokens(logits, Sampling(0.5), uniforms(1, [7], n)[0])
+    assert torch.allclose(torch.bincount(drawn, minlength=4) / n, probabilities**2 / 0.3, atol=0.02)
+    assert next_tokens(logits[:1], Sampling(1e-300), torch.tensor([0.999])).tolist() == [1]
+
+
+def test_random_numbers_belong_to_seed_and_stream():
+    assert torch.equal(uniforms(2**63, [5, 2**40], 8)[1], uniforms(2**63, [2**40], 20)[0, :8])
+    assert len({tuple(row.tolist()) for s in (0, 1) for row in uniforms(s, [0, 1], 8)}) == 4
+
+
+def test_slow_batches_speak(capsys, monkeypatch):
+    progress = Progress(8, on=True)
+    progress.speak(10, 8)
+    monkeypatch.setattr(decode_module.time, "monotonic", lambda now=time.monotonic(): now + 31)
+    progress.speak(20, 5)
+    assert capsys.readouterr().out == "decoding: 20 tokens, 5 of 8 answers not finished\n"
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"temperature": -1},
+        {"temperature": True},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"seed": -1},
+        {"seed": 2**63 + 1},
+        {"seed": 1.0},
+        {"n": 0, "temperature": 1},
+        {"n": 2},
+    ],
+)
 def test_bad_sampling_is_refused(choice):
     with pytest.raises(ValueError, match="Sampling"):
         Sampling(**choice)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"engine": "warp"}, "engine is 'warp': use one of"),
+        ({"engine": "continuous", "sampling": Sampling(1.0)}, "'continuous' is greedy"),
+        ({"streams": [1]}, "1 streams for 12 prompts"),
+        ({"streams": [-1] * 12}, "a stream is -1"),
+    ],
+)
+def test_bad_requests_are_refused(student, prompts, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        complete(student, prompts, **{"max_new_tokens": 5} | arguments)
