@@ -7,10 +7,11 @@ from conftest import REPO
 
 PACKAGE = REPO / "mixdistill"
 FILES = sorted(PACKAGE.rglob("*.py"))
-CELLAR = {"runs", "arguments"}  # everybody may use it
+CELLAR = {"runs", "files", "arguments"}  # everybody may use it
 # From left to right, as data flows; `__init__` and `__main__` are the doors and may use all.
 ROOMS = {
     "runs": set(),
+    "files": set(),
     "arguments": set(),
     "data": set(),
     "finetuning": {"data"},

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mixdistill import evaluate, finetune, load_traces, open_run, runs
+from mixdistill import evaluate, files, finetune, load_traces, open_run, runs
 from mixdistill.data.problems import Problem
 
 # Both processes begin together, and say so when it is they who train.
@@ -27,15 +27,15 @@ finetune("pocket/xs", traces, epochs=40, progress=False)
 
 
 def test_the_key_depends_on_content_not_on_order():
-    assert runs.key({"a": 1, "b": 2}) == runs.key({"b": 2, "a": 1}) != runs.key({"a": 1, "b": 3})
+    assert files.key({"a": 1, "b": 2}) == files.key({"b": 2, "a": 1}) != files.key({"a": 1, "b": 3})
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "config.json"
-    runs.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        runs.write_json(path, {"a": object()})
-    assert runs.read_json(path) == {"a": 1}
+        files.write_json(path, {"a": object()})
+    assert files.read_json(path) == {"a": 1}
 
 
 def test_two_processes_train_one_arm_once(store, tmp_path):
@@ -52,7 +52,7 @@ def test_two_processes_train_one_arm_once(store, tmp_path):
 
 def test_a_lock_is_free_afterwards_and_leaves_nothing(tmp_path):
     for _ in range(2):
-        with runs.lock(tmp_path / "a" / "b"):
+        with files.lock(tmp_path / "a" / "b"):
             assert (tmp_path / "a" / "b" / ".lock").is_file()
         assert list(tmp_path.iterdir()) == []
 
@@ -61,7 +61,7 @@ def test_threads_take_turns(tmp_path):
     log = []
 
     def enter(i: int) -> None:
-        with runs.lock(tmp_path):
+        with files.lock(tmp_path):
             log.append(i)
             time.sleep(0.05)
             log.append(i)
@@ -79,19 +79,19 @@ FOREIGN = "filelock/2\npid=7\nhost=elsewhere\nmode=lease\ntoken=abc\nduration=1\
 
 @pytest.mark.parametrize("left", ["", "garbage", FOREIGN], ids=["empty", "garbage", "of another host"])
 def test_a_lock_that_nobody_renews_is_taken_over_and_its_holder_is_named(left, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "STALE", 1)
+    monkeypatch.setattr(files, "STALE", 1)
     (tmp_path / ".lock").write_text(left)
-    with runs.lock(tmp_path):
+    with files.lock(tmp_path):
         said = capsys.readouterr().out
     assert f"another process works on {tmp_path.name}" in said
     assert ("process 7 of elsewhere, renewed 0 s ago" in said) == (left == FOREIGN)
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
-    script = "import os, sys; from pathlib import Path; from mixdistill import runs; held = runs.lock(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
+    script = "import os, sys; from pathlib import Path; from mixdistill import files; held = files.lock(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == 9
     assert (tmp_path / ".lock").is_file()
-    with runs.lock(tmp_path):
+    with files.lock(tmp_path):
         pass
     assert not (tmp_path / ".lock").exists()
 
@@ -107,7 +107,7 @@ def test_work_is_done_once_and_refused_work_leaves_no_folder(tmp_path):
     assert not folder.exists()
     for _ in range(2):
         runs.once(folder, "last.json", lambda: done.append(1) or {"done": len(done)})
-    assert runs.read_json(folder / "last.json") == {"done": 1}
+    assert files.read_json(folder / "last.json") == {"done": 1}
 
 
 def test_temporaries_of_killed_processes_are_swept_but_where_another_works(tmp_path):
@@ -115,7 +115,7 @@ def test_temporaries_of_killed_processes_are_swept_but_where_another_works(tmp_p
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    with runs.lock(left[2].parent):
+    with files.lock(left[2].parent):
         runs.once(tmp_path, "last.json", dict)
         assert [path.exists() for path in left] == [False, False, True]
 
@@ -147,10 +147,10 @@ def test_a_store_that_can_not_be_written_is_said(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
 def test_what_may_not_be_read_is_not_called_damaged(tmp_path):
-    runs.write_json(tmp_path / "config.json", {})
+    files.write_json(tmp_path / "config.json", {})
     (tmp_path / "config.json").chmod(0)
     with pytest.raises(PermissionError, match=r"cannot read .*: ask its owner"):
-        runs.read_json(tmp_path / "config.json")
+        files.read_json(tmp_path / "config.json")
 
 
 def test_files_follow_the_umask(store):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from mixdistill import arguments, runs
+from mixdistill import arguments, files, runs
 from mixdistill.data.chat import prompt_fingerprint, render_prompts
 from mixdistill.data.problems import Problem, load_problems
 from mixdistill.data.students import fingerprint, load_tokenizer, n_params, student_source
@@ -126,7 +126,7 @@ def evaluate(
     run = as_run(run, revision)
     config = {
         "version": EVALUATION_VERSION,
-        "problems": runs.key({"problems": [asdict(problem) for problem in problems]}),
+        "problems": files.key({"problems": [asdict(problem) for problem in problems]}),
         "n_problems": len(problems),
         "max_new_tokens": max_new_tokens,
         "sampling": asdict(
@@ -135,7 +135,7 @@ def evaluate(
         "thinking": thinking,
         "prompts": _prompts_seen(run.student, run.config["revision"], run.config["fingerprint"], thinking),
     }
-    folder = run.folder / "evaluations" / runs.key(config)
+    folder = run.folder / "evaluations" / files.key(config)
     if stored_only and not (folder / "scores.json").is_file():
         return None
     owner = f"{runs.run_key(run.config)}/{folder.name}"
@@ -228,15 +228,15 @@ def _evaluate(
     requests = [(i, sample) for i in range(len(problems)) for sample in range(sampling.n)]
     batches = length_sorted_batches([prompts[i] for i, _ in requests], batch_size)
 
-    runs.sweep_up(run.folder, held=folder)
+    files.sweep_up(run.folder, held=folder)
     if not run.trained:
-        with runs.lock(run.folder):
+        with files.lock(run.folder):
             runs.start(run)
-    runs.write_json(path, config | {"engine": engine, "batch_size": batch_size})
-    rows = runs.read_rows(file, owner)
+    files.write_json(path, config | {"engine": engine, "batch_size": batch_size})
+    rows = files.read_rows(file, owner)
     done = len(rows) // batch_size if len(rows) < len(requests) else len(batches)
     rows = rows[: done * batch_size]
-    runs.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further batch
+    files.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further batch
     for number, batch in enumerate(batches[done:], start=done + 1):
         asked = [problems[requests[at][0]] for at in batch]
         asked_with = [prompts[requests[at][0]] for at in batch]
@@ -247,13 +247,13 @@ def _evaluate(
                 batch, asked, asked_with, completions, _graded(asked, completions), strict=True
             )
         ]
-        runs.append_rows(file, new, owner, at=len(rows))
+        files.append_rows(file, new, owner, at=len(rows))
         rows += new
         if progress:
             print(f"{run.folder.name}: {number}/{len(batches)} batches decoded", flush=True)
     scores = Scores(folder, _items(rows))
     summary = {row.pop("benchmark"): row for row in scores.table().to_dict("records")}
-    runs.write_json(folder / "manifest.json", {"max_new_tokens": room} | runs.machine())
+    files.write_json(folder / "manifest.json", {"max_new_tokens": room} | runs.machine())
     return {"accuracy": scores.accuracy, "benchmarks": summary}
 
 
@@ -302,22 +302,22 @@ def _row(problem: Problem, sample: int, n_prompt_tokens: int, completion: Comple
 
 
 def _read_config(folder: Path, config: dict) -> dict:
-    stored = runs.read_json(folder / "config.json")
+    stored = files.read_json(folder / "config.json")
     if any(stored.get(name, ...) != value for name, value in config.items()):
-        raise runs.damaged(folder / "config.json", "it is not this evaluation's")
+        raise files.damaged(folder / "config.json", "it is not this evaluation's")
     return stored
 
 
 def _read_scores(folder: Path, config: dict, owner: str, n: int) -> Scores:
     _read_config(folder, config)
-    summary = runs.read_json(folder / "scores.json")
-    rows = runs.read_rows(folder / "generations.jsonl", owner)
+    summary = files.read_json(folder / "scores.json")
+    rows = files.read_rows(folder / "generations.jsonl", owner)
     if len(rows) != n:
-        raise runs.damaged(folder / "generations.jsonl", f"row {len(rows) + 1} of {n} is missing or was changed")
+        raise files.damaged(folder / "generations.jsonl", f"row {len(rows) + 1} of {n} is missing or was changed")
     scores = Scores(folder, _items(rows))
     accuracy = summary.get("accuracy")
     if not isinstance(accuracy, float) or not math.isclose(accuracy, scores.accuracy):
-        raise runs.damaged(folder / "scores.json", f"its accuracy is {accuracy}, that of the rows {scores.accuracy}")
+        raise files.damaged(folder / "scores.json", f"its accuracy is {accuracy}, that of the rows {scores.accuracy}")
     return scores
 
 

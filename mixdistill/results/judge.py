@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mixdistill import arguments, runs
+from mixdistill import arguments, files, runs
 from mixdistill.data.chat import prompt_ids
 from mixdistill.data.students import fingerprint, load_student
 from mixdistill.generation.generate import complete, length_sorted_batches
@@ -58,15 +58,15 @@ def judge(
     asked = scores.items[~scores.items["correct"].astype(bool) & scores.items["answer"].notna()]
     asked = asked.drop_duplicates(ANSWER)
     config = {"model": fingerprint(model, revision), "prompt": PROMPT, "max_new_tokens": MAX_NEW_TOKENS}
-    folder = scores.folder / "judge" / runs.key(config)
+    folder = scores.folder / "judge" / files.key(config)
     file, owner = folder / "verdicts.jsonl", f"{scores.folder.name}/{folder.name}"
     told = {"name": Path(model).name, "revision": revision} | config
     work = partial(_ask, asked, model, revision, batch_size, told, file, owner, progress)
     runs.once(folder, "judged.json", work)
 
-    verdicts = {tuple(row[name] for name in ANSWER): row["verdict"] for row in runs.read_rows(file, owner)}
+    verdicts = {tuple(row[name] for name in ANSWER): row["verdict"] for row in files.read_rows(file, owner)}
     if any(answer not in verdicts for answer in asked[ANSWER].itertuples(index=False, name=None)):
-        raise runs.damaged(file, f"it holds {len(verdicts)} verdicts for {len(asked)} answers")
+        raise files.damaged(file, f"it holds {len(verdicts)} verdicts for {len(asked)} answers")
     answers = scores.items[ANSWER].itertuples(index=False, name=None)
     wrong = ~scores.items["correct"].astype(bool)
     found = [verdicts.get(answer) if wrong_one else None for answer, wrong_one in zip(answers, wrong, strict=True)]
@@ -108,7 +108,7 @@ def _ask(
     progress: bool,
 ) -> dict:
     """Ask about every answer that has no stored verdict yet, batch by batch; returns the counts for `judged.json`."""
-    rows = runs.read_rows(file, owner)
+    rows = files.read_rows(file, owner)
     have = {tuple(row[name] for name in ANSWER) for row in rows}
     missing = [row for row in asked.to_dict("records") if tuple(row[name] for name in ANSWER) not in have]
     judging = load_student(model, revision) if missing else None
@@ -120,8 +120,8 @@ def _ask(
             f"a question to the judge has {longest} tokens, which with {MAX_NEW_TOKENS} for its reply exceed the context of {judging.context} "
             f"of {model!r}: use a judge with a longer one"
         )
-    runs.write_json(file.with_name("config.json"), told)
-    runs.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further row
+    files.write_json(file.with_name("config.json"), told)
+    files.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further row
     batches = length_sorted_batches(prompts, batch_size)
     for number, batch in enumerate(batches, start=1):
         replies = complete(judging, [prompts[i] for i in batch], MAX_NEW_TOKENS)
@@ -129,7 +129,7 @@ def _ask(
             {name: missing[i][name] for name in ANSWER} | {"verdict": verdict_of(reply.text), "reply": reply.text}
             for i, reply in zip(batch, replies, strict=True)
         ]
-        runs.append_rows(file, new, owner, at=len(rows))
+        files.append_rows(file, new, owner, at=len(rows))
         rows += new
         if progress:
             print(f"judge: {number}/{len(batches)} batches", flush=True)
