@@ -60,8 +60,8 @@ def student_source(name: str | Path) -> str:
         return path
     if path.endswith(".gguf") or not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name):
         raise ValueError(
-            f"unknown student {name!r}: use one of {', '.join(POCKET)}, a Hub id as owner/name, or an existing local folder "
-            "or .gguf file"
+            f"unknown student {name!r}: use one of {', '.join(POCKET)}, a Hub id as owner/name, or an existing local "
+            "folder or .gguf file"
         )
     return name
 
@@ -153,8 +153,8 @@ def _reason(name: str | Path, what: str, error: Exception) -> str:
     if os.path.exists(os.path.expanduser(name)) or str(name).startswith("pocket/"):
         return f"its {what} cannot be used ({said})"
     return (
-        f"its {what} cannot be used ({said}): check the name, the network, that it has safetensors weights, and for a gated "
-        "model `hf auth login`; or give a local folder"
+        f"its {what} cannot be used ({said}): check the name, the network, that it has safetensors weights, and for "
+        "a gated model `hf auth login`; or give a local folder"
     )
 
 

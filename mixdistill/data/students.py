@@ -1,7 +1,7 @@
 """Loading a student: a pocket student, a model of the Hub, a local folder, or a `.gguf` file.
 
-A student's own files say what it is. Where transformers cannot load it exactly so, it is refused with the reason, before any work.
-No code that a student brings is ever run.
+A student's own files say what it is. Where transformers cannot load it exactly so, it is refused with the reason, before
+any work. No code that a student brings is ever run.
 """
 
 import json
@@ -35,8 +35,8 @@ from mixdistill.data.student_files import (
     student_source,
 )
 
-# Below so many parameters a student computes in float32 on a GPU too, so that it learns what it learns on a CPU. There it computes on one
-# thread: a second costs it more than it gives, and its sums come out the same on every run.
+# Below so many parameters a student computes in float32 on a GPU too, so that it learns what it learns on a CPU. There it
+# computes on one thread: a second costs it more than it gives, and its sums come out the same on every run.
 TINY = 10_000_000
 max_threads = torch.get_num_threads()  # for larger models on a CPU; a sweep's workers lower it to 1
 
@@ -69,9 +69,9 @@ def load_student(name: str | Path, revision: str | None = None, device: str | No
     On a CPU it sets the number of threads of the process: 1 for a tiny student, `max_threads` for a larger one.
 
     Arguments:
-        name: `pocket/xs`, a Hub id such as `Qwen/Qwen2.5-0.5B-Instruct`, a local folder in Hugging Face form, or a `.gguf`
-            file, which is dequantised. A base model gets a chat template by a file `chat_template.jinja` in the folder, or
-            beside the `.gguf` file.
+        name: `pocket/xs`, a Hub id such as `Qwen/Qwen2.5-0.5B-Instruct`, a local folder in Hugging Face form, or a
+            `.gguf` file, which is dequantised. A base model gets a chat template by a file `chat_template.jinja` in the
+            folder, or beside the `.gguf` file.
         revision: commit of a Hub model.
         device: `cpu` to leave the weights there, in the type that they would have elsewhere.
 
@@ -150,8 +150,8 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     if not tokenizer.chat_template:
         raise refused(
             name,
-            "its tokenizer has no chat template: take the Instruct version, or put a file chat_template.jinja into its local "
-            "folder (beside a .gguf file)",
+            "its tokenizer has no chat template: take the Instruct version, or put a file chat_template.jinja into its "
+            "local folder (beside a .gguf file)",
         )
     if tokenizer.eos_token_id is None:
         raise refused(name, "its tokenizer has no eos token: name one as eos_token in tokenizer_config.json")
@@ -209,7 +209,7 @@ def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
 
 
 def n_params(name: str | Path, revision: str | None = None) -> int:
-    """Parameters of a student, counted on an empty model: no weight is read. Raises ValueError as `load_config` does."""
+    """Parameters of a student, counted on an empty model: no weight is read. Raises as `load_config` does."""
     config = load_config(name, revision)
     key = config.to_json_string(use_diff=False)
     if key not in _n_params:
@@ -232,7 +232,7 @@ def _dtype(name: str, revision: str | None) -> torch.dtype:
 
 
 def _check_outputs(name: str, model: torch.nn.Module, n_tokens: int) -> None:
-    """Raise ValueError if a later token changes what the model says about earlier ones, as in an encoder, or it says NaN."""
+    """Raise ValueError if a later token changes the outputs of earlier ones, as in an encoder, or an output is NaN."""
     ids = torch.arange(8, device=model.device).repeat(2, 1) % n_tokens
     ids[1, -1] = 0
     with loading(name, "model"), torch.no_grad():

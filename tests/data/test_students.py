@@ -1,4 +1,4 @@
-"""Which students load and how: names, weights, tokenizers, stop tokens, fingerprints; and what a reader is told of the others."""
+"""Which students load and how: names, weights, tokenizers, stop tokens, fingerprints; and why others are refused."""
 
 import ast
 import hashlib
