@@ -1,17 +1,22 @@
 """The loss of a batch: the model's own cross-entropy of the supervised tokens, without logits for any other."""
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from mixdistill.data.chat import Example
+from mixdistill.data.chat import Example, stop_token_id
 from mixdistill.data.students import Student
 from mixdistill.finetuning.attention import packs
 from mixdistill.finetuning.batches import Batch, pack, pad
 
 LOGITS_CHUNK = 1024  # positions whose logits are in memory at a time
+UNTRAINED = (
+    0.01  # a token's row of the head below this share of the median row: base models leave such for reserved tokens
+)
 
 
 class ResponseLoss(torch.nn.Module):
@@ -42,7 +47,7 @@ class ResponseLoss(torch.nn.Module):
             }
         with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.half):
             hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
-            return self.head_loss(hidden.flatten(0, 1)[batch.predicts], batch.labels)
+        return self.head_loss(hidden.flatten(0, 1)[batch.predicts], batch.labels)
 
     def head_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Summed cross-entropy of rows behind the last layer, never with more than a chunk of their logits in memory.
@@ -61,7 +66,9 @@ class ResponseLoss(torch.nn.Module):
             return F.linear_cross_entropy(hidden, weight, labels, reduction="none", options=choice).float().sum()
 
         def chunk_loss(rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-            logits = F.linear(rows, causal.get_output_embeddings().weight) if self.plain else own_logits(causal, rows)
+            with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.half):
+                head = causal.get_output_embeddings().weight
+                logits = F.linear(rows, head) if self.plain else own_logits(causal, rows)
             return F.cross_entropy(logits.float(), wanted, reduction="sum")
 
         if len(labels) <= LOGITS_CHUNK:
@@ -112,7 +119,8 @@ def check_loss(student: Student, model: torch.nn.Module) -> None:
     Arguments:
         model: the student as `trainable_model` gives it, before it is prepared for several processes.
 
-    Raises ValueError if they differ by more than rounding, or if one of them can not be computed.
+    Warns if the student's stop token was never trained and is not going to be. Raises ValueError if the losses differ by more
+    than rounding, or if one of them can not be computed.
     """
     causal, device = _causal(model), student.device
     attention, half = causal.config._attn_implementation, causal.dtype == torch.bfloat16
@@ -144,6 +152,14 @@ def check_loss(student: Student, model: torch.nn.Module) -> None:
                 f"the loss of {student.name!r} and its gradient's norm are {pair} on a {layout} batch, its own are {own} "
                 f"({type(causal).__name__}): this student can not be trained here, use another"
             )
+    stop = stop_token_id(student.tokenizer)
+    norms = causal.get_output_embeddings().weight.detach().float().norm(dim=1)
+    if isinstance(model, PeftModel) and norms[stop] < UNTRAINED * norms.median():
+        warnings.warn(
+            f"the weights of {student.name!r} for its stop token {student.tokenizer.decode([stop])!r} were never trained, and "
+            "LoRA leaves them as they are, so it may never stop: use its Instruct version, or lora=None",
+            stacklevel=2,
+        )
     _checked.add(key)
 
 

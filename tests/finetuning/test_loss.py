@@ -147,6 +147,15 @@ def test_a_student_whose_own_loss_is_another_is_refused(llama):
             check_loss(student, model)
 
 
+def test_a_stop_token_that_was_never_trained_is_warned_of(llama):
+    student = load_student(llama)
+    student.fingerprint = "a base model"
+    with torch.no_grad():
+        student.model.lm_head.weight[student.tokenizer.convert_tokens_to_ids("<|im_end|>")] = 1e-6
+    with pytest.warns(UserWarning, match=r"stop token '<\|im_end\|>' were never trained, and LoRA leaves them"):
+        check_loss(student, trainable_model(student, LoRA(r=2), seed=0))
+
+
 def test_the_check_leaves_the_model_as_it_was(llama):
     student = load_student(llama)
     model = trainable_model(student, LoRA(r=2), seed=0).train()
