@@ -1,7 +1,7 @@
 """Loading a student: a pocket student, a model of the Hub, a local folder, or a `.gguf` file.
 
-A student's own files say what it is. Where transformers cannot load it exactly so, it is refused with the reason, before
-any work. No code that a student brings is ever run.
+A student's own files say what it is. Where transformers cannot load it exactly so, it is refused with the reason,
+before any work. No code that a student brings is ever run.
 """
 
 import json
@@ -35,8 +35,8 @@ from mixdistill.data.student_files import (
     student_source,
 )
 
-# Below so many parameters a student computes in float32 on a GPU too, so that it learns what it learns on a CPU. There it
-# computes on one thread: a second costs it more than it gives, and its sums come out the same on every run.
+# Below so many parameters a student computes in float32 on a GPU too, so that it learns what it learns on a CPU. There
+# it computes on one thread: a second costs it more than it gives, and its sums come out the same on every run.
 TINY = 10_000_000
 max_threads = torch.get_num_threads()  # for larger models on a CPU; a sweep's workers lower it to 1
 
