@@ -61,7 +61,8 @@ class Problem:
 
     def __post_init__(self) -> None:
         for name in ("id", "question", "answer", "level", "source", "subject"):
-            text(f"a problem's {name}", getattr(self, name), empty=name in ("level", "source", "subject"))
+            value = text(f"a problem's {name}", getattr(self, name), empty=name in ("level", "source", "subject"))
+            object.__setattr__(self, name, value)  # a Path as its text
         choice("answer_format", self.answer_format, ANSWER_FORMATS)
         choice("prompt", self.prompt, (*PROMPTS, ""))
 

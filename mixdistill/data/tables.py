@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from mixdistill.arguments import text
+from mixdistill.arguments import shown, text
 
 Table = tuple[list[str], list[dict]]  # the names of all columns, and the rows
 
@@ -124,7 +124,7 @@ def column_names(columns: object, allowed: Sequence[str], n_needed: int = 2) -> 
     """What each column that is read is called; the first `n_needed` of the allowed as here, unless `columns` says otherwise."""
     if columns is not None and not (isinstance(columns, Mapping) and set(columns) <= set(allowed)):
         raise ValueError(
-            f"columns is {columns!r}: it is a dictionary from some of {', '.join(allowed)} to the file's names"
+            f"columns is {shown(columns)}: it is a dictionary from some of {', '.join(allowed)} to the file's names"
         )
     given = {name: text(f"columns[{name!r}]", value) for name, value in (columns or {}).items()}
     return {name: name for name in allowed[:n_needed]} | given
