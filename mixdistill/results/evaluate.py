@@ -129,19 +129,17 @@ def evaluate(
         "problems": files.key({"problems": [asdict(problem) for problem in problems]}),
         "n_problems": len(problems),
         "max_new_tokens": max_new_tokens,
-        "sampling": asdict(
-            Sampling() if sampling.greedy else sampling
-        ),  # greedily neither seed nor top_p changes anything
+        # Greedily, neither seed nor top_p changes anything.
+        "sampling": asdict(Sampling() if sampling.greedy else sampling),
         "thinking": thinking,
         "prompts": _prompts_seen(run.student, run.config["revision"], run.config["fingerprint"], thinking),
     }
     folder = run.folder / "evaluations" / files.key(config)
     if stored_only and not (folder / "scores.json").is_file():
         return None
-    owner = f"{runs.run_key(run.config)}/{folder.name}"
-    work = partial(_evaluate, run, problems, config, sampling, engine, batch_size, folder, owner, progress)
-    runs.once(folder, "scores.json", work)
-    return _read_scores(folder, config, owner, len(problems) * sampling.n)
+    how = {"engine": engine, "batch_size": batch_size}
+    runs.once(folder, "scores.json", partial(_evaluate, run, problems, config, how, sampling, folder, progress))
+    return _read_scores(run, folder, config, len(problems) * sampling.n)
 
 
 def untouched(student: str | Path, revision: str | None = None) -> Run:
@@ -204,25 +202,16 @@ def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[
 
 
 def _evaluate(
-    run: Run,
-    problems: list[Problem],
-    config: dict,
-    sampling: Sampling,
-    engine: str | None,
-    batch_size: int | None,
-    folder: Path,
-    owner: str,
-    progress: bool,
+    run: Run, problems: list[Problem], config: dict, how: dict, sampling: Sampling, folder: Path, progress: bool
 ) -> dict:
     """Decode, grade and store what is missing, batch by batch; returns the summary for `scores.json`."""
-    path, file = folder / "config.json", folder / "generations.jsonl"
-    # Not part of the name, so that a laptop reads what a GPU has computed; an evaluation goes on as it began.
+    path, file, owner = folder / "config.json", folder / "generations.jsonl", _owner(run, folder)
+    # `how` is not part of the name, so that a laptop reads what a GPU has computed; an evaluation goes on as it began.
     if path.is_file():
-        begun = _read_config(folder, config)
-        engine, batch_size = begun.get("engine"), begun.get("batch_size")
-        check_engine(engine, sampling)
-    engine = engine or default_engine(n_params(run.student, run.config["revision"]), sampling)
-    batch_size = batch_size or BATCH_SIZE[engine]
+        how = _read_config(folder, config)
+    engine = how.get("engine") or default_engine(n_params(run.student, run.config["revision"]), sampling)
+    check_engine(engine, sampling)
+    batch_size = arguments.whole("batch_size", how.get("batch_size") or BATCH_SIZE[engine])
     tokenizer, context, complete_batch = _open(run, engine)
     prompts, room = render_prompts(tokenizer, problems, context, config["max_new_tokens"], config["thinking"])
     requests = [(i, sample) for i in range(len(problems)) for sample in range(sampling.n)]
@@ -241,11 +230,10 @@ def _evaluate(
         asked = [problems[requests[at][0]] for at in batch]
         asked_with = [prompts[requests[at][0]] for at in batch]
         completions = complete_batch(asked_with, room, sampling, streams=batch, progress=progress)
+        grades = _graded(asked, completions)
         new = [
-            {"index": at} | _row(problem, requests[at][1], len(prompt), completion, verdict)
-            for at, problem, prompt, completion, verdict in zip(
-                batch, asked, asked_with, completions, _graded(asked, completions), strict=True
-            )
+            _row(at, asked[i], requests[at][1], len(asked_with[i]), completions[i], grades[i])
+            for i, at in enumerate(batch)
         ]
         files.append_rows(file, new, owner, at=len(rows))
         rows += new
@@ -278,8 +266,9 @@ def _graded(problems: list[Problem], completions: list[Completion]) -> list[Grad
     return [verdicts[at] for at in range(len(problems))]
 
 
-def _row(problem: Problem, sample: int, n_prompt_tokens: int, completion: Completion, verdict: Grade) -> dict:
+def _row(at: int, problem: Problem, sample: int, n_prompt_tokens: int, completion: Completion, grade: Grade) -> dict:
     return {
+        "index": at,
         "benchmark": problem.source,
         "problem_id": problem.id,
         "level": problem.level,
@@ -288,9 +277,9 @@ def _row(problem: Problem, sample: int, n_prompt_tokens: int, completion: Comple
         "gold": problem.answer,
         "sample": sample,
         "response": completion.text,
-        "answer": verdict.answer,
-        "correct": verdict.correct,
-        "reason": verdict.reason,
+        "answer": grade.answer,
+        "correct": grade.correct,
+        "reason": grade.reason,
         "finish_reason": completion.finish_reason,
         "loop": completion.loop,
         "n_prompt_tokens": n_prompt_tokens,
@@ -308,10 +297,15 @@ def _read_config(folder: Path, config: dict) -> dict:
     return stored
 
 
-def _read_scores(folder: Path, config: dict, owner: str, n: int) -> Scores:
+def _owner(run: Run, folder: Path) -> str:
+    """Whose rows they are: of this run and this evaluation."""
+    return f"{runs.run_key(run.config)}/{folder.name}"
+
+
+def _read_scores(run: Run, folder: Path, config: dict, n: int) -> Scores:
     _read_config(folder, config)
     summary = files.read_json(folder / "scores.json")
-    rows = files.read_rows(folder / "generations.jsonl", owner)
+    rows = files.read_rows(folder / "generations.jsonl", _owner(run, folder))
     if len(rows) != n:
         raise files.damaged(folder / "generations.jsonl", f"row {len(rows) + 1} of {n} is missing or was changed")
     scores = Scores(folder, _items(rows))
