@@ -24,7 +24,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2C
 
 from mixdistill import finetune, load_problems, load_student, load_traces
 from mixdistill.data.chat import render_prompts
-from mixdistill.finetuning.finetune import load_trained
+from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.generation.decode import Progress, decode
 from mixdistill.generation.generate import _continuous
 from mixdistill.generation.sampling import Sampling

@@ -32,8 +32,7 @@ def main() -> None:
         examples = render_traces(student.tokenizer, train, student.context, "error")
         tokens = sum(len(e.input_ids) for e in examples)
         fused = ResponseLoss(trainable_model(student, LoRA(), seed=0)).train()
-        # Dropout is what keeps adapters unfused; switched off again in evaluation mode.
-        plain = ResponseLoss(trainable_model(load_student(name), LoRA(dropout=0.1), seed=0)).eval()
+        plain = ResponseLoss(trainable_model(load_student(name), LoRA(), seed=0, fused=False)).train()
         seconds = {layout: [] for layout in layouts}
         for _ in range(ROUNDS):  # in turn, so that a busy machine slows all of them
             for layout in layouts:

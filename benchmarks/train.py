@@ -22,7 +22,6 @@ import json
 import logging
 import math
 import os
-import sys
 import tempfile
 import time
 import warnings
@@ -44,11 +43,11 @@ from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, Trainer
 from mixdistill import LoRA, finetune, load_student, load_traces, mix
 from mixdistill.data.chat import Example, render_traces
 from mixdistill.data.pocket.bases import POCKET
+from mixdistill.finetuning import finetune as training
 from mixdistill.finetuning.attention import attention_for, packs
 from mixdistill.finetuning.batches import pack, pad, token_groups
 from mixdistill.finetuning.finetune import BETAS
-from mixdistill.finetuning.memory import GPU_TOKENS, cpu_tokens
-from mixdistill.finetuning.progress import PEAK_FLOPS, flops_per_token
+from mixdistill.finetuning.memory import Placement, pass_tokens
 
 BATCH = 32  # examples a step
 LR = 1e-3
@@ -78,6 +77,18 @@ SHAPES = {
 }
 KEY_HEADS = {"qwen2.5-7b": 4}  # else 2
 VOCABULARY = {"qwen2.5-7b": 152_064, "tiny": 1000}  # else 151,936; only 7B's head is its own
+
+
+# Dense bfloat16 peak of one GPU in FLOP/s, from NVIDIA's data sheets; matched in this order within the device's name.
+PEAK_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
 
 
 @dataclass(frozen=True)
@@ -157,8 +168,19 @@ def compare(name: str, steps: int, rounds: int, longest: int, folder: Path) -> d
     return row
 
 
+def flops_per_token(model: torch.nn.Module) -> int:
+    """Training FLOPs of a token with adapters: 4N, as the frozen matrices get no gradient (Kaplan et al. 2020, arXiv 2001.08361).
+
+    N counts what a token is multiplied with: all but the adapters and an untied embedding's table.
+    """
+    causal = model.get_base_model()
+    n = sum(p.numel() for name, p in causal.named_parameters() if ".lora_" not in name)
+    embedding = causal.get_input_embeddings().weight
+    return 4 * (n if causal.get_output_embeddings().weight is embedding else n - embedding.numel())
+
+
 def run_ours(student: str, train: Dataset, seed: int) -> Measured:
-    training, clock = sys.modules["mixdistill.finetuning.finetune"], Clock()
+    clock = Clock()
     with Peak() as peak, clock.starting_at(training, "batch_of"), clock.ending_at(training, "save_trained"):
         run = finetune(
             student,
@@ -168,7 +190,6 @@ def run_ours(student: str, train: Dataset, seed: int) -> Measured:
             epochs=1,
             batch_size=BATCH,
             seed=seed,
-            checkpoint_every=10**9,
             progress=False,
         )
     return Measured(run.manifest["tokens"] / clock.seconds, peak.n_bytes)
@@ -243,7 +264,7 @@ def run_bare(student: str, examples: list[Example]) -> Measured:
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad], lr=LR, betas=BETAS, fused=True
         )
-        budget = GPU_TOKENS if device.type == "cuda" else cpu_tokens(loaded.model.config)
+        budget = pass_tokens(Placement(), loaded.model.config, device, max(len(e.input_ids) for e in examples))
         steps = [
             bare_passes(examples[at : at + BATCH], budget, packs(attention), device)
             for at in range(0, len(examples), BATCH)

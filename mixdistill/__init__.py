@@ -5,6 +5,7 @@ from mixdistill.data.problems import Problem, load_problems
 from mixdistill.data.students import load_student
 from mixdistill.data.traces import load_traces
 from mixdistill.finetuning.finetune import LoRA, finetune
+from mixdistill.finetuning.memory import Placement
 from mixdistill.generation.generate import Sampling
 from mixdistill.grading.grade import Grade, grade, grade_all
 from mixdistill.results.evaluate import Scores, evaluate
@@ -17,6 +18,7 @@ from mixdistill.study.sweep import sweep
 __all__ = [
     "Grade",
     "LoRA",
+    "Placement",
     "Problem",
     "Run",
     "Sampling",

@@ -20,7 +20,8 @@ import pandas as pd
 import pytest
 
 from mixdistill import evaluate, finetune, load_traces
-from mixdistill.finetuning.finetune import load_trained
+from mixdistill.finetuning import finetune as training
+from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.results.evaluate import Scores
 
 EVERY = 1 if os.environ.get("MIXDISTILL_FAULTS") == "all" else 12  # operations from one that fails to the next
@@ -38,7 +39,8 @@ COMPARED = (
 
 def work() -> Scores:
     """A run of 6 steps with checkpoints, and its evaluation in 2 batches."""
-    run = finetune("pocket/xs", load_traces("pocket/short", n=6), epochs=3, batch_size=3, checkpoint_every=2, **QUIET)
+    training.CHECKPOINT_EVERY = 2
+    run = finetune("pocket/xs", load_traces("pocket/short", n=6), epochs=3, batch_size=3, **QUIET)
     return evaluate(run, "pocket/easy", n=6, batch_size=3, **QUIET)
 
 

@@ -1,8 +1,8 @@
 """Examples -> batches by token budget: which examples share a forward pass, and the tensors that they become there.
 
-On CUDA a batch is one row without padding, in which examples see only themselves (`mixdistill.finetuning.attention`). On a CPU it is
-rows of similar length, padded on the right: a block mask makes attention pay for all pairs of a row's tokens, and measured
-slower at every size of the pocket students (`benchmarks/README.md`).
+On CUDA a batch is one row without padding, in which examples see only themselves (`attention`). On a CPU it is rows of
+similar length, padded on the right: a block mask makes attention pay for all pairs of a row's tokens, and measured slower at
+every size of the pocket students (`benchmarks/README.md`).
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from mixdistill.data.chat import Example
+
+NOTHING = Example([0], n_prompt=1)  # what a process is given for which nothing is left
 
 
 @dataclass(frozen=True)
@@ -26,51 +28,28 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """All tensors on a device, none waited for."""
-        moved = {
-            name: value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value
-            for name, value in vars(self).items()
-            if isinstance(value, torch.Tensor)
-        }
+        if device.type != "cuda":
+            return self
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved = {name: value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()}
         return Batch(**vars(self) | moved)
 
 
-def pack(examples: Sequence[Example]) -> Batch:
-    """One row with all examples behind each other; positions restart, and no example predicts into the next."""
-    lengths = [len(example.input_ids) for example in examples]
-    starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
-    return Batch(
-        input_ids=torch.tensor([[token for example in examples for token in example.input_ids]]),
-        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
-        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
-        max_seqlen=max(lengths),
-        **_supervised(examples, starts),
-    )
+def batch_of(examples: list[Example], step: int, batch_size: int, seed: int) -> list[Example]:
+    """The examples of a step, each epoch in a new order that depends on seed and epoch only."""
+    epoch, at = divmod(step, -(-len(examples) // batch_size))
+    generator = torch.Generator().manual_seed((1_000_003 * seed + epoch) % 2**64)
+    order = torch.randperm(len(examples), generator=generator).tolist()
+    return [examples[i] for i in order[at * batch_size : (at + 1) * batch_size]]
 
 
-def pad(examples: Sequence[Example], pad_token: int) -> Batch:
-    """A row an example. Under a causal mask no real token sees the padding on its right: no attention mask is needed."""
-    width = max(len(example.input_ids) for example in examples)
-    rows = [example.input_ids + [pad_token] * (width - len(example.input_ids)) for example in examples]
-    starts = [width * i for i in range(len(rows))]
-    return Batch(torch.tensor(rows), None, None, width, **_supervised(examples, starts))
-
-
-def _supervised(examples: Sequence[Example], starts: list[int]) -> dict[str, torch.Tensor]:
-    """What the head is asked, for examples that begin at these flat positions."""
-    asked = [(start, e) for start, e in zip(starts, examples, strict=False)]  # starts may hold the end too
-    predicts = [start + i - 1 for start, e in asked for i in range(e.n_prompt, len(e.input_ids))]
-    labels = [token for e in examples for token in e.input_ids[e.n_prompt :]]
-    return {"predicts": torch.tensor(predicts, dtype=torch.long), "labels": torch.tensor(labels, dtype=torch.long)}
-
-
-def token_groups(lengths: Sequence[int], budget: int, packed: bool, max_rows: int | None = None) -> list[list[int]]:
+def token_groups(lengths: Sequence[int], budget: int, packed: bool) -> list[list[int]]:
     """Which examples share a forward pass: first fit, the longest first.
 
     Arguments:
         lengths: tokens of each example.
         budget: tokens of a pass, padding included; a longer example gets a pass of its own.
         packed: whether examples are packed or padded to the longest of their pass.
-        max_rows: examples of a pass at most.
 
     Returns: indices into `lengths`, every one once; the costliest pass first.
     """
@@ -79,7 +58,7 @@ def token_groups(lengths: Sequence[int], budget: int, packed: bool, max_rows: in
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         for at, group in enumerate(groups):
             tokens = loads[at] + lengths[i] if packed else (len(group) + 1) * lengths[group[0]]
-            if tokens <= budget and (max_rows is None or len(group) < max_rows):
+            if tokens <= budget:
                 group.append(i)
                 loads[at] += lengths[i]
                 break
@@ -103,3 +82,31 @@ def share_of(groups: list[list[int]], rank: int, ranks: int) -> list[list[int]]:
         at = groups.index(largest)
         groups[at : at + 1] = [largest[::2], largest[1::2]]
     return groups[rank::ranks]
+
+
+def pack(examples: Sequence[Example]) -> Batch:
+    """One row with all examples behind each other; positions restart, and no example predicts into the next."""
+    lengths = [len(example.input_ids) for example in examples]
+    starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    return Batch(
+        input_ids=torch.tensor([[token for example in examples for token in example.input_ids]]),
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
+        max_seqlen=max(lengths),
+        **_supervised(examples, starts[:-1]),
+    )
+
+
+def pad(examples: Sequence[Example], pad_token: int) -> Batch:
+    """A row an example. Under a causal mask no real token sees the padding on its right: no attention mask is needed."""
+    width = max(len(example.input_ids) for example in examples)
+    rows = [example.input_ids + [pad_token] * (width - len(example.input_ids)) for example in examples]
+    return Batch(torch.tensor(rows), None, None, width, **_supervised(examples, [width * i for i in range(len(rows))]))
+
+
+def _supervised(examples: Sequence[Example], starts: list[int]) -> dict[str, torch.Tensor]:
+    """What the head is asked, for examples that begin at these flat positions."""
+    asked = list(zip(starts, examples, strict=True))
+    predicts = [start + i - 1 for start, e in asked for i in range(e.n_prompt, len(e.input_ids))]
+    labels = [token for e in examples for token in e.input_ids[e.n_prompt :]]
+    return {"predicts": torch.tensor(predicts, dtype=torch.long), "labels": torch.tensor(labels, dtype=torch.long)}

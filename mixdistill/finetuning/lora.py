@@ -1,56 +1,62 @@
-"""Low-rank adapters: put on a student, trained fast on a CPU, and merged into its weights again."""
+"""Low-rank adapters: put on a student, and trained fast on a CPU."""
 
-import shutil
-import warnings
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 
-from mixdistill import runs
-from mixdistill.data.students import Student, load_student
-from mixdistill.runs import Run
-
-# peft 0.21 reads an attribute that transformers 5.23 deprecates; a reader can do nothing about it.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+from mixdistill import arguments
+from mixdistill.data.students import Student
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters on all linear layers but the head: rank, alpha (None: 2r), dropout."""
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on all linear layers but the head.
+
+    There is no dropout: what it drops would depend on how a step is cut into passes, and a run's name does not.
+
+    Arguments:
+        r: rank, at most the student's width.
+        alpha: what B A is scaled with, times r; None takes 2 r.
+
+    Raises ValueError if one is no whole number, or below 1.
+    """
 
     r: int = 16
     alpha: int | None = None
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.r < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRA(r={self.r}, dropout={self.dropout}): r is at least 1, dropout in 0..1")
+        object.__setattr__(self, "r", arguments.whole("r", self.r))
+        object.__setattr__(self, "alpha", arguments.whole("alpha", self.alpha, optional=True))
 
     @property
     def scaled_alpha(self) -> int:
         return 2 * self.r if self.alpha is None else self.alpha
 
 
-def trainable_model(student: Student, lora: LoRA | None, seed: int) -> torch.nn.Module:
-    """The student with fresh adapters in float32, or with all its weights in float32 where `lora` is None."""
+def trainable_model(student: Student, lora: LoRA | None, seed: int, fused: bool = True) -> torch.nn.Module:
+    """The student with fresh adapters in float32, or with all its weights in float32 where `lora` is None.
+
+    Raises ValueError if the rank is above the student's width, where it could add nothing.
+    """
     torch.manual_seed(seed)
     if lora is None:
         return student.model.float().requires_grad_(True)
+    width = student.model.config.get_text_config().hidden_size
+    if lora.r > width:
+        raise ValueError(f"r is {lora.r}: a LoRA of {student.name!r} has at most its width, {width}")
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.scaled_alpha,
-        lora_dropout=lora.dropout,
         target_modules="all-linear",
         exclude_modules=_past_adapters(student.model) or None,
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(student.model, config, autocast_adapter_dtype=True)
-    if student.device.type == "cpu" and not lora.dropout and model.dtype == torch.float32:
+    if fused and model.dtype == torch.float32:
         fuse(model)
     return model
 
@@ -64,8 +70,8 @@ def _past_adapters(model: torch.nn.Module) -> list[str]:
 def fuse(model: PeftModel) -> None:
     """Let adapted layers multiply once, by W + s B A, where peft multiplies by W, A and B in turn.
 
-    The same function up to rounding, for float32 weights and no dropout. On a CPU the many small operations cost a pocket
-    student more than their FLOPs (measured in `benchmarks/README.md`).
+    The same function up to rounding, for float32 weights. On a CPU the many small operations cost a pocket student more than
+    their FLOPs: 27 to 34% of a step (`benchmarks/README.md`).
     """
     for layer in model.modules():
         if isinstance(layer, Linear):
@@ -102,28 +108,3 @@ class _LowRankUpdate(torch.autograd.Function):
             grad_a = (grad @ (b * ctx.scaling)).t() @ x
             grad_b = grad.t() @ (x @ (a.t() * ctx.scaling))
         return grad_x, None, None, grad_a, grad_b, None
-
-
-def merge(run: Run) -> Path:
-    """Fold a run's adapter into its student's weights: `merged/` in the run's folder, a student like any other.
-
-    The sum is taken in float32 and stored in the type of the student's own weights; tied embeddings stay tied.
-
-    Raises ValueError if the run has no adapter.
-    """
-    if not run.trained or run.config["lora"] is None:
-        raise ValueError(f"the run {run.folder.name!r} has no adapter: only runs of finetune with lora can be merged")
-    target = run.folder / "merged"
-    if not target.is_dir():
-        student = load_student(run.student, run.config["revision"], device="cpu")
-        stored = student.model.config.dtype or torch.float32
-        adapted = PeftModel.from_pretrained(student.model.float(), run.folder / "adapter")
-        merged = adapted.merge_and_unload().to(stored)
-
-        def write(path: Path) -> None:
-            merged.save_pretrained(path)
-            student.tokenizer.save_pretrained(path)
-
-        shutil.rmtree(target, ignore_errors=True)
-        runs.replace(target, write)
-    return target

@@ -1,114 +1,104 @@
-"""How a training step is laid out so that it fits the GPU, and what to change when it did not."""
+"""Where a student is trained, and what to give up, one thing after the other, when the memory runs out."""
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
-from transformers import PretrainedConfig
+from peft import PeftModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from mixdistill.finetuning.memory_model import training_memory
+from mixdistill import arguments
 
 # Tokens of a forward pass, padding included. On a GPU enough to keep it busy. On a CPU so few that the widest activation, of
 # the MLP, stays in a core's cache (1 MB): at every size of the pocket students near the best of `benchmarks/passes.csv`.
 GPU_TOKENS = 16_384
 CPU_CACHE = 2**20  # bytes
 CPU_TOKENS = (512, 2048)  # at least, at most
-SAFE_SHARE = 0.92  # of the free memory that an estimate may take
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """What a training step keeps where. All plans compute the same, up to rounding."""
+class Placement:
+    """Where a student is trained. All placements compute the same, up to rounding, so no run's name holds one."""
 
-    micro_batch_tokens: int  # of a forward pass of one process, padding included
-    checkpointing: bool = False  # layers are computed again in the backward pass
-    offload: bool = False  # what checkpointing keeps waits in the host's memory
-    shard: bool = False  # FSDP2: each GPU holds its share of the weights
-    why: str = ""
+    gpus: int = 1  # processes of this machine, one a GPU
+    tokens: int | None = (
+        None  # of a pass of one process, padding included; a longer example goes alone. None: `pass_tokens`
+    )
+    checkpointing: bool = (
+        False  # compute each layer again in the backward pass, and keep its input only: a third more FLOPs
+    )
+    offload: bool = False  # let what checkpointing keeps wait in the host's memory
+    shard: bool = False  # share the weights out over the GPUs (FSDP2) instead of a copy on each
+    compile: bool = False  # compile the decoder layers; takes minutes, pays off for hours
 
-
-def choose_memory_plan(
-    config: PretrainedConfig,
-    longest: int,
-    free: int | None,
-    *,
-    lora_rank: int | None,
-    gpus: int = 1,
-    micro_batch_tokens: int | None = None,
-    checkpointing: bool | None = None,
-    offload: bool | None = None,
-    shard: bool | None = None,
-) -> MemoryPlan:
-    """The fastest plan whose estimate (`training_memory`) fits; where none does, the most frugal one.
-
-    From fast to frugal: shorter passes, checkpointing (a third more FLOPs), offload, sharding (traffic between the GPUs).
-
-    Arguments:
-        longest: tokens of the longest example, which no plan splits.
-        free: bytes that one GPU has for all of it; None on a CPU, where nothing is estimated.
-        micro_batch_tokens, checkpointing, offload, shard: a value overrides the choice.
-
-    Raises ValueError for settings that contradict each other.
-    """
-    if offload and checkpointing is False:
-        raise ValueError("offload moves what checkpointing keeps: leave checkpointing on, or offload off")
-    if free is None:
-        if offload:
-            raise ValueError("offload moves activations off a GPU, and this machine has none: leave it out")
-        budget = max(longest, micro_batch_tokens or cpu_tokens(config))
-        return MemoryPlan(budget, bool(checkpointing), False, bool(shard), "nothing is estimated on a CPU")
-    budgets = [micro_batch_tokens] if micro_batch_tokens else [GPU_TOKENS, GPU_TOKENS // 4]
-    plans = [
-        MemoryPlan(max(longest, budget), recompute, move, split)
-        for split in ((False, True) if gpus > 1 else (False,))
-        for recompute, move in ((False, False), (True, False), (True, True))
-        for budget in budgets
-        if shard in (None, split) and checkpointing in (None, recompute) and offload in (None, move)
-    ]
-    if not plans:
-        raise ValueError(f"shard is {shard} with {gpus} GPU: weights are shared out over several, set gpus")
-    for plan in plans:
-        needed = estimate(config, plan, lora_rank, gpus)
-        if needed <= SAFE_SHARE * free:
-            break
-    fits = "fits" if needed <= SAFE_SHARE * free else "DOES NOT FIT, the most frugal plan is tried"
-    why = f"estimate {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB free: {fits}"
-    return MemoryPlan(plan.micro_batch_tokens, plan.checkpointing, plan.offload, plan.shard, why)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gpus", arguments.whole("gpus", self.gpus))
+        object.__setattr__(self, "tokens", arguments.whole("tokens", self.tokens, optional=True))
+        for name in ("checkpointing", "offload", "shard", "compile"):
+            arguments.flag(name, getattr(self, name))
+        if self.offload and not self.checkpointing:
+            raise ValueError("offload is True: it moves what checkpointing keeps, so set checkpointing=True too")
 
 
-def cpu_tokens(config: PretrainedConfig) -> int:
-    """Tokens of a forward pass on a CPU, where the user has not chosen."""
+def pass_tokens(on: Placement, config: PreTrainedConfig, device: torch.device, longest: int) -> int:
+    """Tokens of a pass: what was asked for, or this device's default; at least the longest example, which is never split."""
     low, high = CPU_TOKENS
-    return min(max(CPU_CACHE // (4 * config.intermediate_size), low), high)
+    text = config.get_text_config()
+    width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    on_cpu = min(max(CPU_CACHE // (4 * width), low), high)
+    return max(longest, on.tokens or (GPU_TOKENS if device.type == "cuda" else on_cpu))
 
 
-def estimate(config: PretrainedConfig, plan: MemoryPlan, lora_rank: int | None, gpus: int = 1) -> int:
-    """Peak bytes of a step on one GPU."""
-    memory = training_memory(
-        config,
-        plan.micro_batch_tokens,
-        lora_rank=lora_rank,
-        checkpointing=plan.checkpointing,
-        shards=gpus if plan.shard else 1,
-    )
-    return memory.total - (memory.activations if plan.offload else 0)
+def recompute(model: PreTrainedModel | PeftModel, on: Placement) -> None:
+    """Let the model's layers keep what the placement says: their inputs only, or everything."""
+    if on.checkpointing:
+        causal = model.get_base_model() if isinstance(model, PeftModel) else model
+        causal.activation_checkpointing_enable({"use_reentrant": False}, offload=on.offload)
 
 
-def out_of_memory_advice(plan: MemoryPlan, longest: int, max_tokens: int, gpus: int) -> str:
-    """What to lower, and by how much, after a pass under `plan` did not fit."""
-    if plan.micro_batch_tokens > longest:
-        return (
-            f"lower micro_batch_tokens from {plan.micro_batch_tokens} to {max(longest, plan.micro_batch_tokens // 2)}"
-        )
-    if not plan.checkpointing:
-        return "set checkpointing=True (its activations then take about a tenth)"
-    if not plan.offload:
-        return "set offload=True (activations then wait in the host's memory)"
-    if gpus > 1 and not plan.shard:
-        return f"set shard=True (each of {gpus} GPUs then holds its share of the weights)"
-    return (
-        f"the longest example alone has {longest} tokens: lower max_tokens from {max_tokens} to {longest // 2} with "
-        "too_long='drop', or use more GPUs with shard=True"
-    )
+def more_frugal(on: Placement, longest: int, device: torch.device) -> Placement:
+    """The next placement after one whose memory ran out: a quarter of the tokens, down to the longest example; then
+    checkpointing; then, on a GPU, offload. Raises MemoryError where nothing is left to give up."""
+    if on.tokens > longest:
+        return replace(on, tokens=max(longest, on.tokens // 4))
+    if not on.checkpointing:
+        return replace(on, checkpointing=True)
+    if not on.offload and device.type == "cuda":
+        return replace(on, offload=True)
+    raise MemoryError(f"a pass over one example of {longest} tokens does not fit, with {on}")
+
+
+@contextlib.contextmanager
+def out_of_memory_caught(on: Placement, longest: int, device: torch.device) -> Iterator[list[BaseException]]:
+    """Holds the error if the memory ran out in its body; any other goes on.
+
+    Raises MemoryError where weights are shared out: the other processes wait for this one in the middle of a layer.
+    """
+    caught: list[BaseException] = []
+    try:
+        yield caught
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if on.shard:
+            raise MemoryError(f"call again with on={more_frugal(on, longest, device)}") from error
+        caught.append(error.with_traceback(None))  # the traceback would hold the activations
+
+
+@contextlib.contextmanager
+def advice_when_out_of_memory() -> Iterator[None]:
+    """Raises RuntimeError that says what to change, where the memory ran out for good."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RuntimeError(
+            f"out of memory ({str(error).splitlines()[0]}): lower max_tokens with too_long='drop', train with LoRA, or share "
+            "the weights out with on=Placement(gpus=..., shard=True); with another `on` alone finetune goes on from the last "
+            "checkpoint"
+        ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,77 +1,69 @@
-"""The line that a training run prints now and then: where it is, how fast, and what it takes."""
+"""What a training run says while it trains: where it is, how fast, and what it takes."""
 
-import resource
-import sys
-from collections.abc import Mapping
+import threading
+import time
 
+import psutil
 import torch
 
-from mixdistill.runs import Run
-
-# Dense bfloat16 peak of one GPU in FLOP/s, from NVIDIA's data sheets; matched in this order within the device's name.
-PEAK_FLOPS = {
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-    "L4": 121e12,
-}
+EVERY = 20  # seconds between two lines
 
 
-def progress_line(
-    run: Run,
-    n_steps: int,
-    row: Mapping[str, float],
-    here: Mapping[str, int],
-    seconds: float,
-    flops: int,
-    world: int,
-    device: torch.device,
-) -> str:
-    """One line for a person.
+class Progress:
+    """Prints a line now and then, from a thread of its own: loading, or one pass of a large student, can take minutes.
 
-    Arguments:
-        row: the newest of the loss curve.
-        here: steps, tokens and supervised tokens since these processes started, `seconds` ago.
-        flops: of a token (`flops_per_token`).
-        world: number of processes.
+    The loop only sets numbers, and a line reads nothing from the GPU.
     """
-    left = seconds / here["steps"] * (n_steps - row["step"]) / 60
-    speed = utilisation(flops * here["tokens"] / seconds / world, device)
-    return (
-        f"{run.folder.name}: step {row['step']}/{n_steps}, loss {row['loss']:.3f}, {here['supervised'] / seconds:,.0f} "
-        f"supervised of {here['tokens'] / seconds:,.0f} tokens/s, {speed}, {left:.1f} min left, "
-        f"peak {peak_memory(device) / 1e9:.2f} GB"
-    )
 
+    def __init__(self, label: str, device: torch.device, shown: bool = True) -> None:
+        self.label, self.device, self.shown = label, device, shown
+        self.at, self.n_steps = 0.0, 0  # steps, with the finished share of the one at work; 0 of 0 while loading
+        self.loss: float | None = None  # of the last line of the loss curve
+        self.tokens, self.supervised = 0, 0  # trained since `begin`
+        self.began, self.first = time.monotonic(), 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._speak, daemon=True)
 
-def flops_per_token(model: torch.nn.Module) -> int:
-    """Training FLOPs of a token by convention: 6N where all weights are trained, 4N with adapters (no gradient of the frozen
-    matrices). N counts every parameter that a token is multiplied with: all but the adapters and an untied embedding's
-    table. Attention's own products, recomputation and the head's saved positions are left out of the count.
-    """
-    causal = getattr(model, "base_model", model).model if hasattr(model, "peft_config") else model
-    n = sum(p.numel() for name, p in causal.named_parameters() if ".lora_" not in name)
-    embedding = causal.get_input_embeddings().weight
-    if causal.get_output_embeddings().weight is not embedding:
-        n -= embedding.numel()
-    return (4 if hasattr(model, "peft_config") else 6) * n
+    def begin(self, step: int, n_steps: int) -> None:
+        """The loop begins, at a step."""
+        self.at, self.first, self.n_steps, self.began = step, step, n_steps, time.monotonic()
 
+    def line(self) -> str:
+        seconds = max(time.monotonic() - self.began, 1e-9)  # a virtual machine's clock may stand still
+        if not self.n_steps:
+            return f"getting ready, {seconds:.0f} s"
+        loss = "" if self.loss is None else f", loss {self.loss:.3f}"
+        speed = f"{self.supervised / seconds:,.0f} supervised of {self.tokens / seconds:,.0f} tokens/s"
+        left = (self.n_steps - self.at) / max(self.at - self.first, 1e-9) * seconds / 60
+        rest = f", {speed}, {max(left, 0.0):.1f} min left" if self.tokens else ""
+        memory = f"peak {peak_memory(self.device) / 1e9:.2f} GB"
+        return f"step {self.at:.1f}/{self.n_steps}{loss}{rest}, {memory}"
 
-def utilisation(flops: float, device: torch.device) -> str:
-    """Model FLOP/s of one device, as share of its peak (MFU) where that is known."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    for part, peak in PEAK_FLOPS.items():
-        if part in name:
-            return f"MFU {flops / peak:.1%}"
-    return f"{flops / 1e9:,.1f} model GFLOP/s"
+    def say(self, text: str) -> None:
+        if self.shown:
+            print(f"{self.label}: {text}", flush=True)
+
+    def _speak(self) -> None:
+        while not self._ended.wait(EVERY):
+            self.say(self.line())
+
+    def __enter__(self) -> "Progress":
+        if self.shown:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self.shown:
+            self._thread.join()
 
 
 def peak_memory(device: torch.device) -> int:
     """Bytes that were in use at most: allocated on the GPU, or resident of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if psutil.WINDOWS:
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if psutil.MACOS else 1024)

@@ -36,8 +36,7 @@ def open_vllm(
     """
     if rank > LORA_RANKS[-1]:
         raise ValueError(
-            f"the adapter has rank {rank} and vLLM serves ranks up to {LORA_RANKS[-1]}: use the engine 'continuous' or 'static', "
-            "or `merge` the run and evaluate the folder"
+            f"the adapter has rank {rank} and vLLM serves ranks up to {LORA_RANKS[-1]}: use the engine 'continuous' or 'static'"
         )
     if source.endswith(".gguf"):
         raise ValueError(f"vLLM is not given {source!r}: .gguf files are for the engines 'continuous' and 'static'")

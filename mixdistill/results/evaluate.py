@@ -14,7 +14,8 @@ from mixdistill import arguments, files, runs
 from mixdistill.data.chat import prompt_fingerprint, render_prompts
 from mixdistill.data.problems import Problem, load_problems
 from mixdistill.data.students import fingerprint, load_tokenizer, n_params, student_source
-from mixdistill.finetuning.finetune import TRAINING_VERSION, load_trained
+from mixdistill.finetuning.checkpoints import load_trained
+from mixdistill.finetuning.finetune import TRAINING_VERSION
 from mixdistill.generation.generate import (
     Completion,
     Sampling,

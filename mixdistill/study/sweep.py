@@ -17,6 +17,7 @@ from mixdistill.data.problems import Problem, load_problems
 from mixdistill.data.students import TINY, n_params
 from mixdistill.data.traces import load_traces
 from mixdistill.finetuning.finetune import LoRA, finetune
+from mixdistill.finetuning.memory import Placement
 from mixdistill.results.evaluate import Scores, evaluate, untouched
 from mixdistill.study.scales import REVISIONS, Arm, Scale, TraceSet
 from mixdistill.study.workers import n_cores, side_by_side
@@ -70,7 +71,7 @@ def run_arm(arm: Arm, scale: Scale, split: str | None = None, stored_only: bool 
             too_long=scale.too_long,
             seed=arm.seed,
             revision=revision,
-            gpus=1 if n_params(base, revision) < TINY else max(1, torch.cuda.device_count()),
+            on=Placement(gpus=1 if n_params(base, revision) < TINY else max(1, torch.cuda.device_count())),
             progress=torch.cuda.is_available(),
             stored_only=stored_only,
         )

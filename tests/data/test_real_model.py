@@ -15,7 +15,7 @@ from mixdistill import LoRA, evaluate, finetune, load_problems, load_student, lo
 from mixdistill.data.chat import prompt_text, render
 from mixdistill.data.students import Student, fingerprint, load_tokenizer, n_params
 from mixdistill.finetuning.batches import pad
-from mixdistill.finetuning.finetune import load_trained
+from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.finetuning.loss import ResponseLoss
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

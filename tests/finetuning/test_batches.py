@@ -47,10 +47,6 @@ def test_packing_fills_its_passes():
     assert len(groups) < len(token_groups(LENGTHS, 300, packed=False))
 
 
-def test_rows_of_a_pass_can_be_limited():
-    assert max(map(len, token_groups(LENGTHS, 10_000, packed=True, max_rows=5))) == 5
-
-
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_processes_get_equally_many_passes_and_together_all_examples(ranks):
     groups = token_groups(LENGTHS, 300, packed=True)

@@ -1,19 +1,23 @@
-import importlib
+import itertools
 import json
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from mixdistill import LoRA, finetune, load_student, load_traces, mix, runs
+from mixdistill import LoRA, Placement, files, finetune, load_student, load_traces, mix, runs
 from mixdistill.data.pocket.bases import POCKET_BASES, POCKET_DIR
 from mixdistill.data.problems import load_problems
-from mixdistill.finetuning.finetune import load_trained, schedule
+from mixdistill.finetuning import finetune as training
+from mixdistill.finetuning.checkpoints import load_trained
+from mixdistill.finetuning.finetune import schedule
 from mixdistill.finetuning.lora import trainable_model
 
-training = importlib.import_module("mixdistill.finetuning.finetune")
 SETTINGS = {"lora": LoRA(r=4), "epochs": 2, "batch_size": 8, "lr": 5e-3, "progress": False}
 
 
@@ -51,7 +55,7 @@ def test_training_lowers_the_loss_and_leaves_the_files_that_are_promised():
 def test_the_same_arm_is_trained_once_and_another_seed_is_another_run(monkeypatch):
     train = pocket_train()
     run = finetune("pocket/xs", train, **SETTINGS)
-    monkeypatch.setattr(training, "train_run", None)  # a second training would fail
+    monkeypatch.setattr(training, "loop", None)  # a second training would fail
     assert finetune("pocket/xs", train, **SETTINGS) == run
     assert finetune("pocket/xs", train, **SETTINGS, seed=1, stored_only=True) is None
     assert finetune("pocket/xs", pocket_train(31), **SETTINGS, stored_only=True) is None
@@ -67,9 +71,10 @@ def test_same_seed_same_bits_other_seed_other_bits(monkeypatch, tmp_path):
     assert not same(adapter(other), adapter(first))
 
 
-@pytest.mark.parametrize("lora", [LoRA(r=4, dropout=0.1), None], ids=["lora", "full"])
+@pytest.mark.parametrize("lora", [LoRA(r=4), None], ids=["lora", "full"])
 def test_a_killed_run_goes_on_and_ends_as_if_undisturbed(monkeypatch, tmp_path, lora):
-    settings = SETTINGS | {"lora": lora, "epochs": 8, "checkpoint_every": 10}
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 10)
+    settings = SETTINGS | {"lora": lora, "epochs": 8}
     undisturbed = finetune("pocket/xs", pocket_train(), **settings)
 
     monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "killed"))
@@ -98,30 +103,17 @@ def test_a_damaged_checkpoint_is_named(monkeypatch):
     run = finetune("pocket/xs", pocket_train(), **SETTINGS)
     (run.folder / "manifest.json").unlink()
     (run.folder / "checkpoint.pt").write_bytes(b"half a file")
-    with pytest.raises(ValueError, match=r"checkpoint.pt' is damaged .*: delete the folder"):
+    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged .*: delete this file and call finetune again"):
         finetune("pocket/xs", pocket_train(), **SETTINGS)
 
 
-def test_a_full_disk_leaves_the_last_good_file_and_no_rubbish(tmp_path):
-    def fail(path):
-        path.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    runs.write_json(tmp_path / "a.json", {"whole": 1})
-    with pytest.raises(OSError, match="No space left"):
-        runs.replace(tmp_path / "a.json", fail)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    assert runs.read_json(tmp_path / "a.json") == {"whole": 1}
-
-
-@pytest.mark.parametrize(
-    "settings", [{"micro_batch_tokens": 60}, {"micro_batch_tokens": 9999}, {"micro_batch_size": 3}]
-)
-def test_a_step_in_many_passes_equals_one_big_batch(monkeypatch, tmp_path, settings):
+@pytest.mark.parametrize("tokens", [60, 9999])
+def test_a_step_in_many_passes_equals_one_big_batch(monkeypatch, tmp_path, tokens):
     """With unequal numbers of supervised tokens in the passes."""
-    whole = finetune("pocket/xs", pocket_train(13), **SETTINGS | {"batch_size": 13})
+    settings = SETTINGS | {"batch_size": 13}
+    whole = finetune("pocket/xs", pocket_train(13), **settings)
     monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "elsewhere"))
-    parts = finetune("pocket/xs", pocket_train(13), **SETTINGS | {"batch_size": 13}, **settings)
+    parts = finetune("pocket/xs", pocket_train(13), **settings, on=Placement(tokens=tokens))
     assert parts.config == whole.config
     assert parts.metrics()["loss"].to_list() == pytest.approx(whole.metrics()["loss"].to_list(), rel=1e-6)
     for name, weight in adapter(whole).items():
@@ -145,18 +137,20 @@ def test_a_real_architecture_trains_saves_and_reloads(qwen, llama, math_traces, 
         assert not torch.allclose(trained, load_student(name).model(ids).logits)
         if lora is None:  # the trained model is a student like any other
             torch.testing.assert_close(load_student(str(run.folder / "model")).model(ids).logits, trained)
-        else:  # plain peft reads what we wrote, and it names no path of this machine but the student
+        else:  # plain peft reads what we wrote, and it names the student, not where it lies
             plain = PeftModel.from_pretrained(load_student(name).model, run.folder / "adapter")
             torch.testing.assert_close(plain(ids).logits, trained)
             config = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
-            assert config["base_model_name_or_path"] == name
+            assert config["base_model_name_or_path"] == Path(name).name
 
 
-def test_pocket_runs_name_no_path_of_this_machine():
-    run = finetune("pocket/xs", pocket_train(), **SETTINGS)
-    for path in run.folder.rglob("*.json"):
-        assert str(run.folder.parent) not in path.read_text()
-        assert '"/' not in path.read_text()
+def test_runs_name_no_path_of_this_machine(qwen, math_traces):
+    for student, train in (("pocket/xs", pocket_train()), (qwen, math_train(math_traces))):
+        run = finetune(student, train, **SETTINGS)
+        for path in run.folder.rglob("*.*"):
+            if path.suffix in (".json", ".md", ".jsonl"):
+                assert '"/' not in path.read_text()
+                assert str(run.folder.parent) not in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -165,23 +159,68 @@ def test_pocket_runs_name_no_path_of_this_machine():
         ({"student": "pocket/huge"}, "pocket/xs, pocket/s, pocket/m, pocket/l, pocket/xl"),
         ({"student": "gpt"}, "unknown student 'gpt'"),
         ({"student": "nobody/no-such-model"}, "cannot load the student 'nobody/no-such-model'"),
+        ({"student": None}, "student is None: it is a text"),
+        ({"train": [{"question": "?"}]}, "train is a list: give traces as load_traces and mix return them"),
+        ({"train": pd.DataFrame({"question": ["?"]})}, "train is a DataFrame"),
+        ({"train": DatasetDict()}, "train is a DatasetDict"),
+        ({"lora": {"r": 4}}, "it is a LoRA, or None"),
+        ({"on": {"gpus": 1}}, "it is a Placement"),
+        ({"on": Placement(shard=True)}, "shard is True on 1 GPU"),
+        ({"on": Placement(gpus=64)}, r"gpus is 64, this machine has \d"),
         ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": True}, "epochs is True"),
+        ({"epochs": 2.0}, "epochs is 2.0"),
         ({"lr": -1.0}, "lr is -1.0"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"lr": "1e-3"}, "lr is '1e-3': it is a finite number"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
         ({"max_tokens": 30}, "32 of 32 examples have more than 30 tokens"),
-        ({"too_long": "cut"}, "too_long is 'cut'"),
+        ({"too_long": "cut"}, "use one of error, drop"),
+        ({"thinking": "yes"}, "thinking is 'yes': it is True or False, or None"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
+        ({"seed": None}, "seed is None"),
+        ({"lora": LoRA(r=64)}, "r is 64: a LoRA of 'pocket/xs' has at most its width, 32"),
     ],
 )
-def test_bad_requests_are_refused(change, message):
+def test_bad_requests_are_refused_and_leave_no_folder(change, message):
     arguments = {"student": "pocket/xs", "train": pocket_train()} | SETTINGS | change
     with pytest.raises(ValueError, match=message):
         finetune(**arguments)
+    assert not runs.runs_dir().exists() or not list(runs.runs_dir().iterdir())
+
+
+@pytest.mark.parametrize("bad", [{"r": 0}, {"r": 2.5}, {"alpha": 0}, {"r": True}, {"alpha": 1.5}])
+def test_an_adapter_that_trains_nothing_is_refused(bad):
+    with pytest.raises(ValueError, match="whole number, at least 1"):
+        LoRA(**bad)
+
+
+def test_natural_values_are_taken_as_they_are_meant(tmp_path):
+    """numpy's numbers and a Path name the same run as Python's own."""
+    train = pocket_train()
+    run = finetune("pocket/xs", train, **SETTINGS)
+    same_run = finetune(Path("pocket/xs"), train, **SETTINGS | {"lora": LoRA(r=np.int64(4)), "epochs": np.int64(2)})
+    assert same_run == run
+
+
+@pytest.mark.parametrize("seed", [20251127, 2**44 + 1, 2**63 - 1])
+def test_large_seeds_are_seeds_like_any_other(seed):
+    run = finetune("pocket/xs", pocket_train(8), **SETTINGS, seed=seed)
+    assert run.manifest["seed"] == seed
+
+
+def test_a_clock_that_stands_still_or_runs_backwards_ends_no_run(monkeypatch):
+    times = itertools.chain([50.0], itertools.repeat(7.0))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(times))
+    run = finetune("pocket/xs", pocket_train(8), **SETTINGS)
+    assert run.manifest["seconds"] >= 0
+    assert run.manifest["tokens_per_second"] >= 0
 
 
 def test_problems_are_no_traces():
     problems = load_problems("pocket/easy", n=3)
-    from datasets import Dataset
-
     table = Dataset.from_list([{"question": p.question, "answer": p.answer} for p in problems])
     with pytest.raises(ValueError, match="no column 'problem_id', 'response'"):
         finetune("pocket/xs", table)
@@ -200,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(llama, tmp_
     ):
         finetune(str(folder), train, **SETTINGS | {"batch_size": 1})
     (path,) = runs.runs_dir().rglob("not_finite.json")
-    batch = runs.read_json(path)
+    batch = files.read_json(path)
     (question,) = train[batch["rows"]]["question"]
     assert word in student.tokenizer(question)["input_ids"]
     assert batch["problem_ids"] == train[batch["rows"]]["problem_id"]
@@ -225,7 +264,7 @@ def test_pocket_rates_are_the_best_of_the_search():
 
 
 def test_the_schedule_warms_up_and_ends_near_zero():
-    values = [schedule(step, 100, 0.1) for step in range(100)]
+    values = [schedule(step, 100) for step in range(100)]
     assert values[0] == pytest.approx(0.1)
     assert max(values) == values[9] == 1.0
     assert values[-1] < 0.001

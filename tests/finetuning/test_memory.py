@@ -1,81 +1,107 @@
-"""The plan of a step: the fastest that fits, whatever is asked for kept, and all plans compute the same."""
+"""Where a student is trained changes nothing but rounding; when the memory runs out, the loop gives up one thing after the other."""
+
+from dataclasses import asdict, replace
 
 import pytest
 import torch
-from transformers import Qwen2Config
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import AutoConfig
 
-from mixdistill import LoRA, finetune, load_traces
-from mixdistill.finetuning.memory import (
-    MemoryPlan,
-    choose_memory_plan,
-    estimate,
-    is_out_of_memory,
-    out_of_memory_advice,
-)
+from mixdistill import LoRA, Placement, finetune, load_traces, runs
+from mixdistill.finetuning import finetune as training
+from mixdistill.finetuning.memory import is_out_of_memory, more_frugal, out_of_memory_caught, pass_tokens
 
-GB = 10**9
-QWEN_7B = Qwen2Config(
-    vocab_size=152_064,
-    hidden_size=3584,
-    intermediate_size=18_944,
-    num_hidden_layers=28,
-    num_attention_heads=28,
-    num_key_value_heads=4,
-    tie_word_embeddings=False,
-)
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SETTINGS = {"lora": LoRA(r=4), "epochs": 1, "batch_size": 8, "lr": 5e-3, "progress": False}
 
 
-def plan_for(free: int, longest: int = 16_384, **settings) -> MemoryPlan:
-    return choose_memory_plan(QWEN_7B, longest, free, **{"lora_rank": 16} | settings)
+def train():
+    return load_traces("pocket/short", n=24)
 
 
-def test_less_memory_takes_more_frugal_plans():
-    plans = [plan_for(free * GB, longest=4096) for free in (1000, 60, 24, 10)]
-    assert plans[0] == MemoryPlan(16_384, why=plans[0].why)
-    assert plans[1].micro_batch_tokens < plans[0].micro_batch_tokens or plans[1].checkpointing
-    assert plans[2].checkpointing
-    assert "DOES NOT FIT" in plans[3].why
-    assert all(
-        estimate(QWEN_7B, plan, 16) < 0.92 * free * GB for plan, free in zip(plans[:3], (1000, 60, 24), strict=True)
-    )
+def test_a_gpu_gives_up_tokens_then_recomputes_then_offloads():
+    steps = [Placement(tokens=16_384)]
+    for _ in range(5):
+        steps.append(more_frugal(steps[-1], 700, GPU))
+    assert [on.tokens for on in steps] == [16_384, 4096, 1024, 700, 700, 700]
+    assert [on.checkpointing for on in steps] == [False] * 4 + [True, True]
+    assert [on.offload for on in steps] == [False] * 5 + [True]
+    with pytest.raises(MemoryError, match="one example of 700 tokens does not fit"):
+        more_frugal(steps[-1], 700, GPU)
 
 
-def test_16k_tokens_of_7b_fit_80_gb_with_adapters():
-    plan = plan_for(79 * GB)
-    assert plan.micro_batch_tokens == 16_384
-    assert "fits" in plan.why
+def test_a_pass_has_what_was_asked_for_and_splits_no_example(qwen):
+    config = AutoConfig.from_pretrained(qwen)
+    assert pass_tokens(Placement(), config, GPU, 300) == 16_384
+    assert pass_tokens(Placement(), config, CPU, 300) == 2048
+    assert pass_tokens(Placement(tokens=400), config, CPU, 300) == 400
+    assert pass_tokens(Placement(tokens=100), config, CPU, 300) == 300
 
 
-def test_weights_are_shared_out_only_where_a_copy_does_not_fit():
-    assert not plan_for(79 * GB, gpus=8).shard
-    assert plan_for(60 * GB, gpus=8, lora_rank=None).shard
+@pytest.mark.parametrize("bad", [{"gpus": 0}, {"tokens": 0}, {"tokens": 1.5}, {"shard": 1}, {"offload": True}])
+def test_placements_that_are_none_are_refused(bad):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} is "):
+        Placement(**bad)
 
 
-def test_what_is_asked_for_is_kept():
-    plan = plan_for(1000 * GB, checkpointing=True, offload=True, micro_batch_tokens=20_000)
-    assert (plan.checkpointing, plan.offload, plan.micro_batch_tokens) == (True, True, 20_000)
-    assert not plan_for(10 * GB, checkpointing=False).checkpointing
-    assert plan_for(1000 * GB, gpus=2, shard=True).shard
-    assert plan_for(None, longest=300, micro_batch_tokens=100).micro_batch_tokens == 300  # no example is split
+class OutOfMemory:
+    """From one step on, the allocator is asked for more than any machine has, so many times."""
+
+    def __init__(self, monkeypatch, step: int, times: int) -> None:
+        self.at, self.step, self.left, batch_of = -1, step, times, training.batch_of
+
+        def follow(examples, step, *rest):
+            self.at = step
+            return batch_of(examples, step, *rest)
+
+        monkeypatch.setattr(training, "batch_of", follow)
+
+    def __enter__(self) -> None:
+        self.hook = register_module_forward_pre_hook(self.fail)
+
+    def __exit__(self, *_) -> None:
+        self.hook.remove()
+
+    def fail(self, *_) -> None:
+        if self.at >= self.step and self.left:
+            self.left -= 1
+            torch.empty(2**50)
 
 
-def test_settings_that_contradict_are_refused():
-    with pytest.raises(ValueError, match="offload moves what checkpointing keeps"):
-        plan_for(80 * GB, offload=True, checkpointing=False)
-    with pytest.raises(ValueError, match="offload moves activations off a GPU"):
-        plan_for(None, offload=True)
-    with pytest.raises(ValueError, match="shard is True with 1 GPU"):
-        plan_for(80 * GB, shard=True)
+@pytest.mark.parametrize("step", [0, 1])
+def test_the_step_is_done_again_with_less_at_a_time(monkeypatch, tmp_path, capsys, step):
+    undisturbed = finetune("pocket/xs", train(), **SETTINGS)
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "short"))
+    with OutOfMemory(monkeypatch, step, times=1):
+        run = finetune("pocket/xs", train(), **SETTINGS | {"progress": True})
+    assert run.manifest["placement"] == asdict(Placement(tokens=2048 // 4))
+    assert run.manifest["out_of_memory"] == 1
+    assert f"out of memory at step {step + 1}: goes on with {Placement(tokens=512)}" in capsys.readouterr().out
+    assert run.manifest["tokens"] == undisturbed.manifest["tokens"]
+    assert run.metrics()["loss"].to_list() == pytest.approx(undisturbed.metrics()["loss"].to_list(), rel=1e-5)
 
 
-def test_the_advice_goes_on_to_the_next_measure():
-    plan = MemoryPlan(16_384)
-    assert out_of_memory_advice(plan, 4000, 16_384, 1) == "lower micro_batch_tokens from 16384 to 8192"
-    assert out_of_memory_advice(MemoryPlan(4500), 4000, 16_384, 1) == "lower micro_batch_tokens from 4500 to 4000"
-    assert "checkpointing=True" in out_of_memory_advice(MemoryPlan(4000), 4000, 16_384, 1)
-    assert "offload=True" in out_of_memory_advice(MemoryPlan(4000, True), 4000, 16_384, 1)
-    assert "shard=True" in out_of_memory_advice(MemoryPlan(4000, True, True), 4000, 16_384, 8)
-    assert "max_tokens from 16384 to 2000" in out_of_memory_advice(MemoryPlan(4000, True, True), 4000, 16_384, 1)
+def test_where_nothing_is_left_to_give_up_the_error_says_what_to_change_and_nothing_is_lost(monkeypatch, tmp_path):
+    undisturbed = finetune("pocket/xs", train(), **SETTINGS)
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "short"))
+    with (
+        OutOfMemory(monkeypatch, step=2, times=99),
+        pytest.raises(RuntimeError, match=r"one example of \d+ tokens does not fit.*: lower max_tokens"),
+    ):
+        finetune("pocket/xs", train(), **SETTINGS)
+    (path,) = runs.runs_dir().rglob("checkpoint.pt")
+    assert torch.load(path, weights_only=True)["progress"]["step"] == 2
+    resumed = finetune("pocket/xs", train(), **SETTINGS)
+    assert resumed.metrics().equals(undisturbed.metrics())
+
+
+def test_shared_out_weights_cannot_wait_so_the_error_names_the_next_placement():
+    on = Placement(gpus=2, shard=True, tokens=4096)
+    with (
+        pytest.raises(MemoryError, match=r"call again with on=Placement\(gpus=2, tokens=1024"),
+        out_of_memory_caught(on, 700, GPU),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_out_of_memory_is_told_from_other_errors():
@@ -86,12 +112,10 @@ def test_out_of_memory_is_told_from_other_errors():
     assert not is_out_of_memory(RuntimeError("shapes differ"))
 
 
-@pytest.mark.parametrize("plan", [{"checkpointing": True}, {"micro_batch_tokens": 90}, {"micro_batch_tokens": 5000}])
-def test_every_plan_trains_the_same_student(monkeypatch, tmp_path, plan):
-    settings = {"lora": LoRA(r=4), "epochs": 1, "batch_size": 8, "progress": False}
-    train = load_traces("pocket/short", n=24)
-    plain = finetune("pocket/xs", train, **settings)
+@pytest.mark.parametrize("on", [Placement(checkpointing=True), Placement(tokens=90), Placement(tokens=5000)])
+def test_every_placement_trains_the_same_student(monkeypatch, tmp_path, on):
+    plain = finetune("pocket/xs", train(), **SETTINGS)
     monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "elsewhere"))
-    other = finetune("pocket/xs", train, **settings, **plan)
-    assert plan.items() <= other.manifest["memory_plan"].items()
+    other = finetune("pocket/xs", train(), **SETTINGS, on=on)
+    assert other.manifest["placement"] == asdict(replace(on, tokens=other.manifest["placement"]["tokens"]))
     assert other.metrics()["loss"].to_list() == pytest.approx(plain.metrics()["loss"].to_list(), rel=1e-5)

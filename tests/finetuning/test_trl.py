@@ -62,7 +62,7 @@ def test_losses_and_weights_equal_those_of_trl(tmp_path, lora, monkeypatch):
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=lr, betas=BETAS, weight_decay=0.0
     )
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, N_STEPS, 0.1))
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, N_STEPS))
     trl.SFTTrainer(
         model=model,
         args=settings,

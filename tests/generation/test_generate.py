@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from mixdistill import LoRA, Sampling, finetune, load_problems, load_student, load_traces
 from mixdistill.data.chat import prompt_ids, render_prompts
-from mixdistill.finetuning.finetune import load_trained
+from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.generation import decode as decode_module
 from mixdistill.generation import generate as generate_module
 from mixdistill.generation.decode import PlainStudent, Progress, is_plain

@@ -17,7 +17,9 @@ from mixdistill.study.reproduce import with_results
 REPRODUCE = [sys.executable, "-m", "mixdistill", "reproduce", "--scale", "smoke", "--seeds", "1"]
 TRAIN = """
 from mixdistill import evaluate, finetune, load_traces
-run = finetune("pocket/s", load_traces("pocket/long", n=96), epochs=8, checkpoint_every=10, progress=False)
+from mixdistill.finetuning import finetune as training
+training.CHECKPOINT_EVERY = 10
+run = finetune("pocket/s", load_traces("pocket/long", n=96), epochs=8, progress=False)
 evaluate(run, ["pocket/easy"], n=20, batch_size=4, progress=False)
 """
 
