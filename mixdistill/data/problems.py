@@ -5,6 +5,7 @@
 | `math`          | 5,000 (train 7,500)| DigitalLearningGmbH/MATH-lighteval   | `math_test.jsonl`                |
 | `math500`       | 500                | HuggingFaceH4/MATH-500               | `MATH-500.jsonl`                 |
 | `gsm8k`         | 1,319 (train 7,473)| openai/gsm8k                         | `gsm8k_test.jsonl`               |
+| `svamp`         | 300                | ChilleD/SVAMP (not pinned)           | `svamp_test.jsonl`               |
 | `amc23`         | 40                 | math-ai/amc23                        | `amc23.jsonl`                    |
 | `aime24`        | 30                 | HuggingFaceH4/aime_2024              | `aime24.jsonl`                   |
 | `olympiadbench` | 674 (file: 675)    | Hothan/OlympiadBench                 | `olympiadbench.jsonl`            |
@@ -72,7 +73,7 @@ class Benchmark:
     """Where a published benchmark lies, and what its columns are called."""
 
     hub: str
-    revision: str  # commit of the Hub data set
+    revision: str | None  # commit of the Hub data set; None: its newest
     file: str  # its name in $MIXDISTILL_DATA, `{split}` filled in
     answer_format: str = "math"
     question: str = "problem"
@@ -121,6 +122,7 @@ BENCHMARKS = {
         config="main",
         splits=("train", "test"),
     ),
+    "svamp": Benchmark("ChilleD/SVAMP", None, "svamp_test.jsonl", "gsm8k", "question"),
     "amc23": Benchmark("math-ai/amc23", "80815d37005feb82cd7f8fbc6901d5d3eff43057", "amc23.jsonl", question="question"),
     "aime24": Benchmark(
         "HuggingFaceH4/aime_2024", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a", "aime24.jsonl", hub_split="train"

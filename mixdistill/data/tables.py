@@ -24,6 +24,13 @@ class Number(str):
     """A number as it is written, such as `0.10`; NaN and the infinities too."""
 
 
+def local_path(source: str) -> Path:
+    """Where a file or folder lies: as given, or else in the folder `$MIXDISTILL_DATA`."""
+    path = Path(os.path.expanduser(source))
+    kept = Path(os.path.expanduser(os.environ.get("MIXDISTILL_DATA", "."))) / path
+    return kept if kept.exists() and not path.exists() else path
+
+
 def read_table(
     source: str,
     needed: Sequence[str],
@@ -45,7 +52,7 @@ def read_table(
     Raises ValueError: no such source, one that cannot be read (a file with its line), no rows, a missing column, or an option
     that such a source does not use.
     """
-    path, columns = Path(os.path.expanduser(source)), [*needed, *optional]
+    path, columns = local_path(source), [*needed, *optional]
     reader = READERS.get(path.suffix.lower())
     if os.path.isfile(path):
         if reader is None:
@@ -58,7 +65,8 @@ def read_table(
         advice = "give a folder written by Dataset.save_to_disk, and a split that it holds"
     elif reader or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ValueError(
-            f"there is no file {source!r}: give an existing file or folder, a Hub data set as owner/name, or a set that is known by name"
+            f"there is no file {source!r}, here or in $MIXDISTILL_DATA: give an existing file or folder, a Hub data set as "
+            "owner/name, or a set that is known by name"
         )
     else:
         reader = partial(_read_hub, source, split=split or default_split, revision=revision, config=config)

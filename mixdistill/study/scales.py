@@ -137,6 +137,30 @@ REAL = Scale(
     max_new_tokens=16_000,
 )
 
+# Small real students on word problems, with traces of real teachers on the same problems. `docs/real-models.md` says where
+# the files come from; they are looked for in `$MIXDISTILL_DATA`.
+LAPTOP = Scale(
+    name="laptop",
+    students=(
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "google/gemma-3-270m-it",
+        "HuggingFaceTB/SmolLM2-360M-Instruct",
+        "Qwen/Qwen2.5-0.5B-Instruct",
+    ),
+    n_seeds=3,
+    n_train=None,
+    epochs=2,
+    benchmarks=("svamp",),
+    n_problems=None,
+    alphas=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
+    alpha_student="HuggingFaceTB/SmolLM2-135M-Instruct",
+    long=TraceSet("svamp_llama_level4.jsonl", answer_format="gsm8k"),
+    short=TraceSet("svamp_llama_level1.jsonl", answer_format="gsm8k"),
+    large=TraceSet("svamp_gpt35.jsonl", answer_format="gsm8k"),
+    small=TraceSet("svamp_flant5large.jsonl", answer_format="gsm8k"),
+    max_new_tokens=400,
+)
+
 POCKET_STUDY = Scale(
     name="pocket",
     students=POCKET,
@@ -171,6 +195,8 @@ SCALES = {
     "pocket": POCKET_STUDY,
     # The same with two larger sizes, to 2.9 million parameters; what the store holds of `pocket` is read.
     "pocket-large": replace(POCKET_STUDY, name="pocket-large", students=POCKET + LARGE),
+    # Real models of 0.1B to 0.5B on short word problems: hours on a CPU, minutes on a GPU.
+    "laptop": LAPTOP,
     # Real models on one GPU: LoRA at every size.
     "gpu": REAL,
     # All students of the paper (Tables 1-3), trained as in the paper (Table 5 and model cards): all weights below 14B.

@@ -6,15 +6,16 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from functools import lru_cache
-from pathlib import Path
 
 import pandas as pd
 import torch
 from datasets import Dataset
 
+from mixdistill.arguments import whole
 from mixdistill.data.mix import mix
 from mixdistill.data.problems import Problem, load_problems
 from mixdistill.data.students import TINY, n_params
+from mixdistill.data.tables import local_path
 from mixdistill.data.traces import load_traces
 from mixdistill.finetuning.finetune import LoRA, finetune
 from mixdistill.finetuning.memory import Placement
@@ -25,11 +26,14 @@ from mixdistill.study.workers import n_cores, side_by_side
 STOPPED = "stopped: what was finished is stored, the same call goes on from there"
 
 
-def sweep(arms: Iterable[Arm], scale: Scale, split: str | None = None) -> pd.DataFrame:
+def sweep(arms: Iterable[Arm], scale: Scale, split: str | None = None, workers: int | None = None) -> pd.DataFrame:
     """Train and evaluate every arm that the run store lacks, and return the graded items of all.
 
-    On a CPU as many arms run at a time as there are cores, each in a process with one thread; on a GPU one after the
-    other in this process. An arm that fails does not stop the others: the error comes when all the others are stored.
+    An arm that fails does not stop the others: the error comes when all the others are stored.
+
+    Arguments:
+        workers: arms that run at a time, each in a process with one thread. None: on a CPU as many as there are cores; on
+            a GPU one after the other in this process. Several small students share a GPU well.
 
     Returns: one row an arm, problem and sample, with the columns of `evaluate.Scores.items` and student, params,
         recipe, alpha, base, seed.
@@ -38,7 +42,7 @@ def sweep(arms: Iterable[Arm], scale: Scale, split: str | None = None) -> pd.Dat
         ValueError: there are no arms, or an arm's student, benchmark or data is unknown; before anything is trained.
         RuntimeError: arms failed; says which, and why the first did.
     """
-    arms = list(arms)
+    arms, workers = list(arms), whole("workers", workers, optional=True)
     if not arms:
         raise ValueError("there are no arms to run: give at least one, such as those of gap_arms(scale)")
     # The same training under two names (alpha=0 and short) is one piece of work.
@@ -47,7 +51,7 @@ def sweep(arms: Iterable[Arm], scale: Scale, split: str | None = None) -> pd.Dat
     todo = [arm for key, arm in work.items() if scores[key] is None]
     print(f"{len(work)} arms: {len(work) - len(todo)} in the run store, {len(todo)} to run", flush=True)
     if todo:
-        _run_all(todo, scale, split)
+        _run_all(todo, scale, split, workers)
         scores = {key: run_arm(arm, scale, split) for key, arm in work.items()}
     return pd.concat([_items(arm, scale.base(arm), scores[same_work(arm)]) for arm in arms], ignore_index=True)
 
@@ -137,7 +141,7 @@ def _problems(benchmark: str, n: int | None, split: str | None, stamp: tuple) ->
 
 def _stamp(source: str) -> tuple:
     """Sizes and times of a local file or of those in a folder; empty for what is not on disk."""
-    path = Path(source)
+    path = local_path(source)
     if not source or not path.exists():
         return ()
     facts = [(str(file), file.stat()) for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
@@ -149,13 +153,15 @@ def same_work(arm: Arm) -> tuple:
     return (arm.student, arm.alpha, arm.seed) + ((arm.hard, arm.easy) if arm.alpha is not None else ())
 
 
-def _run_all(arms: list[Arm], scale: Scale, split: str | None) -> None:
+def _run_all(arms: list[Arm], scale: Scale, split: str | None, workers: int | None) -> None:
     """Run the arms, say how each ended, and raise RuntimeError at the end if some failed."""
     cost = {arm: _cost(arm) for arm in arms}
     arms = sorted(arms, key=cost.get, reverse=True)  # the long ones first, so that no core waits for one at the end
     started, waiting, errors = time.time(), list(arms), {}
     tasks = [(arm, scale, split) for arm in arms]
-    runs = _in_turn(tasks) if torch.cuda.is_available() else side_by_side(_timed, tasks, _name)
+    in_turn = torch.cuda.is_available() and workers is None
+    workers = min(len(tasks), workers or n_cores())
+    runs = _in_turn(tasks) if in_turn else side_by_side(_timed, tasks, _name, workers)
     try:
         with closing(runs) as ends:
             for (arm, *_), seconds, error in ends:
@@ -165,7 +171,7 @@ def _run_all(arms: list[Arm], scale: Scale, split: str | None) -> None:
                 else:
                     errors[arm], result = error, f"FAILED: {error}"
                 # Of those at work half is done, on average.
-                left = sum(cost[a] for a in waiting) - sum(cost[a] for a in waiting[: n_cores()]) / 2
+                left = sum(cost[a] for a in waiting) - sum(cost[a] for a in waiting[:workers]) / 2
                 minutes = (time.time() - started) * left / (sum(cost.values()) - left) / 60
                 progress = f"[{len(arms) - len(waiting)}/{len(arms)}] {_name(arm)}"
                 print(f"{progress}: {result}; about {minutes:.1f} min left", flush=True)

@@ -1,4 +1,4 @@
-"""Work in several processes of this machine: one a core, each with one thread."""
+"""Work in several processes of this machine, each with one thread."""
 
 import multiprocessing
 import os
@@ -22,8 +22,8 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def side_by_side(work: Callable, tasks: Sequence[tuple], name: Callable) -> Iterator[tuple]:
-    """Call `work(*task)` for every task in processes, as many as there are cores; tasks start in their order.
+def side_by_side(work: Callable, tasks: Sequence[tuple], name: Callable, workers: int) -> Iterator[tuple]:
+    """Call `work(*task)` for every task in so many processes; tasks start in their order.
 
     An end from outside, such as an interrupt or closing this generator, ends the processes at once.
 
@@ -33,7 +33,7 @@ def side_by_side(work: Callable, tasks: Sequence[tuple], name: Callable) -> Iter
     others, started = set(multiprocessing.active_children()), time.time()
     # Spawned, as a fork of a process that has used torch may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(len(tasks), n_cores()), context, initializer=_start) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start) as pool:
         with _unseen_by_workers():
             futures = {pool.submit(work, *task): task for task in tasks}
         try:
@@ -43,7 +43,7 @@ def side_by_side(work: Callable, tasks: Sequence[tuple], name: Callable) -> Iter
                     error = future.exception()
                     yield futures.pop(future), None if error else future.result(), error
                 if not ended:
-                    names = ", ".join(name(*task) for task in list(futures.values())[: n_cores()])
+                    names = ", ".join(name(*task) for task in list(futures.values())[:workers])
                     print(f"    {time.time() - started:.0f} s, at work: {names}", flush=True)
         except BaseException:
             for process in set(multiprocessing.active_children()) - others:
