@@ -7,7 +7,7 @@ from mixdistill.data.traces import load_traces
 from mixdistill.finetuning.finetune import LoRA, finetune
 from mixdistill.finetuning.memory import Placement
 from mixdistill.generation.generate import Sampling
-from mixdistill.grading.grade import Grade, grade, grade_all
+from mixdistill.grading.grade import Grade, equal, grade, grade_all
 from mixdistill.results.evaluate import Scores, evaluate
 from mixdistill.results.judge import judge
 from mixdistill.runs import Run, open_run
@@ -25,6 +25,7 @@ __all__ = [
     "Scores",
     "check_parameters",
     "collect_traces",
+    "equal",
     "evaluate",
     "finetune",
     "get_scale",

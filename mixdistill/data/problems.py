@@ -94,7 +94,7 @@ class Benchmark:
         if flaw(value, numbers=True):
             return ""
         if self.solved:
-            return final_answer(value, self.answer_format) or ""
+            return final_answer(value, self.answer_format, strict=True) or ""
         # AMC's number 27.0 is 27; AIME's text `033` stays as it is, the grader knows.
         return value.removesuffix(".0") if isinstance(value, Number) else value.strip()
 

@@ -1,264 +1,271 @@
-"""Are two final answers the same? The structure of an answer, and numbers that need no computer algebra.
+"""The guards around Math-Verify: which parts of two final answers have to be equal, and which it may be asked about.
 
-The policy, with an example for each rule, is the table in `docs/grading.md`. `compare` takes an answer apart (lists, tuples,
-intervals, unions, matrices, equations, units) and compares part by part: texts as texts, rational numbers exactly. What is left,
-two mathematical expressions, it hands to `ask`.
+An answer is taken apart (lists, tuples, intervals, matrices, relations, units); texts are compared as texts and rational numbers
+exactly. Two expressions go to `ask(relation, gold, answer)`, which is Math-Verify in `worker.py`, if both are of a kind that it reads
+as written. The policy is `docs/grading.md`.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
-from fractions import Fraction
 
-MAX_CHARS = 2000  # no final answer is that long; longer ones are compared as text only
+from mixdistill.data.final_answers import NO_NOUN, NOUN, SCALES, number_value
 
-# The escapes are minus, en dash, times, union and a wide percent sign.
-UNICODE = dict(
-    re.findall(
-        r"(\S)=(\S+)",
-        "\u2212=- \u2013=- \u00d7=\\times ·=\\cdot ÷=\\div π=\\pi √=\\sqrt ≤=\\le ≥=\\ge ≠=\\ne ±=\\pm \u222a=\\cup ∈=\\in ≈=\\approx "
-        "²=^2 ³=^3 ½=\\frac{1}{2} ¼=\\frac{1}{4} ¾=\\frac{3}{4} ∞=\\infty °=^\\circ \uff05=%",
-    )
-)
-SYNONYMS = [  # what only changes how an answer looks, in this order
-    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|mathstrut)(?![A-Za-z])\.?", ""),
-    (r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mathrm|mathbf|mathit|mathsf|mbox|hbox|operatorname)\s*(?=\{)", r"\\text"),
-    (r"\\text\{\s*([A-Za-z])\s*\}", r"\1 "),
+Ask = Callable[[str, str, str], bool]
+STYLES = r"(?:text(?:bf|it|rm|normal|sf|tt)?|math(?:rm|bf|it|sf|tt|cal)|mbox|hbox|operatorname|bm|boldsymbol)"
+LOOK = [  # what only changes how an answer looks, in this order
+    (r"\\(?:left|right)(?![A-Za-z])\.?", ""),
+    (r"\\(?:[bB]igg?[lr]?|displaystyle|textstyle|limits|mathstrut|bf|it|rm|[lL]arge)(?![A-Za-z])", ""),
+    (r"\\math(?:bf|it|rm)(?![A-Za-z]|\s*\{)", ""),
+    (r"\\(?:textcolor|color)\s*\{[^{}]*\}|\\(?:boxed|fbox|underline|ensuremath)\s*(?=\{)", ""),
+    (rf"\\{STYLES}\s*(?=\{{)", r"\\text"),
+    (r"\\text\{\s*([A-Za-z])\s*\}", r" \1 "),
+    (r"\\text\{[\s.]*\}\s*$", ""),
+    (r"\\text\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\{]),?\s*(?:and|or)(?![A-Za-z])", ", "),
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
-    (r"\\(?:geqslant|geq)(?![A-Za-z])|>=", r"\\ge "),
-    (r"\\(?:leqslant|leq)(?![A-Za-z])|<=", r"\\le "),
-    (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
+    (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
+    (r"\\frac\s*([\dA-Za-z])\s*(?=\{)", r"\\frac{\1}"),
+    (r"(\\frac\s*\{[^{}]*\})\s*([\dA-Za-z])(?!\d)", r"\1{\2}"),
+    (r"\\geq?(?:slant)?(?![A-Za-z])|>=", r"\\ge "),
+    (r"\\leq?(?:slant)?(?![A-Za-z])|<=", r"\\le "),
+    (r"\\neq?(?![A-Za-z])|!=", r"\\ne "),
     (r"\\lt(?![A-Za-z])", "<"),
     (r"\\gt(?![A-Za-z])", ">"),
-    (r"\\(?:[lc]?dots)(?![A-Za-z])", r"\\dots "),
+    (r"\\[lc]?dots(?![A-Za-z])|\.{2,}", r"\\dots "),
+    (r"\+\s*/?\s*-(?=\s*[\d\\])", r"\\pm "),
     (r"\\lbrace(?![A-Za-z])", r"\\{"),
     (r"\\rbrace(?![A-Za-z])", r"\\}"),
     (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\^\s*\{\s*\\circ\s*\}|\\degree(?![A-Za-z])", r"^\\circ "),
     (r"\\%", "%"),
     (r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\,)\s*(?=\d{3}(?!\d))", ""),  # thousands, as TeX writes them
-    (r"(?<!\\)\\(?:[,;:!> ]|q?quad(?![A-Za-z]))|~", " "),
-    (r"(?<!\\)\$|\\[()]|\\[\[\]](?![^\[]*\])", ""),
+    (r"\\!", ""),
+    (r"(?<!\\)\\(?:[,;:> ]|q?quad(?![A-Za-z]))|~", " "),
+    (r"(?<!\\)\$|\\[()]|^\\\[|\\\]$|[*`]{2,}(?!\s*[\d(a-z])|^[*`\"]+|[*`\"]+$", ""),
+    (r"\*\*|\^\s*(?=\()", "^"),
+    (r"\^\(([^()]*)\)", r"^{\1}"),
+    (r"√(\[\d\])?\s?(\d+|[a-z])", r"\\sqrt\1{\2}"),
+    (r"√(\[\d\])?\s?\(([^()]*)\)", r"\\sqrt\1{\2}"),
+    (r"√", r"\\sqrt "),
     (r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2 "),
+    (r"(\^\w) (?=\d)", r"\1\\cdot "),
+    (r"^\s*(?:\\approx|=)|(?<=\d:\d\d):00$", ""),
+    (rf"\\text\s*\{{\s*({'|'.join(SCALES)})\s*\}}", r" \1"),
 ]
-# Names of units; a power may follow, or `square` and `cubic` lead. All other units are compared as text.
+# The escapes are minus, times, union, the fraction slash, alpha, gamma, rho and sigma.
+SYMBOLS = dict(
+    re.findall(
+        r"(\S)=(\S+)",
+        "\u2212=- \xd7=\\times ·=\\cdot ⋅=\\cdot ÷=\\div ≤=\\le ≥=\\ge ≠=\\ne ±=\\pm \u222a=\\cup ∈=\\in ≈=\\approx ∞=\\infty "
+        "°=^\\circ ∅=\\emptyset ∛=√[3] ∜=√[4] \u2044=/ \u03b1=\\alpha β=\\beta \u03b3=\\gamma δ=\\delta ε=\\epsilon θ=\\theta "
+        "λ=\\lambda μ=\\mu π=\\pi \u03c1=\\rho \u03c3=\\sigma φ=\\phi ω=\\omega",
+    )
+)
+RAISED, LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉"
+# Units by their short names. All other words behind a number have to be a counted noun, or are compared as text.
 UNITS = dict(
     re.findall(
         r"(\w+)=(\S*)",
-        "centimeter=cm centimetre=cm millimeter=mm meter=m metre=m kilometer=km inche=inch feet=ft foot=ft yard=yd mile=mi hour=h "
-        "hr=h minute=min second=s sec=s gram=g kilogram=kg liter=l litre=l dollar=$ usd=$ cent=¢ degree=° percent=% percentage=% "
-        "pct=% unit= pound=lb mph=mph day=day week=week month=month year=year",
+        "centimeter=cm centimetre=cm millimeter=mm meter=m metre=m kilometer=km kilometre=km inch=in inche=in feet=ft "
+        "foot=ft yard=yd mile=mi hour=h hr=h minute=min second=s sec=s gram=g kilogram=kg liter=l litre=l milliliter=ml "
+        "ounce=oz pound=lb dollar=$ usd=$ cent=¢ degree=° deg=° percent=% percentage=% pct=% unit= mph=mi/h kph=km/h euro=€ "
+        "yuan=yuan yen=yen day=day week=week month=month year=year cm=cm mm=mm m=m km=km in=in ft=ft yd=yd mi=mi h=h "
+        "min=min s=s g=g kg=kg mg=mg l=l ml=ml oz=oz lb=lb rpm=rpm hz=hz j=j n=n w=w v=v pm=pm am=am",
     )
 )
-NUMERALS = re.compile(  # words behind a number that are no unit
-    r"\b(?:hundred|thousand|million|billion|trillion|dozen|score|gross|pair|couple|hal(?:f|ve)|third|fourth|quarter|fifth|sixth|"
-    r"seventh|eighth|ninth|tenth|one|two|three|four|five|six|seven|eight|nine|ten|and|or|over|per|divided|mod|base|if|when|where|"
-    r"remainder|plus|minus|negative|below|under|above|not|except|squared|cubed|factorial|percent|degree|times|more|less|fewer|"
-    r"choose)s?\b|ths?\b"
+RELATION = r"(\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[<>=])"
+FLIPPED = {">": "<", r"\ge": r"\le"}
+VALUED = {"=", r"\in", r"\approx"}
+FUNCTIONS = r"sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp"
+LETTERS = r"alpha|beta|[gG]amma|[dD]elta|(?:var)?epsilon|zeta|eta|[tT]heta|kappa|[lL]ambda|mu|nu|xi|rho|sigma|tau|(?:var)?phi|chi|[pP]si|[oO]mega|Phi"
+COMMANDS = re.compile(  # that Math-Verify reads as they are meant
+    rf"frac|sqrt|binom|cdot|times|div|pi|[lr]floor|[lr]ceil|[lr]vert|sum|prod|max|min|infty|circ|{FUNCTIONS}|{LETTERS}"
 )
-RELATION = r"(\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|[<>=]|\\approx(?![A-Za-z])|\\in(?![A-Za-z]))"
-FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
-COMMANDS = re.compile(  # that computer algebra may read
-    r"frac|sqrt|binom|cdot|times|div|pi|ln|log|exp|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|[lr]floor|[lr]ceil|"
-    r"[lr]vert|alpha|beta|[gG]amma|[dD]elta|(?:var)?epsilon|zeta|eta|[tT]heta|kappa|[lL]ambda|mu|nu|xi|rho|sigma|tau|(?:var)?phi|"
-    r"chi|[pP]si|[oO]mega|Phi|sum|prod|max|min|overline"
+# What an equation may name: x, x_1, AB, f(x), (p, q), \angle ABC, |AB|, A:B; but no function of a name, such as \sec x.
+NAME = re.compile(
+    rf"(?:\\(?:angle|triangle|overline|vec|text|{LETTERS})(?![A-Za-z])|[A-Za-z]++|_\{{[^{{}}]*\}}|_\w|['(),:{{}}\s])++|"
+    r"\|[A-Z]{2}\||\\frac ?\{[A-Z]+\} ?\{[A-Z]+\}|[A-Za-z]\([\d, ]+\)"
 )
-NAME = re.compile(r"(?:\\?[A-Za-z]++|_\{[^{}]*+\}|_\w|['|(),:{}\s])++")
-
-NO_NAME = r"\|[^|]*[a-z]|\\(?:sqrt|ln|log|exp|sin|cos|tan)"  # |x| = 5 does not give x; |AB| = 5 names a length
-
-
-def compare(gold: str, answer: str, ask: Callable[[str, str, str], bool]) -> bool:
-    """True if the two answers are the same by the policy.
-
-    `ask(question, gold, answer)` decides about LaTeX expressions: the question is `value` (is it the same number or function?)
-    `equation` (the same equation up to a constant factor? both are given as left minus right side) or `inequality` (the same up to
-    a positive factor? both are given as greater minus less).
-    """
-    if max(len(gold), len(answer)) > MAX_CHARS:
-        return gold.strip() == answer.strip()
-    gold, answer = normal(gold), normal(answer)
-    if not gold or not answer:
-        return False
-    if tolerance := re.fullmatch(r"(.+) ?\\text ?\{ ?within ?\}(.+)", gold):
-        value, allowed, found = (rational(text) for text in (*tolerance.groups(), _with_unit(answer)[0]))
-        return None not in (value, allowed, found) and abs(found - value) <= allowed
-    return _same(gold, answer, ask)
+NO_NAME = re.compile(
+    rf"(?<![A-Za-z])(?:{FUNCTIONS}|sqrt|floor|ceil|abs|max|min|gcd|lcm|det|mod|Gamma|zeta)(?![A-Za-z])"
+)
+# Letters that are a word and no product: `ab` and `xyz` are products.
+WORD = re.compile(r"(?=.*[aeiou])[A-Za-z]{3,}|no|on|is|in|of|to|at|by|an|or|if|so|up|as|be|do|go|we|us|it")
 
 
-def normal(text: str) -> str:
-    """An answer without what only changes its look: `$`, spacing, `\\left`, `\\dfrac`, thousands separators, a final dot."""
-    text = re.sub(r"√ ?(\d+)", r"\\sqrt{\1}", text)
-    for char, latex in UNICODE.items():
+def compare(gold: str, answer: str, ask: Ask) -> bool:
+    """True if two final answers are the same by the policy; `ask(relation, gold, answer)` decides on expressions."""
+    return any(_same(one, other, ask) for one in _readings(clean(gold)) for other in _readings(clean(answer)))
+
+
+def clean(text: str) -> str:
+    """An answer in one way of writing: Unicode, styles, spaces, `\\left`, thousands separators and double escapes undone."""
+    for mark, shifted, plain in (("^", RAISED, "0123456789+-n"), ("_", LOWERED, "0123456789")):
+        table = str.maketrans(shifted, plain)
+        text = re.sub(f"[{shifted}]+", lambda found: f"{mark}{{{found[0].translate(table)}}}", text)  # noqa: B023
+    text = re.sub(r"(?<=\d)(?=[\xbc-\xbe\u2150-\u215e])", " ", text)  # 1½ is not 11/2
+    text = unicodedata.normalize("NFKC", re.sub(r"^\u2013(?=[\d.\\])", "-", text))  # elsewhere an en dash is a range
+    for char, latex in SYMBOLS.items():
         text = text.replace(char, f"{latex} ")
-    for pattern, replacement in SYNONYMS:
+    if "\\begin{cases}" in text:
+        text = re.sub(r"\\(?:begin|end)\{cases\}", "", text).replace("\\\\", ",")
+    text = text.replace("\\\\", "\\") if "\\\\begin" in text else text
+    text = text if "\\begin" in text else re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
+    for pattern, replacement in LOOK:
         text = re.sub(pattern, replacement, text)
     text = re.sub(r"\s+", " ", text).strip().rstrip(".\\ ")
-    text = text.replace(" ", "") if re.fullmatch(r"[1-9]\d{0,2}(?: \d{3})+", text) else text
-    thousands = re.fullmatch(r"((?:\\\$ ?)?[-+]?(?:\\\$ ?)?[1-9]\d{0,2}(?:,\d{3})+(?!\d))([^,]*)", text)
-    return thousands[1].replace(",", "") + thousands[2] if thousands else text
+    text = re.sub(r"^\\text\{([^{}]*)\}$", r"\1", text).strip().rstrip(".")
+    return text.replace(" ", "") if re.fullmatch(r"[1-9]\d{0,2}(?: \d{3})+", text) else text
 
 
-def rational(text: str) -> Fraction | None:
-    """The exact value of an integer, decimal, fraction, mixed number or `a \\times 10^n`; None for anything else."""
-    text = text.strip()
-    text = _unwrapped(text)
-    sign = 1
-    while text[:1] in ("-", "+"):
-        sign, text = (-sign if text[0] == "-" else sign), text[1:].strip()
-    number = r"(\d+\.?\d*|\.\d+)"
-    if found := re.fullmatch(rf"{number}(?: ?\\(?:times|cdot) ?10 ?\^ ?(?:\{{ ?(-?\d{{1,3}}) ?\}}|(\d)))?", text):
-        return sign * Fraction(found[1]) * Fraction(10) ** int(found[2] or found[3] or 0)
-    if found := re.fullmatch(r"(\d*)\.(\d*) ?\\overline ?\{(\d+)\}", text):
-        whole, fixed, period = found.groups()
-        repeated = Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
-        return sign * (Fraction(int(whole + fixed or "0"), 10 ** len(fixed)) + repeated)
-    part = r"(?:\{ ?([-+]? ?(?:\d+\.?\d*|\.\d+)) ?\}|(\d))"
-    if found := re.fullmatch(rf"(\d*) ?\\frac ?{part} ?{part}", text):
-        whole, top, bottom = found[1], found[2] or found[3], found[4] or found[5]
-    elif found := re.fullmatch(rf"(?:(\d+) )?{number} ?/ ?{number}", text):
-        whole, top, bottom = found.groups()
-    else:
-        return None
-    top, bottom = Fraction(top.replace(" ", "")), Fraction(bottom.replace(" ", ""))
-    if bottom == 0 or (whole and not 0 <= top / bottom < 1):
-        return None
-    return sign * (int(whole or 0) + top / bottom)
+def _readings(text: str) -> list[str]:
+    """`100,200` is a list or a number."""
+    number = re.fullmatch(r"([^\d,(]*)([1-9]\d{0,2}(?:,\d{3})+(?!\d))([^,]*)", text)
+    return [text, number[1] + number[2].replace(",", "") + number[3]] if number else [text]
 
 
-def _same(gold: str, answer: str, ask) -> bool:
-    gold, answer = _unwrapped(gold).removeprefix("+"), _unwrapped(answer).removeprefix("+")
-    if _text(gold) == _text(answer):
-        return True
+def _same(gold: str, answer: str, ask: Ask) -> bool:
+    gold, answer = _unwrapped(gold), _unwrapped(answer)
+    if not gold or not answer or _text(gold) == _text(answer):
+        return bool(gold and answer)
     left, right = _members(gold), _members(answer)
-    if left is None or right is None:
-        return False  # two independent signs in one answer: only the same text is surely the same
     if len(left) > 1 or len(right) > 1:
-        return _same_lists(left, right, ask)
+        names = [{_text(name) for member in members if (name := _named(member)[0])} for members in (left, right)]
+        by_place = max(map(len, names)) > 1 and min(map(len, names)) < 2  # x=1, y=2 against 1, 2
+        return (_same_ordered if by_place else _same_unordered)(left, right, ask)
     gold, answer = left[0], right[0]
     if _cut(gold, RELATION)[1] or _cut(answer, RELATION)[1]:
         return _same_relations(gold, answer, ask)
-    for separator in (r"\\cup(?![A-Za-z])", ":"):
-        left, right = _split(gold, separator), _split(answer, separator)
+    for separator, same in ((r"\\cup(?![A-Za-z])", _same_unordered), (":", _same_ordered)):
+        left, right = _cut(gold, separator)[0], _cut(answer, separator)[0]
         if len(left) > 1 or len(right) > 1:
-            return (_same_ordered if separator == ":" else _same_unordered)(left, right, ask)
-    left, right = _matrix(gold), _matrix(answer)
-    if left or right:
-        rows = zip(left or [], right or [], strict=False)
-        return len(left or []) == len(right or []) and all(_same_ordered(a, b, ask) for a, b in rows)
-    left, right = _brackets(gold), _brackets(answer)
+            return same(left, right, ask)
+    left, right = _parts(gold), _parts(answer)
     if left or right:
         return bool(left and right and left[0] == right[0]) and _same_ordered(left[1], right[1], ask)
     return _same_values(gold, answer, ask)
 
 
-def _same_lists(gold: list[str], answer: list[str], ask) -> bool:
-    """Members in any order; in the given order where they carry different names (`x=1, y=2`)."""
-    names = [{_text(name) for member in members if (name := _named(member)[0])} for members in (gold, answer)]
-    ordered = max(map(len, names)) > 1 and not all(len(found) > 1 for found in names)
-    return (_same_ordered if ordered else _same_unordered)(gold, answer, ask)
-
-
-def _same_ordered(gold: list[str], answer: list[str], ask) -> bool:
+def _same_ordered(gold: list[str], answer: list[str], ask: Ask) -> bool:
     return len(gold) == len(answer) and all(_same(a, b, ask) for a, b in zip(gold, answer, strict=True))
 
 
-def _same_unordered(gold: list[str], answer: list[str], ask) -> bool:
-    if len(gold) != len(answer):
-        return False
+def _same_unordered(gold: list[str], answer: list[str], ask: Ask) -> bool:
     left = list(answer)
-    for member in gold:
-        found = next((other for other in left if _text(member) == _text(other)), None)
-        found = found or next((other for other in left if _same(member, other, ask)), None)
+    for member in gold if len(gold) == len(answer) else []:
+        found = next((other for other in left if _same(member, other, ask)), None)
         if found is None:
             return False
         left.remove(found)
-    return True
+    return not left and bool(answer)
 
 
-def _same_relations(gold: str, answer: str, ask) -> bool:
+def _same_relations(gold: str, answer: str, ask: Ask) -> bool:
     """Equations, inequalities, `x \\in S`, and chains such as `x = 5 + 3 = 8`."""
-    (left, left_signs), (right, right_signs) = _cut(gold, RELATION), _cut(answer, RELATION)
-    if not set(left_signs + right_signs) <= {"=", r"\in", r"\approx"}:  # inequalities, also written from the other end
-        return _same_inequalities(left, left_signs, right, right_signs, ask)
-    (gold_name, values), (answer_name, others) = _named(gold), _named(answer)
-    named_alike = gold_name and answer_name and _text(gold_name) == _text(answer_name)
-    if named_alike or not (left_signs and right_signs):
-        # An equation such as x + y = 3 is no value.
-        is_value = (gold_name or set(left_signs) <= {r"\approx"}) and len(values) == 1
-        return bool(is_value) and all(_same(values[0], value, ask) for value in others)
-    if left_signs == right_signs == ["="]:
-        return _ask("equation", _difference(left, "="), _difference(right, "="), ask)
-    return False
-
-
-def _same_inequalities(left: list[str], left_signs: list[str], right: list[str], right_signs: list[str], ask) -> bool:
-    flipped = [FLIPPED.get(sign) for sign in right_signs[::-1]]
-    if (left_signs == right_signs and _same_ordered(left, right, ask)) or (
-        left_signs == flipped and _same_ordered(left, right[::-1], ask)
-    ):
-        return True
-    if len(left_signs) != 1 or len(right_signs) != 1 or left_signs[0] not in (right_signs[0], flipped[0]):
+    (left, left_signs), (right, right_signs) = _relation(gold), _relation(answer)
+    if set(right_signs) <= VALUED:
+        if not set(left_signs) <= VALUED:
+            interval = _interval(left, left_signs)
+            return interval is not None and _same(interval, answer, ask)
+        (gold_name, values), (answer_name, others) = _named(gold), _named(answer)
+        if (gold_name and answer_name and _text(gold_name) == _text(answer_name)) or not (left_signs and right_signs):
+            is_value = gold_name or set(left_signs) <= {r"\approx"}  # an equation such as x + y = 3 is no value
+            return bool(is_value and len(values) == 1) and all(_same(values[0], value, ask) for value in others)
+    if left_signs != right_signs or r"\in" in left_signs:
         return False
-    question = "equation" if left_signs == [r"\ne"] else "inequality"
-    return _ask(question, _difference(left, left_signs[0]), _difference(right, right_signs[0]), ask)
+    kind = "equation" if left_signs[0] in ("=", r"\ne") else "inequality"
+    differences = [f"({high})-({low})" for low, high in (left[:2], right[:2])]
+    return _same_ordered(left, right, ask) or (len(left_signs) == 1 and _ask(kind, *differences, ask))
 
 
-def _difference(sides: list[str], sign: str) -> str:
-    """`a - b` for `a = b`, and for `a > b` or `b < a`."""
-    greater, less = reversed(sides) if sign in ("<", r"\le") else sides
-    return f"({greater})-({less})"
+def _relation(text: str) -> tuple[list[str], list[str]]:
+    """The sides of a chain and the signs between them, written with `<` instead of `>`."""
+    sides, signs = _cut(text, RELATION)
+    if signs and set(signs) <= set(FLIPPED):
+        return sides[::-1], [FLIPPED[sign] for sign in signs[::-1]]
+    return sides, signs
 
 
-def _ask(question: str, gold: str, answer: str, ask) -> bool:
-    return _expression(gold) and _expression(answer) and ask(question, gold, answer)
+def _interval(sides: list[str], signs: list[str]) -> str | None:
+    """`x \\in (-\\infty, 3)` for `x < 3`; None if it is no such inequality."""
+    at = next((i for i, side in enumerate(sides) if re.fullmatch("[A-Za-z]", side)), None)
+    if at is None or not set(signs) <= {"<", r"\le"} or len(sides) > 3 or (len(sides) == 3 and at != 1):
+        return None
+    low = ("(" if signs[0] == "<" else "[") + sides[0] if at == 1 else r"(-\infty"
+    high = sides[-1] + (")" if signs[-1] == "<" else "]") if at < len(sides) - 1 else r"\infty)"
+    return rf"{sides[at]}\in {low},{high}"
 
 
-def _same_values(gold: str, answer: str, ask) -> bool:
+def _same_values(gold: str, answer: str, ask: Ask) -> bool:
     """Two single values, each with or without a unit."""
     (gold_value, gold_unit), (answer_value, answer_unit) = _with_unit(gold), _with_unit(answer)
     if gold_unit and answer_unit and gold_unit != answer_unit:
         return False
-    if _text(gold_value) == _text(answer_value) and "%" not in (gold_unit, answer_unit):
-        return True
-    left, right = rational(gold_value), rational(answer_value)
-    if left is not None and right is not None:
-        if gold_unit == answer_unit or "%" not in (gold_unit, answer_unit):
-            return left == right
-        share = 100 * (right if gold_unit == "%" else left)
-        percent = left if gold_unit == "%" else right
-        # Without its sign a percentage above 1 is still one; 0.5 for 0.5% is not.
-        return percent == share or (100 * percent == share and abs(percent) > 1)
+    left, right = number_value(gold_value), number_value(answer_value)
+    if left is not None and right is not None and gold_unit != answer_unit and "%" in (gold_unit, answer_unit):
+        percent, share = (left, right) if gold_unit == "%" else (right, left)
+        # A missing percent sign: the question has named it. 0.5 for 0.5% and 150% for 150 could be meant as shares.
+        return percent == 100 * share or (percent == share > 1 and (gold_unit == "%" or share <= 100))
     if "%" in (gold_unit, answer_unit) and gold_unit != answer_unit:
         return False
-    return _ask("value", gold_value, answer_value, ask)
+    if left is not None and right is not None:
+        return left == right
+    return _text(gold_value) == _text(answer_value) or _ask("value", gold_value, answer_value, ask)
+
+
+def _ask(question: str, gold: str, answer: str, ask: Ask) -> bool:
+    words = WORD.fullmatch(gold) and WORD.fullmatch(answer)
+    return not words and _readable(gold) and _readable(answer) and ask(question, gold, answer)
+
+
+def _readable(text: str) -> bool:
+    """Whether Math-Verify reads this as it is written: nothing but numbers, letters, operators and the commands it knows.
+
+    It drops words, number bases and primes, and guesses at Gauss brackets, dots, ranges and stacked powers.
+    """
+    text = re.sub(r"\\log ?_ ?(?:\w|\{[^{}]*\})", r"\\log", text)
+    if re.search(r"[\d)}] ?_|\d \d|! ?!|[\d)] ?'|\^ ?(?:\{[^{}]*\}|\w) ?\^|\^ ?\(|\^ ?!", text) or not all(
+        map(COMMANDS.fullmatch, re.findall(r"\\([A-Za-z]+)", text))
+    ):
+        return False
+    plain = re.sub(rf"\\[A-Za-z]+(?: ?\[\w+\])?|(?<![A-Za-z])(?:sqrt|{FUNCTIONS})(?![A-Za-z])", " ", text)
+    plain = re.sub(r"_ ?\{ ?[a-z] ?=", "_{", plain)  # of a sum
+    return not re.search(r"[A-Za-z]{5}|[^\w\s+\-*/^(){}|!.]", plain) and any(map(str.isalnum, text))
 
 
 def _text(text: str) -> str:
     """What is compared as text: no spaces; words, in or out of `\\text`, in lower case and without brackets."""
-    plain = re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text)
-    plain = _unwrapped(plain.strip())
+    plain = _unwrapped(re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text).strip())
     if re.fullmatch(r"[A-Za-z\s.,'-]*[A-Za-z]{3}[A-Za-z\s.,'-]*", plain):
-        return re.sub(r"[\s-]+", " ", plain).strip().rstrip(".").lower()
+        return re.sub(r"\s+", " ", plain).strip(" .").lower()
     return re.sub(r"\s(?!(?<=\d\s)\d)", "", plain)
 
 
 def _unwrapped(text: str) -> str:
     """Without brackets around the whole: `{x}`, `(x)` and `\\{x\\}`, but not a tuple's."""
-    text = text.strip()
-    for first, last in (("{", "}"), ("\\{", "\\}"), ("(", ")")):
-        if text.startswith(first) and text.endswith(last) and not (first == "{" and text.endswith("\\}")):
-            inner = text[len(first) : -len(last)]
-            if (
-                _depths(inner)
-                and not (first == "(" and len(_split(inner, "[,;]")) > 1)
-                and inner.strip() not in ("", "\\emptyset")
-            ):
-                return _unwrapped(inner)
+    while text := text.strip().removeprefix("+"):
+        pair = next(
+            (
+                pair
+                for pair in (("\\{", "\\}"), ("{", "}"), ("(", ")"))
+                if text.startswith(pair[0]) and text.endswith(pair[1])
+            ),
+            None,
+        )
+        inner = text[len(pair[0]) : -len(pair[1])] if pair else ""
+        if (
+            inner.strip() in ("", r"\emptyset")
+            or inner[-1] == "\\"
+            or not _balanced(inner)
+            or (pair[0] == "(" and len(_cut(inner, "[,;]")[0]) > 1)
+        ):
+            return text
+        text = inner
     return text
 
 
-def _depths(text: str) -> bool:
+def _balanced(text: str) -> bool:
     """True if no bracket in `text` closes one that it has not opened; intervals may mix `(` and `[`."""
     depth = 0
     for char in text:
@@ -266,10 +273,6 @@ def _depths(text: str) -> bool:
         if depth < 0:
             return False
     return depth == 0
-
-
-def _split(text: str, separator: str) -> list[str]:
-    return _cut(text, separator)[0]
 
 
 def _cut(text: str, separator: str) -> tuple[list[str], list[str]]:
@@ -285,84 +288,64 @@ def _cut(text: str, separator: str) -> tuple[list[str], list[str]]:
     return [*parts, text[start:].strip()], found
 
 
-def _members(text: str) -> list[str] | None:
-    """The members of a list or set, `a \\pm b` as two of them; None for several signs in one member."""
-    text = re.sub(r"\\text ?\{ ?(?:and|or) ?\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z])", ",", text)
+def _members(text: str) -> list[str]:
+    """The members of a list or set; `a \\pm b` and `x \\in \\{a, b\\}` are two, several signs in one member are left as they are."""
     members: list[str] = []
-    for member in filter(None, _split(text, "[,;]")):
+    for member in filter(None, _cut(text, "[,;]")[0]):
+        name, values = _named(member)
+        found = re.fullmatch(r"\\\{(.*)\\\}", values[0]) if name else None
         signs = re.findall(r"\\(?:pm|mp)(?![A-Za-z])", member)
-        if len(signs) > 1:
-            return None
-        plus, minus = ("-", "+") if r"\mp" in signs else ("+", "-")
-        members += [re.sub(r"\\(?:pm|mp)(?![A-Za-z])", sign, member) for sign in (plus, minus)] if signs else [member]
+        if found and len(values) == 1:
+            members += [f"{name}={value}" for value in _cut(found[1], "[,;]")[0]]
+        elif len(signs) == 1:
+            members += [member.replace(signs[0], sign) for sign in "+-"]
+        else:
+            members.append(member)
     return members or [text]
 
 
 def _named(text: str) -> tuple[str | None, list[str]]:
     """The name and the values of `x = 5`, `f(x) = 2x`, `x \\in S`, `x = 5 + 3 = 8`; an approximation behind a value is dropped."""
     parts, signs = _cut(text, RELATION)
-    if not set(signs) <= {"=", r"\in", r"\approx"}:
+    if not signs or not set(signs) <= VALUED:
         return None, [text]
-    named = signs and NAME.fullmatch(parts[0]) and not re.search(NO_NAME, parts[0])
-    name = parts.pop(0) if named else None
+    name = parts.pop(0) if NAME.fullmatch(parts[0]) and not NO_NAME.search(parts[0]) else None
     kept = signs[1:] if name is not None else signs
     return name, parts[: kept.index(r"\approx") + 1 if r"\approx" in kept else len(parts)]
 
 
-def _matrix(text: str) -> list[list[str]] | None:
-    found = re.fullmatch(r"\[?\\begin ?\{([pb]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end ?\{\1\}\]?", text)
-    if not found:
-        return None
-    rows = [row for row in re.split(r"\\\\", found[2]) if row.strip()]
-    return [[cell.strip() for cell in row.split("&")] for row in rows]
-
-
-def _brackets(text: str) -> tuple[str, list[str]] | None:
-    """The kind (`()`, `[)`, ...) and the members of a tuple or interval."""
+def _parts(text: str) -> tuple[str, list[str]] | None:
+    """The brackets (`()`, `[)`, ...) and the members of a tuple or interval; the shape and the cells of a matrix."""
+    if found := re.fullmatch(r"\[?\\begin ?\{([pb]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end ?\{\1\}\]?", text):
+        rows = [row.split("&") for row in re.split(r"\\\\", found[2]) if row.strip()]
+        return f"matrix {list(map(len, rows))}", [cell for row in rows for cell in row]
     inner = re.sub(r"^\\langle(.*)\\rangle$", r"<\1>", text)
-    if len(inner) < 2 or inner[0] + inner[-1] not in ("()", "[]", "(]", "[)", "<>") or not _depths(inner[1:-1]):
+    if len(inner) < 2 or inner[0] + inner[-1] not in ("()", "[]", "(]", "[)", "<>") or not _balanced(inner[1:-1]):
         return None
-    return inner[0] + inner[-1], _split(inner[1:-1], "[,;]")
+    return inner[0] + inner[-1], _cut(inner[1:-1], "[,;]")[0]
 
 
 def _with_unit(text: str) -> tuple[str, str]:
     """A value and its unit, `""` if it has none."""
-    if found := re.fullmatch(r"([-+]?) ?(\\\$|\\pounds|[€£]) ?(.+)", text):
+    if found := re.fullmatch(r"([-+]?) ?(\\\$|[€£]) ?(.+)", text):
         return found[1] + found[3], found[2].removeprefix("\\")
-    if found := re.fullmatch(r"((?:(?!\\(?:sin|cos|tan|cot|sec|csc)).)*?\S) ?(%|\^ ?\\circ)", text):
-        return found[1], "%" if found[2] == "%" else "°"
-    if found := re.fullmatch(r"(.*?[\w})!]) ?\\text ?\{([^{}]*)\} ?(\^ ?\{?\d\}?)?", text):
-        unit = _unit(found[2])
-        noun = re.fullmatch(r"([a-z]{3,} ?){1,3}", found[2].strip()) and not NUMERALS.search(found[2])
-        unit = found[2].strip() if unit is None and noun else unit
-    elif found := re.fullmatch(r"(.*?[\d})]) ((?:square |cubic |sq )?[A-Za-z]{2,}) ?(\^ ?\d)?", text):
-        unit = _unit(found[2])
-    else:
-        return text, ""
-    return (text, "") if unit is None else (found[1], unit + re.sub(r"[\s{}]", "", found[3] or ""))
+    if found := re.fullmatch(rf"((?:(?!\\(?:{FUNCTIONS})).)*?\S) ?(%|\^ ?\\circ|\\\$|[€£])", text):
+        return found[1], "°" if found[2][0] == "^" else found[2].removeprefix("\\")
+    found = re.fullmatch(r"(.*?[\w})!.]) ?\\text ?\{([^{}]*)\} ?((?:\^ ?\{?\d\}?)?)", text)
+    found = found or re.fullmatch(r"(.*?[\d})])((?: [A-Za-z]|[A-Za-z]{4})[A-Za-z. /]*)((?:\^ ?\d)?)", text)
+    unit = _unit(found[2].strip().replace(".", "")) if found else None
+    return (text, "") if unit is None else (found[1], unit + re.sub(r"[\s{}]", "", found[3]))
 
 
 def _unit(words: str) -> str | None:
-    """The short name of a known unit, None for other words."""
-    words = words.strip().rstrip(".").lower()
-    power = {"square": "^2", "sq": "^2", "cubic": "^3"}.get(words.split(" ")[0], "")
-    name = words.split(" ", 1)[1] if power and " " in words else words
-    for singular in (name, name.removesuffix("s")):
-        if singular in UNITS or singular in UNITS.values():
-            return UNITS.get(singular, singular) + power
-    return None
-
-
-def _expression(text: str) -> bool:
-    """Whether computer algebra can read this: nothing but numbers, letters, operators and known commands.
-
-    Words, number bases, primes, double factorials and the like are refused here, as a reader might drop or misread them.
-    """
-    if re.search(r"[\d)}] ?_|\d \d|! ?!|[\d)] ?'", text) or not all(
-        map(COMMANDS.fullmatch, re.findall(r"\\([A-Za-z]+)", text))
-    ):
-        return False
-    plain = re.sub(r"\\[A-Za-z]+|(?<![A-Za-z])(?:sqrt|sin|cos|tan|log|exp)(?![A-Za-z])", " ", text)
-    plain = re.sub(r"_ ?\{ ?[a-z] ?=", "_{", plain)  # of a sum
-    word = re.fullmatch(r"[A-Za-z]{2,}", text) or re.search(r"[A-Za-z]{3}", plain)
-    return not word and not re.search(r"[^\w\s+\-*/^(){}\[\]|!.]", plain) and any(map(str.isalnum, text))
+    """The short name of a known unit, the words of a counted noun, None for other words."""
+    if "/" in words or " per " in words:
+        parts = [_unit(part.strip()) for part in re.split("/| per ", words)]
+        return None if None in parts else "/".join(parts)
+    power = re.search(r"^(sq|cu)(?:uare|bic)? |\^(\d)$", words)
+    name = re.sub(r"^(?:sq|cu)(?:uare|bic)? |\^\d$", "", words).strip()
+    name = name if len(name) == 1 else name.lower()  # 7 M is not 7 m
+    short = UNITS.get(name, UNITS.get(name.removesuffix("s")))
+    if short is not None:
+        return short + (f"^{power[2] or (2 if power[1] == 'sq' else 3)}" if power and short else "")
+    return name if NOUN.fullmatch(name) and not NO_NOUN.search(name) else None

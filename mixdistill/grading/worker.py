@@ -1,51 +1,32 @@
-"""Do two LaTeX expressions mean the same? A process of its own, with limits, that `grade` starts and asks.
+"""Are two answers equal? A process of its own, with limits, that `grade` starts and asks.
 
-`python math_worker.py` reads one JSON line a question, `{"question": "value", "gold": ..., "answer": ..., "seconds": 7}`, and
-writes one a verdict: `equal`, `different`, `unparsable` or `limit`. It imports nothing of the package: no torch.
+It reads one JSON line a question, `[gold, answer, seconds]`, and writes one a verdict: `equal`, `different`, `unparsable` or `limit`.
 
-Math-Verify's parser reads (`latex2sympy2_extended`); its `verify` does not decide, because it compares with an absolute tolerance
-and calls 2^{-99} and 2^{-98} equal (huggingface/Math-Verify issue 14). Two expressions are the same here if their values agree
-to 60 digits and more, relative to their size, at integer, fractional and negative values of their variables.
+Math-Verify's parser reads an expression (latex2sympy2_extended, without its habit of making letters small) and its `verify` decides.
+Its tolerance is absolute and calls 2^{-99} and 2^{-98} equal (huggingface/Math-Verify issue 14), so numbers, and the values of
+expressions at two points, have to agree in relative terms first.
 """
 
 import json
 import re
-import resource
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache, reduce
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
 
 import sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from math_verify import verify
 
 MEMORY = 2 << 30  # bytes
-MAX_DIGITS = 5000
-# At integers alone (-1)^{2n} is 1, off the integers alone floor is ceiling less one, on positive numbers alone |x| is x.
+DIGITS = 1000  # to which two numbers have to agree; 60 for the values of expressions, on which `verify` decides
 POINTS = [
-    [sympy.Integer(p) for p in (7, 11, 13, 17, 19, 23, 29)],
-    [sympy.Integer(p) for p in (4, 3, 9, 8, 25, 6, 10)],
-    [sympy.Rational(p, 7) for p in (17, 31, 5, 23, 40, 9, 11)],
-    [sympy.Rational(p, 11) for p in (3, 2, 25, 8, 1, 49, 6)],
-    [sympy.Rational(-p, 13) for p in (30, 7, 4, 22, 51, 10, 17)],
-    [sympy.Integer(p) for p in (-5, -2, -7, -3, -4, -9, -6)],
+    [sympy.Rational(p, 7) for p in (17, 31, 5, 23, 40, 9)],
+    [sympy.Rational(-p, 13) for p in (30, 7, 4, 22, 51, 10)],
 ]
-
-STEPS = (sympy.floor, sympy.ceiling, sympy.Max, sympy.Min)
-FAR = [
-    [sympy.Integer(p) for p in (1009, 757, 2003, 499, 1511, 907, 331)],
-    [sympy.Integer(10**6 * p + 1) for p in (7, 3, 9, 5, 8, 2, 4)],
-]
-
-
-class Parser(_Latex2Sympy):
-    """The parser without its mixed numbers: to it 5(3) is 8, whatever its configuration says (1.11.0)."""
-
-    def convert_postfix_list(self, arr, i=0):
-        factors = [self.convert_postfix(factor) for factor in arr[i:]]
-        if not all(isinstance(factor, sympy.Expr) for factor in factors):
-            raise Unreadable("a derivative or a matrix")
-        return reduce(self.mul_flat, factors)
 
 
 class Unreadable(Exception):
@@ -53,48 +34,63 @@ class Unreadable(Exception):
 
 
 def main() -> None:
-    with suppress(ValueError, OSError):  # macOS has no such limit; the time limits hold there too
+    with suppress(ImportError, ValueError, OSError):  # Windows and macOS lack it; the limits of time hold there too
+        import resource
+
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the system ends the process, whatever sympy is busy with
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted notebook keeps its worker
+    # The package without its __init__, which would load torch.
+    sys.modules["mixdistill"] = package = ModuleType("mixdistill")
+    package.__path__ = [str(Path(__file__).parents[1])]
+    from mixdistill.grading.equality import compare
+
     print("ready", flush=True)
     for line in sys.stdin:
-        task = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, task["seconds"] / 2)
-        signal.setitimer(signal.ITIMER_REAL, task["seconds"])
-        verdict = decide(task["question"], task["gold"], task["answer"])
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        gold, answer, seconds = json.loads(line)
+        if hasattr(signal, "setitimer"):  # processor time, so that a busy machine grades alike
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the system ends the process, whatever sympy is busy with
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+        verdict = decide(compare, gold, answer)
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(verdict), flush=True)
 
 
-def decide(question: str, gold: str, answer: str) -> str:
+def decide(compare: Callable, gold: str, answer: str) -> str:
+    unread = []
+
+    def ask(question: str, one: str, other: str) -> bool:
+        try:
+            return same(question, read(one), read(other))
+        except MemoryError:
+            raise
+        except Exception:  # antlr, latex2sympy and sympy raise all kinds on odd input
+            unread.append(one)
+            return False
+
     try:
-        left, right = read(gold), read(answer)
-        same = (
-            same_value(left, right) if question == "value" else same_up_to_factor(left, right, question == "inequality")
-        )
-        return "equal" if same else "different"
+        return "equal" if compare(gold, answer, ask) else "unparsable" if unread else "different"
     except MemoryError:
         return "limit"
-    except Exception:  # antlr, latex2sympy and sympy raise all kinds on odd input
+    except Exception:  # such as a RecursionError
         return "unparsable"
 
 
 @lru_cache(maxsize=1000)
 def read(latex: str) -> sympy.Expr:
     """The expression, exact: decimals become fractions, `i` the imaginary unit. Raises on anything else."""
-    expr = Parser(config=ConversionConfig(lowercase_symbols=False)).parse(prepared(latex))  # by default A is a
+    unreal = re.search(r"(?<![\\A-Za-z])i(?![A-Za-z])", latex)
+    config = ConversionConfig(lowercase_symbols=False)
+    expr = latex2sympy(prepared(latex), is_real=not unreal, normalization_config=None, conversion_config=config)
     if not isinstance(expr, sympy.Expr):
         raise Unreadable(f"{latex!r} is a {type(expr).__name__}")
     if any(power.base.is_zero and power.exp.is_zero for power in expr.atoms(sympy.Pow)):
         raise Unreadable("0^0")
     if expr.has(sympy.Sum, sympy.Product) and any("_" in symbol.name for symbol in expr.free_symbols):
         raise Unreadable("a sum over indexed variables, which the parser takes for constants")
-    expr = expr.subs(sympy.Symbol("i"), sympy.I).doit()
+    expr = expr.subs({symbol: sympy.I for symbol in expr.free_symbols if symbol.name == "i"}).doit()
     odd = (sympy.Float, sympy.Derivative, sympy.Integral, sympy.Limit, sympy.core.function.AppliedUndef)
-    if expr.has(*odd) or expr.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
+    if expr.has(*odd) or expr.has(sympy.nan, sympy.zoo):
         raise Unreadable(f"{latex!r} is {expr}")
     return expr
 
@@ -102,18 +98,15 @@ def read(latex: str) -> sympy.Expr:
 def prepared(latex: str) -> str:
     """LaTeX as the parser needs it; where it would guess, say it, or raise."""
     text = re.sub(r"(?<![\\A-Za-z])(sin|cos|tan|log|ln|exp|pi)(?![A-Za-z])", r"\\\1 ", latex)
-    text = re.sub(r"(?<![\\A-Za-z])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = text.replace("**", "^").replace("*", r"\cdot ")
+    text = re.sub(r"(?<![\\A-Za-z])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", text).replace("*", r"\cdot ")
+    text = re.sub(r"([\d.]+) ?\^ ?\\circ", r"(\\frac{\1\\pi}{180})", text)  # within a sine
     if re.search(r"\\sqrt ?\d\d|\\frac ?\d ?\d\d", text):
         raise Unreadable("TeX takes one digit, the writer may have meant more")
     text = re.sub(r"\\sqrt ?(\d|[a-z])", r"\\sqrt{\1}", text)
-    argument = r"\s*(?:\{([^{}]*)\}|([\dA-Za-z]))"
-    text = re.sub(rf"\\frac{argument}(?=\s*[\dA-Za-z])\s*(\w)", lambda m: rf"\frac{{{m[1] or m[2]}}}{{{m[3]}}}", text)
-    text = re.sub(r"\\frac\s*([\dA-Za-z])\s*(?=\{)", r"\\frac{\1}", text)
     text = re.sub(r"\^ ?(\\(?:frac ?\{[^{}]*\}|sqrt ?)\{[^{}]*\}|\\[a-z]+)", r"^{\1}", text)
     if re.search(r"(?<![\w}])[fgh] ?\(", text):
         raise Unreadable("an unknown function")
-    factor = r"(?:\d+|[A-Za-z]|\\sqrt ?\{[^{}]*\}|\\[a-z]+(?! ?\{)|\([^()]*\)|\{[^{}]*\})(?: ?\^ ?(?:\w|\{[^{}]*\}))?"
+    factor = r"(?:\d+|[A-Za-z]|\\sqrt ?\{[^{}]*\}|\\(?:pi|alpha|beta|theta)|\([^()]*\)|\{[^{}]*\})(?: ?\^ ?(?:\w|\{[^{}]*\}))?"
     if re.search(rf"/ ?{factor} ?(?=[A-Za-z(]|\\(?!cdot|times|div|right|rfloor|rceil))", text):
         raise Unreadable("a/bc is either (a/b)c or a/(bc)")
     text = re.sub(r"(\\[a-z]+ ?)\{ ?(\([^(){}]*\)) ?\}", r"\1\2", text)  # \log{(2)}^2 is not \log(2^2)
@@ -123,69 +116,56 @@ def prepared(latex: str) -> str:
         raise Unreadable("bars that do not pair")
     # The parser takes x(y) for a function of y, and I for the imaginary unit.
     text = re.sub(r"(?<![\\A-Za-z])I(?! ?_)", "I_{0}", text)
-    text = re.sub(r"(\)|(?<![\\A-Za-z])[A-Za-z]|\\(?:pi|alpha|beta|gamma|theta|lambda)) ?(?=\()", r"\1\\cdot ", text)
-    text = re.sub(r"(?<![\w.])(\d+) ?\\frac ?\{(\d+)\} ?\{(\d+)\}", r"(\1+\\frac{\2}{\3})", text)  # mixed number
+    text = re.sub(
+        r"(\)|(?<![\^_])\d|(?<![\\A-Za-z])[A-Za-z]|\\(?:pi|alpha|beta|gamma|theta|lambda)) ?(?=\()", r"\1\\cdot ", text
+    )
+    text = re.sub(r"(?<![\w.])(\d+) ?\\frac ?\{(\d+)\} ?\{(\d+)\}", mixed, text)
     return re.sub(r"(\d*)\.(\d+)", lambda m: rf"(\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}})", text)
 
 
-def same_value(gold: sympy.Expr, answer: sympy.Expr) -> bool:
+def mixed(number: re.Match) -> str:
+    whole, top, bottom = number.groups()
+    if int(top) >= int(bottom):
+        raise Unreadable("a mixed number has a part below 1; this may be a product")
+    return rf"({whole}+\frac{{{top}}}{{{bottom}}})"
+
+
+def same(question: str, gold: sympy.Expr, answer: sympy.Expr) -> bool:
+    if question != "value":  # two equations, as left minus right sides: equal up to a factor
+        one, other = next(pair for pair in values(gold, answer) if 0 not in pair)
+        if question == "inequality" and not (one / other).is_positive:
+            return False
+        gold, answer = gold * other, answer * one
     if gold == answer:
         return True
-    return all(same_number(a, b) for a, b in values(gold, answer))
-
-
-def same_up_to_factor(gold: sympy.Expr, answer: sympy.Expr, positive: bool) -> bool:
-    found = values(gold, answer)
-    (a, b) = next((a, b) for a, b in found if a != 0 and b != 0)
-    if positive and not (a / b).is_positive:
-        return False
-    return all(same_number(x * b, y * a) for x, y in found)
+    if not (gold.free_symbols or answer.free_symbols):
+        return same_number(gold, answer)
+    pairs = values(gold, answer)
+    return all(same_number(*pair, 60) for pair in pairs) and verify(
+        gold, answer, numeric_precision=100, timeout_seconds=None
+    )
 
 
 def values(gold: sympy.Expr, answer: sympy.Expr) -> list[tuple[sympy.Expr, sympy.Expr]]:
-    """The values of both at the points where at least one of them is real, or complex by its own `i`."""
+    """The values of both at the points where they are defined."""
     symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
-    if not symbols:
-        return [(gold, answer)]
-    if len(symbols) > len(POINTS[0]):
-        raise Unreadable("too many variables")
-    unreal = gold.has(sympy.I) or answer.has(sympy.I)
-    found = []
-    steps = gold.has(*STEPS) or answer.has(*STEPS)
-    for point in POINTS + FAR if steps else POINTS:
-        at = dict(zip(symbols, point, strict=False))
-        pair = tuple(expr.subs(at) for expr in (gold, answer))
-        pole = any(value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo) for value in pair)
-        if not pole and (unreal or not all(value.has(sympy.I) for value in pair)):
-            found.append(pair)
-    if len(found) < 3 or (steps and len({a for a, _ in found}) == 1):
-        raise Unreadable("defined at too few points, or constant at all of them")
-    return found
+    at = [dict(zip(symbols, point, strict=False)) for point in POINTS]
+    pairs = [(gold.subs(point), answer.subs(point)) for point in at]
+    return [pair for pair in pairs if not any(value.has(sympy.nan, sympy.zoo, sympy.oo) for value in pair)]
 
 
-def same_number(a: sympy.Expr, b: sympy.Expr) -> bool:
+def same_number(a: sympy.Expr, b: sympy.Expr, digits: int = DIGITS) -> bool:
     """Whether two constants agree in every digit that their size could hide a difference in."""
     if a == b:
         return True
-    if a.is_Rational and b.is_Rational:
+    if (a.is_Rational and b.is_Rational) or a.is_infinite or b.is_infinite:
         return False
-    digits = 60 + sum(magnitude(part) for expr in (a, b) for part in sympy.preorder_traversal(expr))
-    if digits > MAX_DIGITS:
-        raise Unreadable("too large to compare")
     left, right = sympy.N(a, digits), sympy.N(b, digits)
     if not (left.is_number and right.is_number) or left.has(sympy.nan) or right.has(sympy.nan):
         raise Unreadable("not a number")
-    return bool(abs(left - right) <= sympy.Float(10, digits) ** (20 - digits) * abs(left))
-
-
-def magnitude(part: sympy.Expr) -> int:
-    """About how many decimal digits the value of a part, or its reciprocal, has."""
-    if part.is_Rational:
-        return int(0.302 * (abs(part.p).bit_length() + part.q.bit_length()))
-    if not (part.is_Pow or part.is_Function):
-        return 0
-    value = sympy.N(part, 15)
-    return 0 if value == 0 or not value.is_number else int(abs(sympy.N(sympy.log(abs(value)) / sympy.log(10), 15)))
+    # A decimal of 12 and more places stands for the value that it rounds.
+    rounded = any(number.is_Rational and number.q > 10**11 and 10**40 % number.q == 0 for number in (a, b))
+    return bool(abs(left - right) <= sympy.Float(10, digits) ** (-12 if rounded else 20 - digits) * abs(left))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import re
@@ -9,8 +8,8 @@ from itertools import combinations
 from pathlib import Path
 from random import Random
 from threading import Thread
-from time import monotonic
 
+import numpy as np
 import psutil
 import pytest
 from conftest import REPO, SHARED_BENCHMARKS
@@ -18,12 +17,11 @@ from conftest import REPO, SHARED_BENCHMARKS
 from mixdistill.data.final_answers import final_answer
 from mixdistill.grading.grade import Grade, equal, grade, grade_all
 
-grade_module = importlib.import_module("mixdistill.grading.grade")
-DOCUMENT = (REPO / "docs" / "grading.md").read_text()
-ROWS = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in DOCUMENT.splitlines() if "|" in line]
-COMPLETIONS = [row for row in ROWS if len(row) == 3 and row[1].startswith("`")]
-PAIRS = [row for row in ROWS if len(row) == 4 and row[2] in ("yes", "no")]
-SUITES = [json.loads(line) for line in (Path(__file__).parent / "grader_suites.jsonl").read_text().splitlines()]
+grade_module = sys.modules["mixdistill.grading.grade"]
+POLICY = (REPO / "docs" / "grading.md").read_text()
+HERE = Path(__file__).parent
+PAIRS = [json.loads(line) for line in (HERE / "pairs.jsonl").read_text().splitlines()]
+SUITES = [json.loads(line) for line in (HERE / "grader_suites.jsonl").read_text().splitlines()]
 FILES = {
     "math500": "MATH-500",
     "aime24": "aime24",
@@ -33,6 +31,21 @@ FILES = {
 }
 TOO_HARD = "2^{{10^{{10}}+{}}}"  # two of these differ, and sympy would compute them
 
+# Pairs of pairs.jsonl and grader_suites.jsonl that are graded otherwise than they are labelled, and why.
+DEVIATIONS = {
+    (r"k \ge 2", r"[2,\infty)"): "the field accepts an interval for an inequality; k may be an integer",
+    (r"864 \mbox{ inches}^2", r"864 \text{ in}^2"): "the earlier policy did not know the unit",
+    (r"\frac{1}{\sqrt{n}}", r"\sqrt{\frac{1}{n}}"): "they differ for negative n",
+    ("[0.5, 1]", r"\begin{matrix} \frac12 \\ 1 \end{matrix}"): "brackets of another type",
+    (
+        r"\begin{cases} a+b=0.5\\ a-b=1.732\end{cases}",
+        r"\begin{cases} a+b=\frac12 \\ a-b=\sqrt3 \end{cases}",
+    ): "rounded",
+    ("20:34", r"08:34 \text{P.M.}"): "times of day are not converted",
+    ("p=5,q=2;p=7,q=2", "(5,2),(7,2)"): "another layout",
+    (r"F_n = \sum_{k=0}^{n-1} F_k F_{n-k-1}", r"F_n = \sum_{k=0}^{n-1} F_{n-k-1} F_k"): "a sum over indexed variables",
+}
+
 needs_benchmarks = pytest.mark.skipif(
     not SHARED_BENCHMARKS.is_dir(),
     reason="the benchmark files are not part of the repo; put them in ../shared/benchmarks",
@@ -41,7 +54,7 @@ needs_benchmarks = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def golds() -> dict[str, list[str]]:
-    """The gold answers of all benchmarks, as their files hold them; OlympiadBench as `docs/grading.md` says."""
+    """The gold answers of all benchmarks, as their files hold them."""
     rows = {
         name: [json.loads(line) for line in (SHARED_BENCHMARKS / f"{file}.jsonl").read_text().splitlines()]
         for name, file in FILES.items()
@@ -50,28 +63,16 @@ def golds() -> dict[str, list[str]]:
     return answers | {"olympiadbench": [row["final_answer"][0] for row in rows["olympiadbench"]]}
 
 
-def test_the_tables_of_the_document_are_read_whole():
-    assert len(COMPLETIONS) == len(re.findall(r"^\| (?:math|gsm8k) \|", DOCUMENT, re.M)) > 20
-    assert len(PAIRS) == len(re.findall(r"\| (?:yes|no) \|", DOCUMENT)) > 250
-
-
-@pytest.mark.parametrize(("answer_format", "completion", "answer"), COMPLETIONS)
-def test_final_answers_are_those_of_the_document(answer_format, completion, answer):
-    assert final_answer(completion.strip("`"), answer_format) == (None if answer == "none" else answer.strip("`"))
-
-
-@pytest.mark.parametrize(("gold", "answer", "same"), [row[:3] for row in PAIRS])
-def test_answers_are_equal_where_the_document_says_so(gold, answer, same):
-    assert equal(gold.strip("`"), answer.strip("`")) is (same == "yes")
-
-
-@pytest.mark.parametrize(
-    ("response", "answer"),
-    [("so i7 B = i3 . answer i3 .", "i3"), ("answer i3 . wait after B answer i4 .", "i4"), ("answer", None)],
-)
-def test_a_pocket_answer_is_the_token_behind_the_last_answer_and_compared_as_text(response, answer):
-    assert final_answer(response, "pocket") == answer
-    assert grade(response, "i4", "pocket").correct is (answer == "i4")
+def test_right_pairs_are_accepted_and_wrong_ones_refused_but_for_the_listed_deviations():
+    pairs = [(pair["gold"], pair["answer"], pair["equal"]) for pair in [*PAIRS, *SUITES] if not pair.get("disputed")]
+    grades = grade_all([f"\\boxed{{{answer}}}" for _, answer, _ in pairs], [gold for gold, _, _ in pairs])
+    # A few of the answers hold braces or boxes that would end the box: these are compared by themselves.
+    found = [
+        grade.correct if grade.answer == answer.strip() else equal(gold, answer)
+        for (gold, answer, _), grade in zip(pairs, grades, strict=True)
+    ]
+    deviating = {(gold, answer) for (gold, answer, same), ours in zip(pairs, found, strict=True) if same != ours}
+    assert deviating == set(DEVIATIONS)
 
 
 @pytest.mark.parametrize(
@@ -80,16 +81,36 @@ def test_a_pocket_answer_is_the_token_behind_the_last_answer_and_compared_as_tex
         ("I do not know", "4", Grade(False, None, "no_answer")),
         ("\\boxed{4}", "4.0", Grade(True, "4", "equal")),
         ("\\boxed{5}", "4", Grade(False, "5", "different")),
-        ("\\boxed{x' + 1}", "x", Grade(False, "x' + 1", "different")),
+        ("The answer is 4.", "4", Grade(True, "4", "no box")),
+        ("The answer is 5.", "4", Grade(False, "5", "different")),
         ("\\boxed{\\frac{1}{0}}", "\\sqrt{2}", Grade(False, "\\frac{1}{0}", "unparsable")),
+        ("\\boxed{" + "x" * 2001 + "}", "x", Grade(False, "x" * 2001, "limit")),
     ],
 )
 def test_every_grade_has_its_reason(response, gold, expected):
     assert grade(response, gold) == expected
 
 
+def test_strict_counts_boxes_only_as_the_paper_does():
+    assert grade("The answer is 4.", "4", strict=True) == Grade(False, None, "no_answer")
+
+
 def test_a_gsm8k_gold_may_be_the_worked_solution():
     assert grade("so 1,018 eggs.", "9 * 2 = <<9*2=18>>18, so #### 1018", "gsm8k").correct
+
+
+@pytest.mark.parametrize("gold", [4, np.int64(4), 4.0, np.float32(4)])
+def test_a_number_as_a_gold_answer_stands_for_its_digits(gold):
+    assert grade("\\boxed{4}", gold).correct
+
+
+@pytest.mark.parametrize("gold", [None, float("nan"), "", " ", True, ["4"]])
+def test_a_missing_gold_answer_is_an_error(gold):
+    for answer_format in ("pocket", "math", "gsm8k"):
+        with pytest.raises(ValueError, match="a gold answer is"):
+            grade("answer None", gold, answer_format)
+    with pytest.raises(ValueError, match="gold is"):
+        equal(gold, "4")
 
 
 def test_bad_requests_are_refused():
@@ -97,35 +118,24 @@ def test_bad_requests_are_refused():
         grade("4", "4", answer_format="essay")
     with pytest.raises(ValueError, match="1 responses for 2 gold answers"):
         grade_all(["4"], ["4", "5"])
-
-
-def test_undisputed_pairs_of_public_suites_agree_and_nothing_wrong_is_accepted():
-    undisputed = [pair for pair in SUITES if pair["disputed"] is None]
-    found = [equal(pair["gold"], pair["answer"]) for pair in undisputed]
-    assert not [pair for pair, same in zip(undisputed, found, strict=True) if same and not pair["equal"]]
-    agreement = sum(same == pair["equal"] for pair, same in zip(undisputed, found, strict=True)) / len(undisputed)
-    assert agreement >= 0.97, agreement
-
-
-def test_the_document_counts_the_disputed_pairs_of_the_suites():
-    reasons = [pair["disputed"] for pair in SUITES if pair["disputed"]]
-    for reason in set(reasons):
-        assert f"| {reason} | {reasons.count(reason)} |" in DOCUMENT
-    assert f"{len(SUITES) - len(reasons)} undisputed pairs" in DOCUMENT
+    with pytest.raises(ValueError, match="responses is the text 'abc'"):
+        grade_all("abc", "abc")
+    with pytest.raises(ValueError, match="a response is None"):
+        grade_all(["4", None], ["4", "4"])
 
 
 @needs_benchmarks
 @pytest.mark.parametrize("name", FILES)
 def test_every_gold_answer_equals_itself_also_boxed_and_set_otherwise(golds, name):
     answer_format = "gsm8k" if name == "gsm8k" else "math"
-    for gold in golds[name]:
-        answer = final_answer(gold, answer_format) if name == "gsm8k" else gold
-        assert equal(answer, answer), gold
-        assert grade(f"So the answer is $\\boxed{{{answer}}}$.", gold, answer_format).correct, gold
-        styled = (
-            answer.replace("\\frac", "\\dfrac").replace("+", " + ").replace("(", "\\left(").replace(")", "\\right)")
-        )
-        assert grade(f"\\boxed{{ {styled} }}", gold, answer_format).correct, styled
+    answers = [final_answer(gold, "gsm8k") if name == "gsm8k" else gold for gold in golds[name]]
+    styled = [
+        answer.replace("\\frac", "\\dfrac").replace("+", " + ").replace("(", "\\left(").replace(")", "\\right)")
+        for answer in answers
+    ]
+    for written in (answers, styled):
+        grades = grade_all([f"So it is $\\boxed{{{answer}}}$." for answer in written], golds[name], answer_format)
+        assert [gold for gold, grade in zip(golds[name], grades, strict=True) if not grade.correct] == []
 
 
 @needs_benchmarks
@@ -134,43 +144,52 @@ def test_golds_of_different_problems_are_equal_only_where_they_are_the_same_numb
         {gold for name in ("math500", "olympiadbench") for gold in golds[name] if re.search(r"[\\a-zA-Z]", gold)}
     )
     pairs = Random(0).sample(list(combinations(pool, 2)), 1500)
-    accepted = [pair for pair in pairs if equal(*pair)]
-    assert all(same_decimal(*pair) for pair in accepted), accepted
+    grades = grade_all([f"\\boxed{{{other}}}" for _, other in pairs], [gold for gold, _ in pairs])
+    accepted = [pair for pair, grade in zip(pairs, grades, strict=True) if grade.correct]
+    assert all(same_look(*pair) for pair in accepted), accepted
 
 
-def same_decimal(gold: str, other: str) -> bool:
+def same_look(gold: str, other: str) -> bool:
     left, right = (re.sub(r"[\s$]|\\[dt]?frac|[{}]", "", text) for text in (gold, other))
     return left == right
 
 
-def test_one_poisoned_answer_costs_its_seconds_and_no_other_item(monkeypatch):
+def test_one_hostile_answer_loses_no_other_item(monkeypatch):
     monkeypatch.setattr(grade_module, "SECONDS", 2.0)
-    poisoned = TOO_HARD.format(1)
-    responses = [f"\\boxed{{{answer}}}" for answer in ("\\sqrt{8}", poisoned, "2\\sqrt{3}", "\\sqrt{20}", "1")]
-    golds = ["2\\sqrt{2}", TOO_HARD.format(2), "\\sqrt{12}", "2\\sqrt{5}", "2"]
-    started = monotonic()
-    grades = grade_all(responses, golds)
-    assert [grade.reason for grade in grades] == ["equal", "limit", "equal", "equal", "different"]
-    assert monotonic() - started < 10
+    deep = "(" * 900 + "x" + ")" * 900
+    hostile = [
+        TOO_HARD.format(1),
+        "\\sqrt{" * 300 + "x" + "}" * 300,
+        deep,
+        "\ud800 + 1",
+        "a\0b + 1",
+        "Ù" * 1000,
+        "9" * 10**5,
+    ]
+    responses = [f"\\boxed{{{answer}}}" for answer in ["\\sqrt{8}", *hostile, "\\sqrt{20}", "1"]]
+    golds = ["2\\sqrt{2}", TOO_HARD.format(2), *["x + 1"] * (len(hostile) - 1), "2\\sqrt{5}", "2"]
+    reasons = [grade.reason for grade in grade_all(responses, golds)]
+    assert (reasons[0], *reasons[-2:]) == ("equal", "equal", "different")
+    assert reasons[1] == "limit"
+    assert "equal" not in reasons[1:-2]
 
 
-def test_a_list_of_poisoned_answers_costs_no_more_than_one(monkeypatch):
-    monkeypatch.setattr(grade_module, "SECONDS", 2.0)
-    gold, answer = (",".join(TOO_HARD.format(n) for n in range(start, start + 30)) for start in (100, 200))
-    started = monotonic()
-    assert grade(f"\\boxed{{{answer}}}", gold).reason == "limit"
-    assert monotonic() - started < 10
+def test_deep_brackets_are_brackets():
+    assert grade("\\boxed{" + "(" * 5000 + "5" + ")" * 5000 + "}", "5").correct
 
 
-def test_a_worker_may_take_two_gigabytes():
+def test_the_page_and_the_docstring_state_the_limits_of_the_code():
+    limits = f"{grade_module.MAX_CHARS:,} characters", f"{grade_module.SECONDS:g} seconds of processor time", "2 GB"
+    for text in (POLICY, Grade.__doc__):
+        assert all(limit in " ".join(text.split()) for limit in limits)
     assert equal("\\sqrt{28}", "2\\sqrt{7}")
-    for worker in grade_module._pools[os.getpid()].free:
+    for worker in grade_module._workers:
         assert psutil.Process(worker.pid).rlimit(psutil.RLIMIT_AS) == (2 << 30, 2 << 30)
 
 
 def test_a_worker_that_was_killed_is_replaced():
     assert equal("\\sqrt{44}", "2\\sqrt{11}")
-    for worker in grade_module._pools[os.getpid()].free:
+    for worker in list(grade_module._workers):
         worker.kill()
         worker.wait()
     assert equal("\\sqrt{52}", "2\\sqrt{13}")
@@ -190,12 +209,13 @@ def test_any_thread_may_grade():
 
 
 SCRIPT = """
-import os, time
-from mixdistill.grading.grade import equal, grade, _pools
-assert grade("answer 4", "4", "pocket").correct and equal("\\\\frac{1}{2}", "0.5") and equal("x + 1", "x+1") and not equal("3", "4")
-assert not _pools, "a worker was started where none is needed"
+import sys, time
+from mixdistill import equal, grade
+workers = sys.modules["mixdistill.grading.grade"]._workers
+assert grade("answer 4", "4", "pocket").correct and equal("\\\\frac{1}{2}", "0.5") and equal("x + 1", "x + 1") and not equal("3", "4")
+assert not workers, "a worker was started where none is needed"
 assert equal("x + 1", "1 + x")
-print(_pools[os.getpid()].free[0].pid, flush=True)
+print(next(iter(workers)).pid, flush=True)
 time.sleep(60)
 """
 

@@ -1,0 +1,105 @@
+"""Which part of a completion is its final answer? The rules are those of docs/grading.md."""
+
+import pytest
+
+from mixdistill.data.final_answers import final_answer, number_value
+
+BOXED = [
+    (r"First \boxed{1}, then \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+    (r"\fbox{x}", "x"),
+    ("It is \\boxed 5.", "5"),
+    (r"$\boxed\pi$", r"\pi"),
+    (r"\boxed\frac{1}{2}", r"\frac{1}{2}"),
+    (r"\boxed{\text{a \{ brace}}", r"\text{a \{ brace}"),
+    (r"\boxed{\boxed{3}}", "3"),
+    (r"\boxed{3} and so \boxed{\frac{1}{2", None),  # cut
+    (r"\boxed{}", None),
+    (r"\boxedly{5}", None),
+    (r"\boxed{4}, as asked: mark your solution with \boxed", "4"),
+    (r"\boxed{4}. I write it as \boxed{answer}, not \boxed{}.", "4"),
+    ("\\boxed{5}\n\nQuestion: 2 + 2? \\boxed{4}", "5"),
+    ("Problem: find x.\nSolution: \\boxed{5}", "5"),
+    (r"<think> \boxed{4} </think> It is \boxed{5}.", "5"),
+    (r"<think> surely \boxed{5}", None),  # cut while it thought
+]
+UNBOXED = [
+    ("The answer is 42.", "42"),
+    ("Final Answer: The final answer is $\\frac{1}{2}$. I hope it is correct.", r"\frac{1}{2}"),
+    ("**Final Answer:** 42", "42"),
+    ("So\n$x = 2$, and then\n$42$.", "42"),
+    ("Therefore\n\\[\n x = 42 \n\\]", "x = 42"),
+    ("The answer is 5.\n\nQuestion: 1 + 1? The answer is \\boxed{2}", "5"),
+]
+GSM8K = [
+    ("9 * 2 = 18 #### 18", "18"),
+    ("#### $1,234.50 a year", "1,234.50"),
+    ("#### **42**", "42"),
+    ("#### Answer: 42", "42"),
+    ("#### - 5", "- 5"),
+    ("#### 1 and later #### 2", "1"),
+    (r"#### 1 then \boxed{2}", "2"),
+    (r"#### 42. As asked, \boxed{answer}.", "42"),
+    (r"\boxed{42 apples}", "42"),
+    (r"\boxed{\text{5 red apples}}", "5"),
+    (r"\boxed{5 dozen}", "5 dozen"),
+    (r"\boxed{28\%}", "28"),
+    (r"\boxed{2", None),
+    ("She has 3 and buys 4, so 7 apples.", "7"),
+    ("The change is -2.5 dollars.", "-2.5"),
+    ("The answer is - 5", "- 5"),
+    ("That is 10-4", "4"),
+    ("That is 10 - 4", "4"),
+    ("It takes 2 1/2 hours", "2 1/2"),
+    (r"It is \frac{1}{2}", r"\frac{1}{2}"),
+    ("She sold 1.5 million", "1.5 million"),
+    ("The answer is 18.\n\nQuestion: How many? #### 10", "18"),
+    ("I do not know.", None),
+]
+
+
+@pytest.mark.parametrize(("completion", "answer"), BOXED)
+def test_the_last_box_that_holds_something_is_the_answer(completion, answer):
+    assert final_answer(completion, "math") == answer
+    assert final_answer(completion, "math", strict=True) == answer
+
+
+@pytest.mark.parametrize(("completion", "answer"), UNBOXED)
+def test_without_a_box_the_named_answer_or_the_last_formula_counts_unless_strict(completion, answer):
+    assert final_answer(completion, "math") == answer
+    assert final_answer(completion, "math", strict=True) is None
+
+
+@pytest.mark.parametrize(("completion", "answer"), GSM8K)
+def test_gsm8k_takes_a_box_with_a_number_then_the_first_marked_then_the_last_number(completion, answer):
+    assert final_answer(completion, "gsm8k") == answer
+
+
+def test_strict_gsm8k_takes_marked_numbers_only():
+    assert final_answer("#### 18", "gsm8k", strict=True) == "18"
+    assert final_answer("so 18", "gsm8k", strict=True) is None
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [("so i7 B = i3 . answer i3 .", "i3"), ("answer i3 . wait after B answer i4 .", "i4"), ("answer", None)],
+)
+def test_a_pocket_answer_is_the_token_behind_the_last_answer(completion, answer):
+    assert final_answer(completion, "pocket") == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1.5 million", "1500000"),
+        (r"-1\frac{1}{2}", "-3/2"),
+        (r"1.2 \times 10^{3}", "1200"),
+        ("1.2e-3", "3/2500"),
+        (r"0.1\overline{6}", "1/6"),
+        ("- 5", "-5"),
+        (r"2\frac{3}{2}", "None"),  # a mixed number, or a product?
+        ("1/0", "None"),
+        ("1.2.3", "None"),
+    ],
+)
+def test_the_value_of_a_number_is_exact(text, value):
+    assert str(number_value(text)) == value
