@@ -100,7 +100,7 @@ ROW = {"problem_id": 0, "question": "q", "response": "5", "teacher": "t", "style
 )
 def test_a_hand_made_set_is_checked(column, value):
     assert check_traces(Dataset.from_list([ROW]))["problem_id"] == [0]
-    with pytest.raises(ValueError, match=rf"column '{column}' of the traces|unknown {column}"):
+    with pytest.raises(ValueError, match=rf"column '{column}' of the traces|{column} is"):
         check_traces(Dataset.from_list([ROW | {column: value}]))
 
 
