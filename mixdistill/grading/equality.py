@@ -245,23 +245,13 @@ def _text(text: str) -> str:
 def _unwrapped(text: str) -> str:
     """Without brackets around the whole: `{x}`, `(x)` and `\\{x\\}`, but not a tuple's."""
     while text := text.strip().removeprefix("+"):
-        pair = next(
-            (
-                pair
-                for pair in (("\\{", "\\}"), ("{", "}"), ("(", ")"))
-                if text.startswith(pair[0]) and text.endswith(pair[1])
-            ),
-            None,
-        )
-        inner = text[len(pair[0]) : -len(pair[1])] if pair else ""
-        if (
-            inner.strip() in ("", r"\emptyset")
-            or inner[-1] == "\\"
-            or not _balanced(inner)
-            or (pair[0] == "(" and len(_cut(inner, "[,;]")[0]) > 1)
-        ):
+        found = re.fullmatch(r"(\\?\{|\()(.*?)(\\?\}|\))", text)
+        if not found or found[1] + found[3] not in (r"\{\}", "{}", "()"):
             return text
-        text = inner
+        is_tuple = found[1] == "(" and len(_cut(found[2], "[,;]")[0]) > 1
+        if found[2].strip() in ("", r"\emptyset") or not _balanced(found[2]) or is_tuple:
+            return text
+        text = found[2]
     return text
 
 
