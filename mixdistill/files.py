@@ -20,9 +20,8 @@ import psutil
 from filelock import SoftFileLease, Timeout
 from safetensors import SafetensorError
 
-STALE = (
-    120  # seconds without renewal, after which a lock is taken over; a network file system may show times a minute late
-)
+# Seconds without renewal, after which a lock is taken over; a network file system may show times a minute late.
+STALE = 120
 
 
 @contextlib.contextmanager
@@ -84,16 +83,15 @@ def _is_zombie(pid: int, host: str) -> bool:
     return False
 
 
-def sweep_up(folder: Path, held: Path) -> None:
-    """Delete the temporaries of killed processes in a folder and below, but where one is at work; `held` is locked by us."""
-    for path in folder.rglob(".*.tmp"):
-        if path.parent == held:
-            delete(path)
-            continue
-        with (
-            contextlib.suppress(OSError),
-            SoftFileLease(path.parent / ".lock", lease_duration=STALE).acquire(timeout=0),
-        ):
+def sweep_up(folder: Path, held: Path | None = None) -> None:
+    """Delete what killed processes left in a folder and below, temporaries and locks; `held` is locked by us."""
+    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".lock")]:
+        if path.parent != held:
+            lease = SoftFileLease(path.parent / ".lock", lease_duration=STALE)
+            with contextlib.suppress(OSError), lease.acquire(timeout=0):  # not where another works
+                if path.name != ".lock":  # which goes with the release
+                    delete(path)
+        elif path.name != ".lock":
             delete(path)
 
 

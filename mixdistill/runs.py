@@ -160,6 +160,7 @@ def open_run(folder: str | Path, student: str | Path | None = None) -> Run:
             f"the run in {str(folder)!r} has not finished (no manifest.json): call finetune with the same arguments again, "
             "it goes on from the last checkpoint"
         )
+    _tidy(folder)
     if student is not None:
         _places[config["fingerprint"]] = arguments.text("student", student)
     return run
@@ -188,11 +189,18 @@ def once(folder: Path, last_file: str, work: Callable[[], dict]) -> None:
     """Do a piece of work once, whoever asks for it: nothing if `folder` holds its last file; else, under the folder's lock,
     look again, work, and write as the last file what `work` returns."""
     if (folder / last_file).is_file():
-        return delete(folder / "checkpoint.pt")  # where the writing process ended between the two
+        return _tidy(folder)
     with _one_at_a_time, lock(folder):
         if not (folder / last_file).is_file():
             sweep_up(folder, held=folder)
             write_json(folder / last_file, work())
+
+
+def _tidy(folder: Path) -> None:
+    """Delete what a process has left that was killed right after its last file."""
+    if any((folder / name).exists() for name in (".lock", "checkpoint.pt")):
+        sweep_up(folder)
+        delete(folder / "checkpoint.pt")
 
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ python -m pytest tests/test_faults.py                          a sample of the f
 MIXDISTILL_FAULTS=all python -m pytest tests/test_faults.py    every one, ten minutes
 """
 
+import builtins
 import errno
 import io
 import os
@@ -55,7 +56,7 @@ class Disk:
         """For as long as this process lives: an audit hook can not be taken away."""
         sys.addaudithook(self.audit)
         os.fsync = lambda descriptor: self.operation("fsync") or self.fsync(descriptor)
-        io.open = __builtins__.open = self.open
+        io.open = builtins.open = self.open
 
     def audit(self, event: str, arguments: tuple) -> None:
         paths = [os.fsdecode(path) for path in arguments[:2] if isinstance(path, str | bytes | os.PathLike)]
