@@ -88,8 +88,7 @@ def finetune(
         thinking: the switch of a chat template that has one; None leaves it to the template.
         seed: of adapter weights and order of the examples.
         revision: commit of a Hub model.
-        on: where it is computed. When the memory runs out, the loop goes on with shorter passes, then checkpointing, then
-            offload.
+        on: where it is computed. When memory runs out, the loop goes on with shorter passes, checkpointing, offload.
         progress: print a line now and then.
         stored_only: train nothing; return None if the store has no such run.
 
@@ -126,8 +125,11 @@ def finetune(
     }
     config["prompt"] = prompt_of(student, revision, config["fingerprint"], thinking)
     run = runs.run_of(config)
-    if runs.finished(run) or stored_only:
-        return run if runs.finished(run) else None
+    if runs.finished(run):
+        runs.once(run.folder, "manifest.json", dict)  # sweeps up after a process that was killed at its very end
+        return run
+    if stored_only:
+        return None
     if gpus.to_launch(on):
         chosen = ("lr", "epochs", "batch_size", "max_tokens", "too_long", "thinking", "seed", "revision")
         placed = {"student": student, "lora": config["lora"], "on": asdict(on), "progress": progress}
