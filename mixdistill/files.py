@@ -123,6 +123,7 @@ def _temporary(path: Path) -> Path:
 
 
 def delete(path: Path) -> None:
+    """Delete a file or folder that nobody needs, if the disk lets us."""
     with contextlib.suppress(OSError):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 

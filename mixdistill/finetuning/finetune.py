@@ -162,7 +162,7 @@ def train_run(run: Run, train: Dataset, lora: LoRA | None, on: Placement, progre
             gpus.place(loss_of, on)
         gpus.once(run, lambda: loop(run, train, examples, student, loss_of, gpus.agreed(on), shown))
     if gpus.rank() == 0:
-        (run.folder / "checkpoint.pt").unlink(missing_ok=True)
+        files.delete(run.folder / "checkpoint.pt")
 
 
 def loop(
