@@ -106,13 +106,11 @@ def finetune(
     arguments.instance("on", on, Placement)
     arguments.flag("progress", progress)
     arguments.flag("stored_only", stored_only)
-    revision = arguments.text("revision", revision, optional=True)
-    thinking = arguments.flag("thinking", thinking, optional=True)
     config = {
         "version": TRAINING_VERSION,
         "student": student,
-        "revision": revision,
-        "thinking": thinking,
+        "revision": arguments.text("revision", revision, optional=True),
+        "thinking": arguments.flag("thinking", thinking, optional=True),
         "train": data_fingerprint(train),
         "lora": {"r": lora.r, "alpha": lora.scaled_alpha} if lora else None,
         "lr": arguments.number("lr", default_lr(student, lora) if lr is None else lr, above=0),
@@ -121,11 +119,11 @@ def finetune(
         "max_tokens": arguments.whole("max_tokens", max_tokens, optional=True),
         "too_long": arguments.choice("too_long", too_long, ("error", "drop")),
         "seed": arguments.whole("seed", seed, low=0, high=2**63 - 1),
-        "fingerprint": fingerprint(student, revision),
     }
-    config["prompt"] = prompt_of(student, revision, config["fingerprint"], thinking)
+    config["fingerprint"] = fingerprint(student, config["revision"])
+    config["prompt"] = prompt_of(student, config["revision"], config["fingerprint"], thinking)
     run = runs.run_of(config)
-    if runs.finished(run):
+    if gpus.agreed(runs.finished(run)):
         runs.once(run.folder, "manifest.json", dict)  # sweeps up after a process that was killed at its very end
         return run
     if stored_only:
@@ -161,8 +159,7 @@ def train_run(run: Run, train: Dataset, lora: LoRA | None, on: Placement, progre
             loss_of = ResponseLoss(student.model, half)
             gpus.place(loss_of, on)
         gpus.once(run, lambda: loop(run, train, examples, student, loss_of, gpus.agreed(on), shown))
-    if gpus.rank() == 0:
-        files.delete(run.folder / "checkpoint.pt")
+    files.delete(run.folder / "checkpoint.pt")
 
 
 def loop(
@@ -196,8 +193,8 @@ def loop(
         """Fetch what is unread, the one wait for the GPU; a loss that is not finite ends the run."""
         if not unread:
             return
-        losses, norms = torch.stack(unread, 1)
-        gpus.add_up([losses])  # each process has the loss of its passes, and the norm of the whole gradient
+        losses, norms = torch.stack(unread, 1)  # of this process's passes; of the whole gradient
+        gpus.add_up([losses])
         fetched = torch.stack([losses, norms], 1).tolist()
         for at, pair in enumerate(fetched, start=step - len(fetched)):
             if not all(map(math.isfinite, pair)):
@@ -241,6 +238,9 @@ def loop(
             shown.say(f"out of memory at step {step + 1}: goes on with {on}")
             continue
 
+        for p in parameters:
+            if p.grad is None:  # an expert that no token of these passes went to
+                p.grad = torch.zeros_like(p)
         if not on.shard:  # else each backward pass has done so
             gpus.add_up(p.grad for p in parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)

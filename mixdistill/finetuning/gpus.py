@@ -108,6 +108,7 @@ def agreed(value: object) -> object:
     """The first process's value, in all."""
     values = [value]
     if world() > 1:
+        join()
         dist.broadcast_object_list(values, src=0)
     return values[0]
 
