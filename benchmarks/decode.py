@@ -24,6 +24,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2C
 
 from mixdistill import finetune, load_problems, load_student, load_traces
 from mixdistill.data.chat import render_prompts
+from mixdistill.data.problems import POCKET_TIERS
 from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.generation.decode import Progress, decode
 from mixdistill.generation.generate import _continuous
@@ -107,7 +108,9 @@ def load(name: str, device: str, rows: int | None) -> tuple[torch.nn.Module, lis
     else:
         student = load_student(name)
     n = rows or (256 if pocket else 32)
-    problems = load_problems("pocket/hard", n=n) if pocket else load_problems("gsm8k", n=n)
+    # As many of each level as the study asks, or GSM8K's first.
+    tiers = POCKET_TIERS if pocket else ["gsm8k"]
+    problems = [problem for tier in tiers for problem in load_problems(tier, n=-(-n // len(tiers)))][:n]
     prompts, _ = render_prompts(student.tokenizer, problems, student.context, None)
     return student.model, prompts, student.context - max(map(len, prompts)) if pocket else 64
 

@@ -41,3 +41,11 @@ def test_the_measured_cost_is_linear_in_supervised_tokens():
     assert table["supervised_tokens"].max() > 0.9e7
     per_token = table["cpu_seconds"] / table["supervised_tokens"]
     assert per_token[table["supervised_tokens"] > 1e5].agg(lambda part: part.max() / part.min()) < 1.5  # linear
+
+
+def test_decoding_beside_generate_says_the_same():
+    table = pd.read_csv(REPO / "benchmarks" / "decode.csv")
+    assert (table["answers_that_differ"] == 0).all()
+    process = run("decode", "--student", "pocket/xs", "--rows", "6", "--new-tokens", "20", "--rounds", "1")
+    assert process.returncode == 0, process.stderr
+    assert "generate, static cache" in process.stdout

@@ -105,7 +105,11 @@ def complete(
     """
     check_engine(engine, sampling)
     arguments.whole("max_new_tokens", max_new_tokens)
-    streams = list(range(len(prompts))) if streams is None else [arguments.whole("a stream", s, low=0) for s in streams]
+    streams = (
+        list(range(len(prompts)))
+        if streams is None
+        else [arguments.whole("a stream", s, low=0, high=2**63) for s in streams]
+    )
     if len(streams) != len(prompts):
         raise ValueError(f"there are {len(streams)} streams for {len(prompts)} prompts: give one a prompt")
     stops = set(student.model.generation_config.eos_token_id)

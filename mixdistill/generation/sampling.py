@@ -1,5 +1,6 @@
 """How the next token is chosen, so that a completion depends on nothing but its prompt, the seed and its own stream."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,11 @@ def uniforms(seed: int, streams: Sequence[int], n: int) -> torch.Tensor:
     """
     keys = (np.array([seed, stream], dtype=np.uint64) for stream in streams)
     return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(key=key)).random(n) for key in keys]))
+
+
+def joint_seed(seed: int, stream: int) -> int:
+    """One seed below 2**63 for both numbers: for an engine with random numbers of its own."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:8]) >> 1
 
 
 def next_tokens(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,7 @@ Weights go from disk into vLLM and adapters are served as they are, unmerged. Wi
 many as divide its attention heads (tensor parallel).
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mixdistill.data.students import context_of, load_config, load_tokenizer, stop_tokens_of
 from mixdistill.generation.generate import Completion, completion
-from mixdistill.generation.sampling import Sampling
+from mixdistill.generation.sampling import joint_seed
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's max_lora_rank may be
 
@@ -63,13 +62,7 @@ def open_vllm(
     )
     request = LoRARequest("adapter", 1, str(adapter)) if adapter else None
 
-    def complete(
-        prompts: list[list[int]],
-        max_new_tokens: int,
-        sampling: Sampling,
-        streams: Sequence[int] | None = None,
-        progress: bool = False,
-    ) -> list[Completion]:
+    def complete(prompts, max_new_tokens, sampling, streams=None, progress=False) -> list[Completion]:
         choices = [
             SamplingParams(
                 temperature=sampling.temperature,
@@ -77,29 +70,20 @@ def open_vllm(
                 max_tokens=max_new_tokens,
                 stop_token_ids=sorted(stops),
                 detokenize=False,
-                seed=None if sampling.greedy else _seed(sampling.seed, stream),
+                seed=None if sampling.greedy else joint_seed(sampling.seed, stream),
             )
             for stream in (range(len(prompts)) if streams is None else streams)
         ]
-        outputs = llm.generate(
-            [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts],
-            choices,
-            lora_request=request,
-            use_tqdm=progress,
-        )
-        rows = [list(output.outputs[0].token_ids) for output in outputs if output.outputs]
-        bad = [o.outputs[0].finish_reason for o in outputs if o.outputs and o.outputs[0].finish_reason == "abort"]
-        if bad or len(rows) < len(prompts):
+        asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+        outputs = llm.generate(asked, choices, lora_request=request, use_tqdm=progress)
+        answers = [output.outputs[0] for output in outputs if output.outputs]
+        whole = [answer for answer in answers if answer.finish_reason != "abort"]
+        if len(whole) < len(prompts):
             raise RuntimeError(
-                f"vLLM gave {len(rows) - len(bad)} completions for {len(prompts)} prompts ({len(bad)} aborted): nothing of "
-                "this batch is stored; run again with a smaller batch_size, or engine='continuous'"
+                f"vLLM gave {len(whole)} completions for {len(prompts)} prompts ({len(answers) - len(whole)} aborted): nothing "
+                "of this batch is stored; run again with a smaller batch_size, or engine='continuous'"
             )
         shape = f"{len(prompts)} in flight"
-        return [completion(tokenizer, row, stops, "vllm", dtype, shape) for row in rows]
+        return [completion(tokenizer, list(answer.token_ids), stops, "vllm", dtype, shape) for answer in whole]
 
     return tokenizer, context_of(config), complete
-
-
-def _seed(seed: int, stream: int) -> int:
-    """One seed, below 2**63, for a pair of them."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:8]) >> 1

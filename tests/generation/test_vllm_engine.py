@@ -113,3 +113,25 @@ def test_the_tokenizer_is_the_students_own(qwen):
     tokenizer, context, _ = open_vllm(qwen, None, None, 0)
     assert tokenizer.get_vocab() == load_tokenizer(qwen).get_vocab()
     assert context == 512
+
+
+def test_a_rank_that_vllm_does_not_serve_is_refused(qwen, tmp_path):
+    with pytest.raises(ValueError, match="rank 1024 and vLLM serves ranks up to 512"):
+        open_vllm(qwen, None, tmp_path, 1024)
+
+
+def test_an_answers_seed_is_its_streams(qwen, monkeypatch):
+    seen = []
+    generate = LLM.generate
+    monkeypatch.setattr(
+        LLM,
+        "generate",
+        lambda self, prompts, choices, **more: (seen.append(choices), generate(self, prompts, choices, **more))[1],
+    )
+    tokenizer, _, complete = open_vllm(qwen, None, None, 0)
+    prompts = [prompt_ids(tokenizer, question, "math") for question in ("1?", "2?")]
+    complete(prompts, 4, Sampling(1.0, seed=2**63), streams=[7, 8])
+    complete(prompts[1:], 4, Sampling(1.0, seed=2**63), streams=[8])
+    (first, second), (alone,) = ([choice.seed for choice in choices] for choices in seen)
+    assert alone == second != first
+    assert max(first, second) < 2**63
