@@ -1,6 +1,8 @@
-"""What training costs by supervised tokens, from 10^4 to 10^7: `finetune` as users call it, loading and saving included.
+"""What training costs by supervised tokens, from 10^4 to 10^7: `finetune` as users call it, loading and saving
+included.
 
-python benchmarks/cost.py          measures (minutes: the last point alone is 10^7 tokens), writes cost.csv, draws cost.png
+python benchmarks/cost.py          measures (minutes: the last point alone is 10^7 tokens), writes cost.csv, draws
+                                   cost.png
 python benchmarks/cost.py --draw   draws cost.png from cost.csv
 """
 

@@ -5,8 +5,8 @@
     python benchmarks/decode.py --student smollm2-135m       random weights of a known shape, which no stop token ends
     python benchmarks/decode.py --device cuda --student smollm2-135m qwen2.5-1.5b
 
-Every round runs all methods; a ratio is the median over the rounds of the ratio within a round. On a CPU time is CPU time of one
-thread, on a GPU wall time. Rows are added to `decode.csv` with --save.
+Every round runs all methods; a ratio is the median over the rounds of the ratio within a round. On a CPU time is CPU
+time of one thread, on a GPU wall time. Rows are added to `decode.csv` with --save.
 """
 
 import argparse

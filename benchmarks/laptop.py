@@ -2,13 +2,13 @@
 
     python benchmarks/laptop.py --student FOLDER --traces FOLDER --out FOLDER [--workers 8] [--stages rates svamp gsm8k]
 
-`--student` is a student of the scale `laptop`, or a folder or `.gguf` file that holds one. `--traces` holds the scale's trace
-files, `svamp_test.jsonl` and `gsm8k_test.jsonl` (`docs/real-models.md` says where they come from). Written to `--out`:
-`rates.csv`, and for each stage its graded items (one row an arm and problem, without texts) and their accuracies. What the run
-store holds is not computed again.
+`--student` is a student of the scale `laptop`, or a folder or `.gguf` file that holds one. `--traces` holds the scale's
+trace files, `svamp_test.jsonl` and `gsm8k_test.jsonl` (`docs/real-models.md` says where they come from). Written to
+`--out`: `rates.csv`, and for each stage its graded items (one row an arm and problem, without texts) and their
+accuracies. What the run store holds is not computed again.
 
-A learning rate is chosen on a held-out part of the training problems, by the mean accuracy over the recipes of a contrast,
-never by a difference between recipes.
+A learning rate is chosen on a held-out part of the training problems, by the mean accuracy over the recipes of a
+contrast, never by a difference between recipes.
 """
 
 import argparse
@@ -57,7 +57,8 @@ def main() -> None:
 
 def choose_rates(scale: Scale, traces: Path, out: Path, workers: int) -> None:
     """Write `rates.csv`: accuracy on held-out training problems of every recipe, rate and seed."""
-    # A folder like that of the traces, whose tests are the held-out problems, so that these are asked and graded like the tests.
+    # A folder like that of the traces, whose tests are the held-out problems, so that these are asked and graded like
+    # the tests.
     folder = out / "rates"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -1,4 +1,5 @@
-"""How long a forward and backward pass takes on a CPU, by tokens of a pass and by layout: what `CPU_TOKENS` was chosen from.
+"""How long a forward and backward pass takes on a CPU, by tokens of a pass and by layout: what `CPU_TOKENS` was chosen
+from.
 
 python benchmarks/passes.py        a few minutes; prints the table and writes benchmarks/passes.csv
 """

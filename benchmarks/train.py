@@ -5,13 +5,13 @@
     python benchmarks/train.py --device cuda --students qwen2.5-0.5b qwen2.5-1.5b qwen2.5-7b --longest 16384
 
 - ours: `finetune`, whole, as users call it; timed from its first step to its last.
-- TRL: `SFTTrainer` in the best of several settings, tried for each student beforehand: batches of 8, 16 or 32 grouped by
-  length, or packing; on CUDA also Liger's layers where they are installed. Timed from its first step to its last.
-- bare: forward, backward and AdamW over tensors made beforehand, on the peft model, in the same passes as ours: no packing,
-  schedule, clipping, log or checkpoint.
+- TRL: `SFTTrainer` in the best of several settings, tried for each student beforehand: batches of 8, 16 or 32 grouped
+  by length, or packing; on CUDA also Liger's layers where they are installed. Timed from its first step to its last.
+- bare: forward, backward and AdamW over tensors made beforehand, on the peft model, in the same passes as ours: no
+  packing, schedule, clipping, log or checkpoint.
 
-Every round runs all three, in another order each; a ratio is the median over rounds of the ratio within a round. On a CPU
-time is CPU time: all three compute in one thread, and what other processes do on the machine is not counted.
+Every round runs all three, in another order each; a ratio is the median over rounds of the ratio within a round. On a
+CPU time is CPU time: all three compute in one thread, and what other processes do on the machine is not counted.
 """
 
 import argparse
@@ -120,7 +120,8 @@ def main() -> None:
     overall = {key: round(geometric_mean([row[key] for row in results.values()]), 3) for key in RATIOS}
     print("\n" + table(results))
     print(
-        f"\nGeometric means: {overall['speedup_over_trl']:.2f} times TRL's tokens/s, {overall['time_over_bare']:.2f} of the bare loop's time."
+        f"\nGeometric means: {overall['speedup_over_trl']:.2f} times TRL's tokens/s, {overall['time_over_bare']:.2f} "
+        "of the bare loop's time."
     )
     if arguments.json:
         threads = torch.get_num_threads()
@@ -169,7 +170,8 @@ def compare(name: str, steps: int, rounds: int, longest: int, folder: Path) -> d
 
 
 def flops_per_token(model: torch.nn.Module) -> int:
-    """Training FLOPs of a token with adapters: 4N, as the frozen matrices get no gradient (Kaplan et al. 2020, arXiv 2001.08361).
+    """Training FLOPs of a token with adapters: 4N, as the frozen matrices get no gradient (Kaplan et al. 2020, arXiv
+    2001.08361).
 
     N counts what a token is multiplied with: all but the adapters and an untied embedding's table.
     """
@@ -428,17 +430,22 @@ def status_bytes(field: str) -> int:
 
 def table(results: dict[str, dict]) -> str:
     """Markdown, as the README shows it."""
-    head = "| student | ours, tokens/s | TRL, tokens/s | bare loop, tokens/s | ours over TRL | time over bare | extra memory, MB: ours, TRL, bare |"
+    head = (
+        "| student | ours, tokens/s | TRL, tokens/s | bare loop, tokens/s | ours over TRL | time over bare | "
+        "extra memory, MB: ours, TRL, bare |"
+    )
     rows = [
-        f"| {name} | {row['ours_tokens_per_second']:,} | {row['trl_tokens_per_second']:,} | {row['bare_tokens_per_second']:,} | "
-        f"{row['speedup_over_trl']:.2f} | {row['time_over_bare']:.2f} | {row['ours_peak_mb']}, {row['trl_peak_mb']}, {row['bare_peak_mb']} |"
+        f"| {name} | {row['ours_tokens_per_second']:,} | {row['trl_tokens_per_second']:,} | "
+        f"{row['bare_tokens_per_second']:,} | {row['speedup_over_trl']:.2f} | {row['time_over_bare']:.2f} | "
+        f"{row['ours_peak_mb']}, {row['trl_peak_mb']}, {row['bare_peak_mb']} |"
         for name, row in results.items()
     ]
     return "\n".join([head, "|---" + "|---:" * 6 + "|", *rows])
 
 
 def line(name: str, row: dict) -> str:
-    return f"{name}: {row['speedup_over_trl']:.2f} times TRL ({row['trl_settings']}), {row['time_over_bare']:.2f} of the bare loop's time"
+    trl, bare = row["speedup_over_trl"], row["time_over_bare"]
+    return f"{name}: {trl:.2f} times TRL ({row['trl_settings']}), {bare:.2f} of the bare loop's time"
 
 
 def geometric_mean(values: list[float]) -> float:

@@ -1,4 +1,6 @@
-"""Mix Distillation and the small model learnability gap (arXiv 2502.12143): data, LoRA fine-tuning, evaluation, statistics."""
+"""Mix Distillation and the small model learnability gap (arXiv 2502.12143): data, LoRA fine-tuning, evaluation,
+statistics.
+"""
 
 from mixdistill.data.mix import mix
 from mixdistill.data.problems import Problem, load_problems

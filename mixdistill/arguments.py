@@ -1,7 +1,7 @@
 """Checks at the door of every public function: what was given, what is allowed, before any work.
 
-Each returns the value as plain Python (`numpy.int64(3)` becomes 3, `Path("a")` becomes "a"), so that the same value makes the same
-run, and raises ValueError with one sentence that names argument, value and rule.
+Each returns the value as plain Python (`numpy.int64(3)` becomes 3, `Path("a")` becomes "a"), so that the same value
+makes the same run, and raises ValueError with one sentence that names argument, value and rule.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Files of the run store: written whole and synced, locked while they are written, checked when they are read.
 
-flock is absent or broken on many file systems that machines share, so a lock is a file that only one process can create, and that
-its holder renews (`filelock.SoftFileLease`).
+flock is absent or broken on many file systems that machines share, so a lock is a file that only one process can
+create, and that its holder renews (`filelock.SoftFileLease`).
 """
 
 import contextlib
@@ -28,7 +28,8 @@ STALE = 120
 def lock(folder: Path) -> Iterator[None]:
     """Hold a folder while it is written, so that no two processes or threads do the same work; waits for its turn.
 
-    A process of this machine that is gone loses its lock at once, any other that has not renewed it for two minutes of our clock.
+    A process of this machine that is gone loses its lock at once, any other that has not renewed it for two minutes of
+    our clock.
 
     Raises OSError where the folder can not be written.
     """
@@ -60,7 +61,9 @@ def _say_who_works(folder: Path, lease: SoftFileLease) -> None:
 
 
 def _acquired(lease: SoftFileLease, path: Path) -> bool:
-    """Wait some seconds for a lock; breaks one that says nothing, of a holder killed before it could, and a zombie's."""
+    """Wait some seconds for a lock; breaks one that says nothing, of a holder killed before it could, and a
+    zombie's.
+    """
     before = _inode_if_empty(path)
     try:
         lease.acquire(timeout=3, poll_interval=0.2)
@@ -102,7 +105,9 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` write a temporary file or folder, bring it to the disk, and put it in the place of `path` in one step."""
+    """Let `write` write a temporary file or folder, bring it to the disk, and put it in the place of `path` in one
+    step.
+    """
     temporary, old = _temporary(path), _temporary(path)
     with storing(path):
         try:
@@ -129,7 +134,9 @@ def delete(path: Path) -> None:
 
 
 def _sync(path: Path, inner: bool = True) -> None:
-    """Bring a file, or a folder and all in it, to the disk, with the modes that the umask gives (safetensors writes 600)."""
+    """Bring a file, or a folder and all in it, to the disk, with the modes that the umask gives (safetensors writes
+    600).
+    """
     if path.is_dir() and inner:
         for child in path.iterdir():
             if child.is_file():
@@ -157,8 +164,8 @@ def storing(path: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise OSError(
             getattr(error, "errno", None) or errno.EIO,
-            f"cannot write {str(path)!r} ({reason}): make room in the run store, or set MIXDISTILL_RUNS to a folder that can be "
-            "written, and call again, which goes on from what is stored",
+            f"cannot write {str(path)!r} ({reason}): make room in the run store, or set MIXDISTILL_RUNS to a folder "
+            "that can be written, and call again, which goes on from what is stored",
         ) from error
 
 
@@ -172,7 +179,8 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"cannot read {str(path)!r} ({error.strerror}): ask its owner for the right to read it, or look after the disk",
+            f"cannot read {str(path)!r} ({error.strerror}): ask its owner for the right to read it, or look after the "
+            "disk",
         ) from error
 
 
@@ -190,7 +198,9 @@ def read_json(path: Path) -> dict:
 
 
 def read_rows(path: Path, owner: str) -> list[dict]:
-    """The rows of a JSON Lines file that `append_rows` wrote, up to one that was cut or changed, or is another owner's."""
+    """The rows of a JSON Lines file that `append_rows` wrote, up to one that was cut or changed, or is another
+    owner's.
+    """
     rows, text = [], b""
     if path.exists():
         with reading(path):
@@ -208,7 +218,9 @@ def read_rows(path: Path, owner: str) -> list[dict]:
 
 
 def append_rows(path: Path, rows: Iterable[dict], owner: str, at: int) -> None:
-    """Append rows to a JSON Lines file that has `at`, each with a hash of itself, its place and its owner; 0 begins a new file."""
+    """Append rows to a JSON Lines file that has `at`, each with a hash of itself, its place and its owner; 0 begins a
+    new file.
+    """
     checks = [row | {"check": key({"owner": owner, "row": i, "is": row})} for i, row in enumerate(rows, start=at)]
     text = "".join(json.dumps(row) + "\n" for row in checks)
     if at == 0:
@@ -232,6 +244,8 @@ def key(config: dict) -> str:
 
 
 def damaged(path: Path, reason: object, folder: Path | None = None) -> ValueError:
-    """What to raise for a file that is missing or not what was written. The one step that heals: delete the folder, call again."""
+    """What to raise for a file that is missing or not what was written. The one step that heals: delete the folder,
+    call again.
+    """
     folder = folder or path.parent
     return ValueError(f"{str(path)!r} is damaged ({reason}): delete the folder {str(folder)!r} and call again")

@@ -1,17 +1,21 @@
 """The run store: one folder a trained student, named by the hash of what it was trained with.
 
     runs/pocket-xs-1f2e.../
-        config.json       what the hash covers: data, hyper-parameters, the student's fingerprint; and its name, which the hash leaves out
+        config.json       what the hash covers: data, hyper-parameters, the student's fingerprint; and its name, which
+                          the hash leaves out
         checkpoint.pt     while training; a killed run goes on from it
         metrics.jsonl     loss curve
         adapter/          LoRA weights as safetensors (or model/ after full fine-tuning)
-        manifest.json     versions, commit, hardware, times, tokens, digests of the files; written last: with it the training is finished
+        manifest.json     versions, commit, hardware, times, tokens, digests of the files; written last: with it the
+                          training is finished
         evaluations/HASH/ config.json, generations.jsonl (every completion), scores.json (written last)
-    runs/.students/       where students that are local folders lie on this machine: the only file with paths, no part of any run
+    runs/.students/       where students that are local folders lie on this machine: the only file with paths, no part
+                          of any run
 
-Files are replaced whole, never rewritten in place, and are on the disk before the last one says finished, so a kill at any moment leaves
-the last good state. What is read is checked: the folder's name against its config.json, files against the digests of the manifest,
-rows against the evaluation that they belong to. A damaged run heals by one step, which the error says: delete its folder, call again.
+Files are replaced whole, never rewritten in place, and are on the disk before the last one says finished, so a kill at
+any moment leaves the last good state. What is read is checked: the folder's name against its config.json, files against
+the digests of the manifest, rows against the evaluation that they belong to. A damaged run heals by one step, which the
+error says: delete its folder, call again.
 """
 
 import contextlib
@@ -37,7 +41,9 @@ _places: dict[str, str] = {}  # fingerprint -> folder of the local students that
 
 
 def runs_dir() -> Path:
-    """The run store: `$MIXDISTILL_RUNS`, or `runs/` in the repo. A relative path starts at the working directory of its first use."""
+    """The run store: `$MIXDISTILL_RUNS`, or `runs/` in the repo. A relative path starts at the working directory of its
+    first use.
+    """
     given = os.environ.get("MIXDISTILL_RUNS")
     if not given:
         return REPO / "runs"
@@ -74,8 +80,8 @@ class Run:
         found = [place for place in places if place and Path(place).expanduser().exists()]
         if not found:
             raise ValueError(
-                f"the run {self.folder.name!r} was made from the local student {name!r} ({fingerprint}), which is not where it was: "
-                "say where it lies with open_run(folder, student=...)"
+                f"the run {self.folder.name!r} was made from the local student {name!r} ({fingerprint}), which is not "
+                "where it was: say where it lies with open_run(folder, student=...)"
             )
         return str(Path(found[0]).expanduser())
 
@@ -157,8 +163,8 @@ def open_run(folder: str | Path, student: str | Path | None = None) -> Run:
     run = Run(folder, config)
     if not finished(run):
         raise ValueError(
-            f"the run in {str(folder)!r} has not finished (no manifest.json): call finetune with the same arguments again, "
-            "it goes on from the last checkpoint"
+            f"the run in {str(folder)!r} has not finished (no manifest.json): call finetune with the same arguments "
+            "again, it goes on from the last checkpoint"
         )
     _tidy(folder)
     if student is not None:
@@ -186,8 +192,8 @@ def trained_folder(run: Run) -> Path:
 
 
 def once(folder: Path, last_file: str, work: Callable[[], dict]) -> None:
-    """Do a piece of work once, whoever asks for it: nothing if `folder` holds its last file; else, under the folder's lock,
-    look again, work, and write as the last file what `work` returns."""
+    """Do a piece of work once, whoever asks for it: nothing if `folder` holds its last file; else, under the folder's
+    lock, look again, work, and write as the last file what `work` returns."""
     if (folder / last_file).is_file():
         return _tidy(folder)
     with _one_at_a_time, lock(folder):

@@ -1,7 +1,8 @@
 """Choose each pocket student's LoRA learning rate: `python -m pretraining.choose_lr`.
 
-The criterion is the mean accuracy over short, long and mix_long on *development* problems, never a contrast between them,
-so that the choice cannot favour the phenomenon. Writes `students/lr_search.csv`; `finetune.POCKET_LR` holds the winners.
+The criterion is the mean accuracy over short, long and mix_long on *development* problems, never a contrast between
+them, so that the choice cannot favour the phenomenon. Writes `students/lr_search.csv`; `finetune.POCKET_LR` holds the
+winners.
 """
 
 import argparse

@@ -4,10 +4,12 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024), scaled to AdamW's size of update (Liu et al. 2025, arXiv 2502.16982, section 2.2), without weight decay.
+    """Muon (Jordan et al. 2024), scaled to AdamW's size of update (Liu et al. 2025, arXiv 2502.16982, section 2.2),
+    without weight decay.
 
-    With it the bases pass their gate on a third of AdamW's tokens. `torch.optim.Muon` always multiplies in bfloat16, which a CPU without such
-    instructions does 4 (32 wide) to 20 times (320 wide) as slowly as float32; here `half` says so.
+    With it the bases pass their gate on a third of AdamW's tokens. `torch.optim.Muon` always multiplies in bfloat16,
+    which a CPU without such instructions does 4 (32 wide) to 20 times (320 wide) as slowly as float32; here `half` says
+    so.
     """
 
     def __init__(self, matrices: list[torch.nn.Parameter], lr: float, momentum: float = 0.95, half: bool = False):

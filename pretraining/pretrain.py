@@ -1,8 +1,9 @@
 """Pre-train the pocket world's base students from scratch: `python -m pretraining.pretrain xs s m l xl --seed 0`.
 
-The text holds lists of facts, chains, mystery problems solved in SHORT form by a guess that may fail the colour test (then the text stops),
-and single steps of long traces behind a problem or a clue. It never holds tests of two machines for one problem: a base knows every step of a
-long trace and not the procedure, which is what students must learn by fine-tuning.
+The text holds lists of facts, chains, mystery problems solved in SHORT form by a guess that may fail the colour test
+(then the text stops), and single steps of long traces behind a problem or a clue. It never holds tests of two machines
+for one problem: a base knows every step of a long trace and not the procedure, which is what students must learn by
+fine-tuning.
 """
 
 import argparse
@@ -27,8 +28,8 @@ from mixdistill.results.evaluate import evaluate
 from pretraining.muon import Muon
 
 TABLES = world.TABLES
-# How often a mark is in the lists, in the end and at the beginning: a few facts, met often, soon bring a student to look them up; many at
-# once leave it on a plateau (Zucchet et al. 2025, arXiv 2503.21676).
+# How often a mark is in the lists, in the end and at the beginning: a few facts, met often, soon bring a student to
+# look them up; many at once leave it on a plateau (Zucchet et al. 2025, arXiv 2503.21676).
 MARK_WEIGHTS = list(accumulate(TABLES.mark_weight.values()))
 FIRST_WEIGHTS = list(accumulate(weight**3 for weight in TABLES.mark_weight.values()))
 ROW = 128  # tokens: several texts, so that what is copied is found among as many others as in a long trace
@@ -47,14 +48,15 @@ SHAPES = {
     "3xl": (320, 960),
 }
 LAYERS = 2
-# Of BATCH x ROW = 2,048 tokens: 5.7M to 20.5M tokens. Larger students read more, else they too end before they know the marks.
+# Of BATCH x ROW = 2,048 tokens: 5.7M to 20.5M tokens. Larger students read more, else they too end before they know the
+# marks.
 STEPS = {"xs": 2800, "s": 2900, "m": 4000, "l": 5800, "xl": 6000, "2xl": 8000, "3xl": 10000}
 
 # Weights of the kinds of documents; their shares are about the same.
 MIXTURE = {"product": 0.08, "chain": 0.09, "colour": 0.14, "same": 0.15, "mark": 0.10, "guess": 0.40, "lists": 0.055}
-# Of the guesses: so many follow the text's own cue (`TABLES.habitual`), so many that of the problems (`TABLES.preferred`). A student knows
-# both, and that the first is likelier; what fine-tuning has to turn round. At the beginning of the training and at its end: a cue that
-# only half of the guesses follow was found late, or never.
+# Of the guesses: so many follow the text's own cue (`TABLES.habitual`), so many that of the problems
+# (`TABLES.preferred`). A student knows both, and that the first is likelier; what fine-tuning has to turn round. At the
+# beginning of the training and at its end: a cue that only half of the guesses follow was found late, or never.
 HABIT, HUNCH = (1.0, 0.5), (0.0, 0.3)
 
 
@@ -89,7 +91,8 @@ def between(ends: tuple[float, float], progress: float) -> float:
 def lone_step(rng: Random, what: str) -> str:
     """A clue, in most texts in its whole problem, and one step of a long trace about it.
 
-    Problems before a mark get another number and mark, so most of them have no answer and their split is any; none is solved.
+    Problems before a mark get another number and mark, so most of them have no answer and their split is any; none is
+    solved.
     """
     problem = world.random_mystery(rng, rng.choice(world.LEVELS), split="train", cue=False)
     before, whole = f"{problem.number} ? {problem.mark}", problem.text
@@ -154,8 +157,9 @@ def token_rows(tokenizer: PreTrainedTokenizerFast, rng: Random, steps: int) -> I
 def jumping_positions(rows: torch.Tensor, colon: int, generator: torch.Generator) -> torch.Tensor:
     """Positions int64 of `rows` [BATCH, ROW] that jump ahead by 1..MAX_JUMP behind half of the colons.
 
-    So nothing can be learnt from the distance between a problem and its solution, which in a long trace is larger than ever in this text (after
-    Ruoss et al. 2023, randomised positions). Without it all students copied by position, and lost the question's item in long traces.
+    So nothing can be learnt from the distance between a problem and its solution, which in a long trace is larger than
+    ever in this text (after Ruoss et al. 2023, randomised positions). Without it all students copied by position, and
+    lost the question's item in long traces.
     """
     jump = torch.randint(1, MAX_JUMP + 1, rows.shape, generator=generator)
     jumps = (rows == colon) & (torch.rand(rows.shape, generator=generator) < 0.5)
@@ -186,8 +190,9 @@ def build_student(name: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Q
 
 
 def pretrain(name: str, seed: int, out: Path, steps: int | None = None, half: bool = False) -> None:
-    """Train base `seed` of student `name` for `steps` (None: its own) on the GPU if there is one, and write it to `out` as a Hugging Face folder
-    (bfloat16 weights), with `recipe.json`, `loss.csv` and `evaluation.json` beside. `half`: multiply in bfloat16.
+    """Train base `seed` of student `name` for `steps` (None: its own) on the GPU if there is one, and write it to `out`
+    as a Hugging Face folder (bfloat16 weights), with `recipe.json`, `loss.csv` and `evaluation.json` beside. `half`:
+    multiply in bfloat16.
     """
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -201,7 +206,8 @@ def pretrain(name: str, seed: int, out: Path, steps: int | None = None, half: bo
     optimizers = [Muon(matrices, lr, half=half), adamw]
     batches = token_rows(tokenizer, Random(f"pretrain/{name}/{seed}"), steps)
     colon, generator = tokenizer.get_vocab()[":"], torch.Generator().manual_seed(seed)
-    # Without a mask, transformers 5 takes a jump for the border of two packed texts and hides the first from the second.
+    # Without a mask, transformers 5 takes a jump for the border of two packed texts and hides the first from the
+    # second.
     see_all = torch.ones(BATCH, ROW, dtype=torch.long, device=device)
     started, curve = time.time(), []
     for step in range(steps):
@@ -253,11 +259,12 @@ def pretrain(name: str, seed: int, out: Path, steps: int | None = None, half: bo
 def base_evaluation(folder: Path) -> dict[str, float]:
     """What a base student knows and can; `GATE` says what every size has to reach.
 
-    `product`, `colour`: share of the facts known; `mark` and, of the rarer half, `rare` as in `marks_known`. `chain`: plain chains with a shown
-    machine. On development problems: `form`, share of the answers without a false step, whatever machine is guessed; `habit`, of the guesses
-    that follow one of the text's two cues; `copy`, of the checks begun with the problem's number; `machine`, of those that go on with the
-    machine named last; `need`, of those that ask for the problem's mark; `same`, of the marks compared rightly with the problem's, half of
-    them equal. Then the accuracy on these problems, by tier.
+    `product`, `colour`: share of the facts known; `mark` and, of the rarer half, `rare` as in `marks_known`. `chain`:
+    plain chains with a shown machine. On development problems: `form`, share of the answers without a false step,
+    whatever machine is guessed; `habit`, of the guesses that follow one of the text's two cues; `copy`, of the checks
+    begun with the problem's number; `machine`, of those that go on with the machine named last; `need`, of those that
+    ask for the problem's mark; `same`, of the marks compared rightly with the problem's, half of them equal. Then the
+    accuracy on these problems, by tier.
     """
     student = load_student(str(folder))
     facts = TABLES.facts
@@ -292,7 +299,9 @@ def base_evaluation(folder: Path) -> dict[str, float]:
 
 
 def marks_known(student: Student, marks: list[tuple[str, str]]) -> float:
-    """Share of the marks (machine, number) that the student recalls behind a clue that asks for another, as in the checks of wrong machines."""
+    """Share of the marks (machine, number) that the student recalls behind a clue that asks for another, as in the
+    checks of wrong machines.
+    """
     rng, texts = Random("mark probe"), {}
     for machine, number in marks:
         mark = TABLES.facts[machine, number]

@@ -1,4 +1,6 @@
-"""Fixtures: a run store of the test's own, and random-weight Qwen2 and Llama students with a real byte-level BPE tokenizer."""
+"""Fixtures: a run store of the test's own, and random-weight Qwen2 and Llama students with a real byte-level BPE
+tokenizer.
+"""
 
 import os
 
@@ -100,7 +102,9 @@ def math_problems(tmp_path) -> Path:
 
 @pytest.fixture
 def real_scale(qwen, llama, tmp_path) -> Scale:
-    """The gpu scale with two random students, and short files of the published schemas in the place of its data sets."""
+    """The gpu scale with two random students, and short files of the published schemas in the place of its data
+    sets.
+    """
     questions = [f"What is {n} plus 30?" for n in range(12)]
     words = {"long": "Let me think. Wait, let me check. ", "short": "", "large": "We add. ", "small": "So "}
     files = {

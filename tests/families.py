@@ -1,5 +1,5 @@
-"""Toy students of real families: the real architecture with tiny random weights, a BPE trained on the spot, and a chat template
-written from the family's documented format."""
+"""Toy students of real families: the real architecture with tiny random weights, a BPE trained on the spot, and a chat
+template written from the family's documented format."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +96,8 @@ OLMO2 = turns(
 )
 GPT_OSS = turns(
     "<|start|>user<|message|>{{ m['content'] }}<|end|>",
-    "<|start|>assistant<|channel|>final<|message|>{{ m['content'] }}{% if loop.last %}<|return|>{% else %}<|end|>{% endif %}",
+    "<|start|>assistant<|channel|>final<|message|>{{ m['content'] }}"
+    "{% if loop.last %}<|return|>{% else %}<|end|>{% endif %}",
     "<|start|>assistant",
     f"<|start|>system<|message|>Current date: {DATE}<|end|>",
 )

@@ -1,4 +1,6 @@
-"""A small server in the Hub's place, for the real client: HF_ENDPOINT in the environment of a process makes it ask here."""
+"""A small server in the Hub's place, for the real client: HF_ENDPOINT in the environment of a process makes it ask
+here.
+"""
 
 import json
 import os

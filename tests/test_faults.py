@@ -1,4 +1,5 @@
-"""Kills, failing disks and damaged files: whatever happens to the store, the next call ends as if nothing had, or in one sentence.
+"""Kills, failing disks and damaged files: whatever happens to the store, the next call ends as if nothing had, or in
+one sentence.
 
 python -m pytest tests/test_faults.py                          a sample of the file operations
 MIXDISTILL_FAULTS=all python -m pytest tests/test_faults.py    every one, ten minutes
@@ -46,7 +47,9 @@ def work() -> Scores:
 
 
 class Disk:
-    """Counts the operations that change the store, and lets the n-th go wrong: `kill`, `EIO` once, or `ENOSPC` from there on."""
+    """Counts the operations that change the store, and lets the n-th go wrong: `kill`, `EIO` once, or `ENOSPC` from
+    there on.
+    """
 
     def __init__(self, store: Path, fault: str = "", n: int = sys.maxsize) -> None:
         self.store, self.fault, self.n, self.count = str(store), fault, n, 0

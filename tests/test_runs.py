@@ -88,7 +88,8 @@ def test_a_lock_that_nobody_renews_is_taken_over_and_its_holder_is_named(left, t
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
-    script = "import os, sys; from pathlib import Path; from mixdistill import files; held = files.lock(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
+    script = "import os, sys; from pathlib import Path; from mixdistill import files; "
+    script += "held = files.lock(Path(sys.argv[1])); held.__enter__(); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == 9
     assert (tmp_path / ".lock").is_file()
     with files.lock(tmp_path):

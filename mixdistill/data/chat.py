@@ -1,8 +1,8 @@
 """A problem and a trace as the student sees them: token ids by its chat template, and which of them are trained.
 
-An example is the template's generation prompt, the response as it is written, and the token with which the template ends an
-assistant's turn. The response is not read back from the rendered turn, because templates of thinking students delete or trim
-the thinking of earlier turns.
+An example is the template's generation prompt, the response as it is written, and the token with which the template
+ends an assistant's turn. The response is not read back from the rendered turn, because templates of thinking students
+delete or trim the thinking of earlier turns.
 """
 
 import hashlib
@@ -41,11 +41,11 @@ def render(
 
     Arguments:
         thinking: the switch of a template that has one (`enable_thinking`, `thinking`); None leaves it to the template.
-            Where the generation prompt opens `<think>` itself, the `<think>` of a response is not written a second time.
-            A think block that a response leaves open stays open.
+            Where the generation prompt opens `<think>` itself, the `<think>` of a response is not written a second
+            time. A think block that a response leaves open stays open.
 
-    Raises ValueError as `templates.format_of` does, and for a text with control tokens, or with words that the student does
-    not know.
+    Raises ValueError as `templates.format_of` does, and for a text with control tokens, or with words that the student
+    does not know.
     """
     form = format_of(tokenizer, thinking)
     response = arguments.text("response", response, empty=True)
@@ -72,7 +72,9 @@ def _example(tokenizer: PreTrainedTokenizerBase, form: Format, prompt: str, resp
 
 
 def _continued(prompt: str, response: str) -> str:
-    """The response behind this prompt: without its `<think>`, and the blanks after it, where the prompt ends with them."""
+    """The response behind this prompt: without its `<think>`, and the blanks after it, where the prompt ends with
+    them.
+    """
     tag = re.match(rf"\s*({THINK_TAG.pattern})", response, re.IGNORECASE)
     if tag is None or not prompt.rstrip().endswith(tag.group(1)):
         return response
@@ -103,7 +105,9 @@ def stop_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def prompt_fingerprint(tokenizer: PreTrainedTokenizerBase, thinking: bool | None = None) -> str:
-    """A hash of what fixed conversations render to, text and ids: runs and evaluations under one name saw the same prompts."""
+    """A hash of what fixed conversations render to, text and ids: runs and evaluations under one name saw the same
+    prompts.
+    """
     form = format_of(tokenizer, thinking)
     seen = []
     for prompt in PROMPTS.values():
@@ -118,7 +122,8 @@ def render_traces(
 ) -> list[Example]:
     """All traces as examples of at most `max_tokens` tokens.
 
-    `too_long` says what happens to longer ones: `error` refuses the set, `drop` leaves them out. `thinking` as in `render`.
+    `too_long` says what happens to longer ones: `error` refuses the set, `drop` leaves them out. `thinking` as in
+    `render`.
     """
     arguments.choice("too_long", too_long, ("error", "drop"))
     format_of(tokenizer, thinking)  # what is wrong with the template is no fault of a row
@@ -133,8 +138,9 @@ def render_traces(
     if long and too_long == "error":
         longest = max(len(example.input_ids) for example in examples)
         raise ValueError(
-            f"{len(long)} of {len(examples)} examples have more than {max_tokens} tokens (the longest {longest}; the first: "
-            f"rows {long[:5]}): raise max_tokens up to the student's context, or leave them out with too_long='drop'"
+            f"{len(long)} of {len(examples)} examples have more than {max_tokens} tokens (the longest {longest}; the "
+            f"first: rows {long[:5]}): raise max_tokens up to the student's context, or leave them out with "
+            "too_long='drop'"
         )
     kept = [example for i, example in enumerate(examples) if i not in set(long)]
     if not kept:
@@ -151,8 +157,8 @@ def render_prompts(
 ) -> tuple[list[list[int]], int]:
     """The prompts' token ids, and how many new tokens each may get.
 
-    With `max_new_tokens` None that is what the longest prompt leaves of the student's context, at most the paper's 16,000.
-    Raises ValueError if a prompt leaves less room than asked, and as `render` does.
+    With `max_new_tokens` None that is what the longest prompt leaves of the student's context, at most the paper's
+    16,000. Raises ValueError if a prompt leaves less room than asked, and as `render` does.
     """
     format_of(tokenizer, thinking)
     prompts = []
@@ -167,8 +173,9 @@ def render_prompts(
     long = [problem.id for problem, ids in zip(problems, prompts, strict=True) if len(ids) + room > context]
     if long:
         raise ValueError(
-            f"{len(long)} of {len(problems)} prompts (the longest has {longest} tokens; the first: {long[:3]}) and {room} new "
-            f"tokens exceed the student's context of {context}: lower max_new_tokens or leave these problems out"
+            f"{len(long)} of {len(problems)} prompts (the longest has {longest} tokens; the first: {long[:3]}) and "
+            f"{room} new tokens exceed the student's context of {context}: lower max_new_tokens or leave these "
+            "problems out"
         )
     return prompts, room
 
@@ -177,8 +184,8 @@ def _check_control_tokens(form: Format, text: str) -> None:
     spelt = sorted(set(form.control.findall(text)))
     if spelt:
         raise ValueError(
-            f"the text spells out control tokens of the student ({', '.join(map(repr, spelt))}), which would end a turn or "
-            "begin another: take them out, or leave this text out"
+            f"the text spells out control tokens of the student ({', '.join(map(repr, spelt))}), which would end a "
+            "turn or begin another: take them out, or leave this text out"
         )
 
 
@@ -187,8 +194,9 @@ def _check_known(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> None:
     # A tokenizer without unknown words may name its eos token as the unknown one.
     if unknown not in (None, tokenizer.bos_token_id, tokenizer.eos_token_id) and unknown in ids:
         raise ValueError(
-            f"{ids.count(unknown)} of {len(ids)} tokens are unknown to the student's tokenizer ({tokenizer.name_or_path!r}): "
-            "give texts in the student's own language, or another student (pocket students know the pocket world only)"
+            f"{ids.count(unknown)} of {len(ids)} tokens are unknown to the student's tokenizer "
+            f"({tokenizer.name_or_path!r}): give texts in the student's own language, or another student (pocket "
+            "students know the pocket world only)"
         )
 
 

@@ -1,4 +1,6 @@
-"""The final answer of a completion, and the number that a text spells. The rules are written down in `docs/grading.md`."""
+"""The final answer of a completion, and the number that a text spells. The rules are written down in
+`docs/grading.md`.
+"""
 
 import re
 from fractions import Fraction
@@ -33,7 +35,8 @@ VALUE = re.compile(
     r"(?:(?P<whole2>\d+) )?(?P<top2>[\d.]+) ?/ ?(?P<bottom2>-?[\d.]+))"
     rf"(?: ?(?P<scale>{'|'.join(SCALES)}))?"
 )
-# A counted noun behind a number, such as `red apples` or `cups of tea`, and words that are none: 5 lakh, 3 cube roots, 5 or more.
+# A counted noun behind a number, such as `red apples` or `cups of tea`, and words that are none: 5 lakh, 3 cube roots,
+# 5 or more.
 NOUN = re.compile(r"(?:[a-z]+ )*(?:[a-z]+(?<!s)s|people|(?:wo)?men|children|feet|fish|sheep)(?: of [a-z ]+)?")
 NO_NOUN = re.compile(
     r"\b(?:\w*illion\w*|hundreds?|thousands?|dozens?|scores|pairs|couples|lakhs?|crores?|myriads|halves|tens|ones|thirds|quarters|"
@@ -52,8 +55,9 @@ def final_answer(response: str, answer_format: str, strict: bool = False) -> str
     | `math`        | the last box; without one, what follows `answer is` or `Final Answer:`, or a last formula |
     | `gsm8k`       | the last box with a number; else the number behind the first `####`; else the last number |
 
-    Both read what stands behind `</think>`, up to a run-on such as `Question:`. With `strict` only what is marked counts: for
-    `math` a box (the paper's rule), for `gsm8k` a box or `####`. Raises ValueError for an unknown `answer_format`.
+    Both read what stands behind `</think>`, up to a run-on such as `Question:`. With `strict` only what is marked
+    counts: for `math` a box (the paper's rule), for `gsm8k` a box or `####`. Raises ValueError for an unknown
+    `answer_format`.
     """
     choice("answer_format", answer_format, ANSWER_FORMATS)
     if answer_format == "pocket":
@@ -144,8 +148,8 @@ def without_noun(text: str) -> str:
 
 
 def number_value(text: str) -> Fraction | None:
-    """The exact value of `-1,234.5`-like numbers without commas, `1/2`, `1\\frac{1}{2}`, `2 \\times 10^3`, `1e3`, `0.\\overline{3}`,
-    `1.5 million`; None for anything else."""
+    """The exact value of `-1,234.5`-like numbers without commas, `1/2`, `1\\frac{1}{2}`, `2 \\times 10^3`, `1e3`,
+    `0.\\overline{3}`, `1.5 million`; None for anything else."""
     found = VALUE.fullmatch(text.strip())
     if not found:
         return None

@@ -13,9 +13,11 @@ from mixdistill.data.traces import CHECKED, COLUMNS, check_traces
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an SFT set is made: the share of problems with the hard trace, and which trace sets are the hard and the easy one.
+    """How an SFT set is made: the share of problems with the hard trace, and which trace sets are the hard and the easy
+    one.
 
-    `hard` and `easy` are parts (`long`, `short`, `large`, `small`, `unverified`, `direct`); a scale says which trace set plays each.
+    `hard` and `easy` are parts (`long`, `short`, `large`, `small`, `unverified`, `direct`); a scale says which trace
+    set plays each.
     """
 
     alpha: float
@@ -39,9 +41,9 @@ CONTROLS = {"unverified": Recipe(1.0, "unverified"), "direct": Recipe(1.0, "dire
 def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0) -> Dataset:
     """One SFT set in which a share `alpha` of the problems carries the hard trace, the others the easy one.
 
-    Each problem comes once. Of the problems in both sets exactly round(alpha * n) get the hard trace, and those of a smaller
-    alpha are among those of a larger. Problems in one set only are left out, so that all alphas train on the same problems (the
-    published sets are such intersections), and counted in a warning.
+    Each problem comes once. Of the problems in both sets exactly round(alpha * n) get the hard trace, and those of a
+    smaller alpha are among those of a larger. Problems in one set only are left out, so that all alphas train on the
+    same problems (the published sets are such intersections), and counted in a warning.
 
     Arguments:
         hard, easy: trace sets (`load_traces`), at most one trace a problem.
@@ -71,7 +73,8 @@ def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0) -> Dataset:
     alone = {role: len(of_role) - len(common) for role, of_role in rows.items()}
     if any(alone.values()):
         warnings.warn(
-            f"mix uses the {len(common)} problems in both sets; left out: {alone['hard']} only in hard, {alone['easy']} only in easy",
+            f"mix uses the {len(common)} problems in both sets; left out: {alone['hard']} only in hard, "
+            f"{alone['easy']} only in easy",
             stacklevel=2,
         )
     order = list(range(len(common)))

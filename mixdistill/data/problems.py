@@ -30,11 +30,13 @@ from mixdistill.data.tables import Number, column, column_names, file_name, flaw
 POCKET_TIERS = {"pocket/easy": 1, "pocket/medium": 2, "pocket/hard": 3}
 N_POCKET = 200
 
-# How a question is asked, by answer_format or by a problem's own choice. `math` is the paper's prompt; GSM8K and the pocket
-# world get the bare question. `gsm8k_boxed` asks for the box too: a student that was never tuned to it loses points on the bare one.
+# How a question is asked, by answer_format or by a problem's own choice. `math` is the paper's prompt; GSM8K and the
+# pocket world get the bare question. `gsm8k_boxed` asks for the box too: a student that was never tuned to it loses
+# points on the bare one.
 PROMPTS = {
     "math": (
-        "Solve the following math problem. Present the final answer in the format: Final Answer: \\boxed{{your_answer}}.\n"
+        "Solve the following math problem. Present the final answer in the format: Final Answer: "
+        "\\boxed{{your_answer}}.\n"
         "Problem: {question}\nAnswer:"
     ),
     "gsm8k": "{question}",
@@ -47,8 +49,9 @@ PROMPTS = {
 class Problem:
     """One question with its gold answer.
 
-    `answer_format` says how the answer is graded (`grade`), `prompt` how the question is asked (a name in `PROMPTS`; empty: as its
-    answer_format is). Raises ValueError if a field is no text, one of the first three is blank, or a name is unknown.
+    `answer_format` says how the answer is graded (`grade`), `prompt` how the question is asked (a name in `PROMPTS`;
+    empty: as its answer_format is). Raises ValueError if a field is no text, one of the first three is blank, or a name
+    is unknown.
     """
 
     id: str
@@ -157,20 +160,21 @@ def load_problems(
         source: a benchmark of the table above; a .json, .jsonl, .csv or .parquet file; a folder written by
             `Dataset.save_to_disk`; or a Hub data set as owner/name.
         n: at most how many; None means all (200 in the pocket world, which makes as many as are asked for).
-        split: of a benchmark, `test` (None) or, where there is one, `train` (the pocket world has `dev` too); of a folder or
-            another Hub data set its own.
-        file: a file with the published columns of the benchmark `source`, to be read in the place of the Hub. Without it,
-            the benchmark's file in the folder `$MIXDISTILL_DATA` is read if there is one, else the Hub at a pinned commit.
+        split: of a benchmark, `test` (None) or, where there is one, `train` (the pocket world has `dev` too); of a
+            folder or another Hub data set its own.
+        file: a file with the published columns of the benchmark `source`, to be read in the place of the Hub. Without
+            it, the benchmark's file in the folder `$MIXDISTILL_DATA` is read if there is one, else the Hub at a pinned
+            commit.
         prompt: how to ask, a name in `PROMPTS`, such as `gsm8k_boxed`; empty means as its answer_format is asked.
-        columns: names of the columns that hold `question`, `answer` and, if there are, `id`, `level` and `subject`; for sources
-            that are no benchmark. Without an `id`, name and row of the source are the identity.
+        columns: names of the columns that hold `question`, `answer` and, if there are, `id`, `level` and `subject`; for
+            sources that are no benchmark. Without an `id`, name and row of the source are the identity.
         answer_format: how to ask and grade problems of such sources: `math` (None) or `gsm8k`.
         revision: commit of a Hub data set, for a benchmark in the place of the pinned one.
 
     A benchmark's row without a gold answer is left out, with a warning that counts it.
 
-    Raises ValueError: unknown source, split, answer_format or column; a question or answer that is empty; an option that
-    the source does not use; more pocket problems than there are.
+    Raises ValueError: unknown source, split, answer_format or column; a question or answer that is empty; an option
+    that the source does not use; more pocket problems than there are.
     """
     source, n = text("source", source), whole("n", n, optional=True)
     split, revision = text("split", split, optional=True), text("revision", revision, optional=True)
@@ -232,7 +236,8 @@ def _benchmark_problems(name: str, split: str, file: str | None, revision: str |
     without = [i for i, gold in enumerate(golds) if not gold]
     if without:
         warnings.warn(
-            f"{len(without)} of {len(rows)} problems of {name!r} have no gold answer and are left out (rows {without[:5]})",
+            f"{len(without)} of {len(rows)} problems of {name!r} have no gold answer and are left out (rows "
+            f"{without[:5]})",
             stacklevel=3,
         )
     return [

@@ -1,6 +1,7 @@
 """Rows of anybody's data set: a local file, a folder of `Dataset.save_to_disk`, or a Hub data set.
 
-Only the named columns are looked at, and values stay as they are written: numbers keep their digits, dates and ids their form.
+Only the named columns are looked at, and values stay as they are written: numbers keep their digits, dates and ids
+their form.
 """
 
 import csv
@@ -44,13 +45,14 @@ def read_table(
     """The rows of a data set, by column name.
 
     Arguments:
-        source: a .json, .jsonl, .csv or .parquet file; a folder written by `save_to_disk`; or a Hub data set as owner/name.
+        source: a .json, .jsonl, .csv or .parquet file; a folder written by `save_to_disk`; or a Hub data set as
+            owner/name.
         needed, optional: the columns to be read.
         split: of a folder that holds several, or of a Hub data set, where None means `default_split`.
         revision, config: of a Hub data set.
 
-    Raises ValueError: no such source, one that cannot be read (a file with its line), no rows, a missing column, or an option
-    that such a source does not use.
+    Raises ValueError: no such source, one that cannot be read (a file with its line), no rows, a missing column, or an
+    option that such a source does not use.
     """
     path, columns = local_path(source), [*needed, *optional]
     reader = READERS.get(path.suffix.lower())
@@ -65,14 +67,14 @@ def read_table(
         advice = "give a folder written by Dataset.save_to_disk, and a split that it holds"
     elif reader or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ValueError(
-            f"there is no file {source!r}, here or in $MIXDISTILL_DATA: give an existing file or folder, a Hub data set as "
-            "owner/name, or a set that is known by name"
+            f"there is no file {source!r}, here or in $MIXDISTILL_DATA: give an existing file or folder, a Hub data "
+            "set as owner/name, or a set that is known by name"
         )
     else:
         reader = partial(_read_hub, source, split=split or default_split, revision=revision, config=config)
         advice = (
-            "check name, split, network and, if it is gated, `hf auth login`; or give a local file (a benchmark's in the "
-            "folder $MIXDISTILL_DATA)"
+            "check name, split, network and, if it is gated, `hf auth login`; or give a local file (a benchmark's in "
+            "the folder $MIXDISTILL_DATA)"
         )
     try:
         names, rows = reader(path, columns)
@@ -91,11 +93,14 @@ def read_table(
 
 
 def texts(values: Sequence[object], what: str, numbers: bool = False) -> list[str]:
-    """All values as text; ValueError with the first rows whose value is none, and why. `numbers` are text too if allowed."""
+    """All values as text; ValueError with the first rows whose value is none, and why. `numbers` are text too if
+    allowed.
+    """
     bad = [i for i, value in enumerate(values) if flaw(value, numbers)]
     if bad:
         raise ValueError(
-            f"{what} {flaw(values[bad[0]], numbers)} in {len(bad)} of {len(values)} rows (the first: {bad[:5]}): mend or drop them"
+            f"{what} {flaw(values[bad[0]], numbers)} in {len(bad)} of {len(values)} rows (the first: {bad[:5]}): mend "
+            "or drop them"
         )
     return [str(value) for value in values]
 
@@ -129,7 +134,9 @@ def only_used(source: str, rule: str, **options: object) -> None:
 
 
 def column_names(columns: object, allowed: Sequence[str], n_needed: int = 2) -> dict[str, str]:
-    """What each column that is read is called; the first `n_needed` of the allowed as here, unless `columns` says otherwise."""
+    """What each column that is read is called; the first `n_needed` of the allowed as here, unless `columns` says
+    otherwise.
+    """
     if columns is not None and not (isinstance(columns, Mapping) and set(columns) <= set(allowed)):
         raise ValueError(
             f"columns is {shown(columns)}: it is a dictionary from some of {', '.join(allowed)} to the file's names"

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from mixdistill import arguments
 from mixdistill.data.pocket.tokenizer import CHAT_TEMPLATE
 
-# What a template is told for today: Llama 3.2 and SmolLM3 write the date into every prompt, and no run may depend on its
-# day. It is the date that Llama's own template falls back to. transformers passes no functions to a template, so this is a
-# macro in front of it.
+# What a template is told for today: Llama 3.2 and SmolLM3 write the date into every prompt, and no run may depend on
+# its day. It is the date that Llama's own template falls back to. transformers passes no functions to a template, so
+# this is a macro in front of it.
 TODAY = datetime.datetime(2024, 7, 26)
 REPLACED = "".join(f" | replace('%{letter}', '{TODAY.strftime('%' + letter)}')" for letter in "aAbBdHIjmMpSyY")
 STRFTIME = f"{{% macro strftime_now(form) %}}{{{{ form | replace('%-', '%'){REPLACED} }}}}{{% endmacro %}}"
@@ -41,14 +41,14 @@ def format_of(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> Form
     Arguments:
         thinking: the switch of a template that has one (`enable_thinking`, `thinking`); None leaves it to the template.
 
-    Raises ValueError for a template that is absent, has no such switch, writes no stop token, rewrites prompt or response, or
-    takes too much time or memory.
+    Raises ValueError for a template that is absent, has no such switch, writes no stop token, rewrites prompt or
+    response, or takes too much time or memory.
     """
     arguments.flag("thinking", thinking, optional=True)
     if not tokenizer.chat_template:
         raise ValueError(
-            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: use the student's Instruct version, or set "
-            "tokenizer.chat_template and save the student to a local folder"
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: use the student's Instruct version, or "
+            "set tokenizer.chat_template and save the student to a local folder"
         )
     return _format_of(tokenizer, tokenizer.get_chat_template(), thinking)
 
@@ -58,8 +58,8 @@ def _format_of(tokenizer: PreTrainedTokenizerBase, template: str, thinking: bool
     name = tokenizer.name_or_path
     if template != CHAT_TEMPLATE and not _ends(template):
         raise ValueError(
-            f"the chat template of {name!r} does not end within seconds on a short question, or takes too much memory: it is "
-            "broken or hostile, use another student"
+            f"the chat template of {name!r} does not end within seconds on a short question, or takes too much memory: "
+            "it is broken or hostile, use another student"
         )
     try:
         prompt, full = (apply(tokenizer, said, thinking) for said in ([QUESTION], [QUESTION, RESPONSE]))
@@ -82,8 +82,8 @@ def _format_of(tokenizer: PreTrainedTokenizerBase, template: str, thinking: bool
         stop = control.search(after)
     if stop is None:
         raise ValueError(
-            f"the chat template of {name!r} writes no special token after the response, so the student would never learn to "
-            "stop: end the assistant's turn with the eos token"
+            f"the chat template of {name!r} writes no special token after the response, so the student would never "
+            "learn to stop: end the assistant's turn with the eos token"
         )
     return Format(before, after[: stop.end()], padded == full, control)
 
@@ -96,8 +96,8 @@ def _around(name: str, prompt: str, full: str) -> tuple[str, str]:
     rewritten = stem != prompt and THINK_TAG.sub("", before).strip()
     if not found or not full.startswith(stem) or rewritten:
         raise ValueError(
-            f"the chat template of {name!r} does not put the response right behind the generation prompt: use a template "
-            "that leaves both as they are"
+            f"the chat template of {name!r} does not put the response right behind the generation prompt: use a "
+            "template that leaves both as they are"
         )
     if stem != prompt:
         return "", after
@@ -108,7 +108,9 @@ def _around(name: str, prompt: str, full: str) -> tuple[str, str]:
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, written: str) -> re.Pattern:
-    """Special tokens, and added ones that the template writes; think tags are neither, as traces write them on purpose."""
+    """Special tokens, and added ones that the template writes; think tags are neither, as traces write them on
+    purpose.
+    """
     added = [token for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
     names = {token.content for token in added if token.special or token.content in written}
     names = {name for name in names | set(tokenizer.all_special_tokens) if not THINK_TAG.fullmatch(name)}

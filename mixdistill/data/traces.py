@@ -1,7 +1,7 @@
 """Traces: worked solutions by teachers, as a `datasets.Dataset` with one row a trace.
 
-Columns: `problem_id`, `question`, `response`, `teacher`, `style`, `answer_format`. Two trace sets are about the same problem where
-their `problem_id` is the same.
+Columns: `problem_id`, `question`, `response`, `teacher`, `style`, `answer_format`. Two trace sets are about the same
+problem where their `problem_id` is the same.
 """
 
 import hashlib
@@ -39,23 +39,23 @@ def load_traces(
     """Load a trace set. An option that the source does not use is refused.
 
     Arguments:
-        source: `pocket/long`, `pocket/short` or a control (`world.TEACHERS`); a .json, .jsonl, .csv or .parquet file; a folder
-            written by `Dataset.save_to_disk`; or a Hub data set as owner/name, such as `UWNSL/MATH_training_split_long_cot`
-            (columns `problem` and `solution`).
+        source: `pocket/long`, `pocket/short` or a control (`world.TEACHERS`); a .json, .jsonl, .csv or .parquet file; a
+            folder written by `Dataset.save_to_disk`; or a Hub data set as owner/name, such as
+            `UWNSL/MATH_training_split_long_cot` (columns `problem` and `solution`).
         n: at most how many; None means all (1,600 in the pocket world, which makes as many as are asked for).
-        seed: pocket world only: which problems are drawn, and where the long teacher begins. The pocket trace sets of one seed
-            are about the same problems.
+        seed: pocket world only: which problems are drawn, and where the long teacher begins. The pocket trace sets of
+            one seed are about the same problems.
         split: of a Hub data set (None: `train`), or of a folder that holds several.
         revision: commit of a Hub data set.
-        columns: names of the columns that hold `question`, `response` and, if there is one, `problem_id`, a text or a number.
-            Without a `problem_id` the question's text is the identity.
+        columns: names of the columns that hold `question`, `response` and, if there is one, `problem_id`, a text or a
+            number. Without a `problem_id` the question's text is the identity.
         answer_format: how the answer is written and asked for: `math` (None) or `gsm8k`.
         style: a label for the set, such as `long`; that of pocket traces is their teacher.
-        unusable: what becomes of traces that are empty, hold no final answer, or are not the first of their problem: `error`
-            refuses what `mix` could not use, `drop` leaves them out with a warning that counts them.
+        unusable: what becomes of traces that are empty, hold no final answer, or are not the first of their problem:
+            `error` refuses what `mix` could not use, `drop` leaves them out with a warning that counts them.
 
-    Raises ValueError: unknown source, option or column; no rows; a trace that is empty or holds no final answer; an option
-    that the source does not use; more pocket traces than there are.
+    Raises ValueError: unknown source, option or column; no rows; a trace that is empty or holds no final answer; an
+    option that the source does not use; more pocket traces than there are.
     """
     source, n, seed = text("source", source), whole("n", n, optional=True), whole("seed", seed, low=0)
     split, revision = text("split", split, optional=True), text("revision", revision, optional=True)
@@ -125,7 +125,8 @@ def _usable(rows: list[dict], names: Mapping[str, str], answer_format: str, sour
             kept[str(problem).strip()] = row
     if not kept:
         raise ValueError(
-            f"no trace of {source!r} can be used ({counts}): name the right columns or answer_format, or give another set"
+            f"no trace of {source!r} can be used ({counts}): name the right columns or answer_format, or give another "
+            "set"
         )
     if len(kept) < len(rows):
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
@@ -138,8 +139,8 @@ def _usable(rows: list[dict], names: Mapping[str, str], answer_format: str, sour
 def check_traces(traces: Dataset, name: str = "the traces") -> Dataset:
     """Return `traces` as they are; a set that was seen before is not read again.
 
-    Raises ValueError: no Dataset, no rows, a column is missing, a value is empty or no text (a `problem_id` may be a whole
-    number), or a trace has no final answer.
+    Raises ValueError: no Dataset, no rows, a column is missing, a value is empty or no text (a `problem_id` may be a
+    whole number), or a trace has no final answer.
     """
     if not isinstance(traces, Dataset):
         raise ValueError(f"{name} are a {type(traces).__name__}: give one datasets.Dataset, as from load_traces or mix")
@@ -160,15 +161,17 @@ def check_traces(traces: Dataset, name: str = "the traces") -> Dataset:
     if bad:
         answer_format = traces["answer_format"][bad[0]]
         raise ValueError(
-            f"{len(bad)} of {len(traces)} traces hold no final answer of answer_format {answer_format!r} (the first: rows "
-            f"{bad[:5]}): drop them with traces.filter(...), or name the right column or answer_format"
+            f"{len(bad)} of {len(traces)} traces hold no final answer of answer_format {answer_format!r} (the first: "
+            f"rows {bad[:5]}): drop them with traces.filter(...), or name the right column or answer_format"
         )
     CHECKED.add(traces)
     return traces
 
 
 def drop_overlap(traces: Dataset, problems: Sequence[Problem]) -> Dataset:
-    """The traces whose question is none of the (test) problems', whatever its case and white space; a warning counts the others."""
+    """The traces whose question is none of the (test) problems', whatever its case and white space; a warning counts
+    the others.
+    """
     tested = {plain_question(problem.question) for problem in problems}
     rows = [i for i, asked in enumerate(check_traces(traces)["question"][:]) if plain_question(asked) not in tested]
     if not rows:

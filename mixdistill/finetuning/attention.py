@@ -1,7 +1,8 @@
 """Attention while training: each token sees the earlier ones of its own example.
 
-On a GPU several examples share one row (packed), and an attention with variable lengths keeps them apart. Everywhere else, and
-for models with more than plain attention, each example has a row of its own and the model's own attention is used.
+On a GPU several examples share one row (packed), and an attention with variable lengths keeps them apart. Everywhere
+else, and for models with more than plain attention, each example has a row of its own and the model's own attention is
+used.
 """
 
 from collections.abc import Collection
@@ -31,7 +32,8 @@ def attention_for(model: PreTrainedModel, device: torch.device) -> str:
 def packed_attention(capability: tuple[int, int], installed: Collection[str]) -> str | None:
     """The fastest packed attention of a GPU; None before Ampere (compute capability 8.0).
 
-    FlashAttention 3 where it is installed and runs (Hopper), else FlashAttention 2 where it is installed, else PyTorch's own.
+    FlashAttention 3 where it is installed and runs (Hopper), else FlashAttention 2 where it is installed, else
+    PyTorch's own.
     """
     if capability < (8, 0):
         return None
@@ -48,8 +50,8 @@ def packs(attention: str) -> bool:
 def can_pack(model: PreTrainedModel) -> bool:
     """Whether attention alone carries anything from token to token, and it is plain: causal, with or without a window.
 
-    Convolutions and Mamba layers run on from one packed example into the next. Soft caps, sinks and biases of the positions
-    are what a model lacks that supports PyTorch's `sdpa`.
+    Convolutions and Mamba layers run on from one packed example into the next. Soft caps, sinks and biases of the
+    positions are what a model lacks that supports PyTorch's `sdpa`.
     """
     plain_layers = {"full_attention", "sliding_attention"}.issuperset(getattr(model.config, "layer_types", None) or ())
     plain_attention = model._supports_attention_backend and model._supports_sdpa
@@ -68,10 +70,11 @@ def varlen_attention(
     sliding_window: int | None = None,
     **lengths: torch.Tensor | int,
 ) -> tuple[torch.Tensor, None]:
-    """`torch.nn.attention.varlen` behind the signature of transformers: [1, heads, tokens, size] -> [1, tokens, heads, size].
+    """`torch.nn.attention.varlen` behind the signature of transformers: [1, heads, tokens, size] -> [1, tokens, heads,
+    size].
 
-    `lengths` holds the `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k` given to the model, computed once a
-    batch.
+    `lengths` holds the `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k` given to the model, computed
+    once a batch.
     """
     if dropout:
         raise ValueError(f"attention dropout is {dropout}: it is not supported here, set attention_dropout to 0")

@@ -1,8 +1,8 @@
 """Examples -> batches by token budget: which examples share a forward pass, and the tensors that they become there.
 
 On CUDA a batch is one row without padding, in which examples see only themselves (`attention`). On a CPU it is rows of
-similar length, padded on the right: a block mask makes attention pay for all pairs of a row's tokens, and measured slower at
-every size of the pocket students (`benchmarks/README.md`).
+similar length, padded on the right: a block mask makes attention pay for all pairs of a row's tokens, and measured
+slower at every size of the pocket students (`benchmarks/README.md`).
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,8 @@ def token_groups(lengths: Sequence[int], budget: int, packed: bool) -> list[list
 def share_of(groups: list[list[int]], rank: int, ranks: int) -> list[list[int]]:
     """The passes of one of `ranks` processes, as many for each: sharded weights are gathered by all in step.
 
-    Where the number does not come out even, passes are halved, the largest first; a pass left empty has nothing to train.
+    Where the number does not come out even, passes are halved, the largest first; a pass left empty has nothing to
+    train.
     """
     groups = list(groups)
     while len(groups) % ranks:
@@ -98,7 +99,9 @@ def pack(examples: Sequence[Example]) -> Batch:
 
 
 def pad(examples: Sequence[Example], pad_token: int) -> Batch:
-    """A row an example. Under a causal mask no real token sees the padding on its right: no attention mask is needed."""
+    """A row an example. Under a causal mask no real token sees the padding on its right: no attention mask is
+    needed.
+    """
     width = max(len(example.input_ids) for example in examples)
     rows = [example.input_ids + [pad_token] * (width - len(example.input_ids)) for example in examples]
     return Batch(torch.tensor(rows), None, None, width, **_supervised(examples, [width * i for i in range(len(rows))]))

@@ -1,7 +1,8 @@
 """What a training run leaves on disk: checkpoints that it goes on from, and the trained adapter or weights.
 
 Sharded parameters (FSDP2) are put together before they are written: files hold whole tensors, whatever the number of
-processes, and may be read by another number. (accelerate up to 1.15 wrote rank 0's shards of an adapter only: its #4206.)
+processes, and may be read by another number. (accelerate up to 1.15 wrote rank 0's shards of an adapter only: its
+#4206.)
 """
 
 from pathlib import Path
@@ -109,7 +110,8 @@ def load_trained(run: Run) -> Student:
     if student.fingerprint != run.config["fingerprint"]:
         raise ValueError(
             f"the student {run.student!r} is not what it was when the run {run.folder.name!r} was made (fingerprint "
-            f"{student.fingerprint}, then {run.config['fingerprint']}): give the old one, or call finetune again with the new"
+            f"{student.fingerprint}, then {run.config['fingerprint']}): give the old one, or call finetune again with "
+            "the new"
         )
     if not run.trained:
         return student

@@ -1,7 +1,7 @@
 """Supervised fine-tuning of a student on a trace set: one flat loop, LoRA or full, resumable at any moment.
 
 `finetune` checks what it is given, asks the run store, and calls `loop`. In the order of a step: `batches`
-(examples -> tensors), `attention`, `loss`, `checkpoints`; around it `lora`, `memory`, `progress`, and for several GPUs `gpus`.
+(examples -> tensors), `attention`, `loss`, `checkpoints`; around it `lora`, `memory`, `progress`, `gpus`.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ from mixdistill.finetuning.memory import Placement
 from mixdistill.finetuning.progress import Progress, peak_memory
 from mixdistill.runs import Run
 
-# Raised whenever the same configuration would train another student than before, so that old runs are not taken for new.
+# Raised whenever the same configuration would train another student than before: old runs are not taken for new.
 TRAINING_VERSION = 3
 
-# LoRA learning rate of the pocket students: in steps of 2, the one with the best mean accuracy over short, long and mix_long
-# on development problems (`python -m pretraining.choose_lr`).
+# LoRA learning rate of the pocket students: in steps of 2, the one with the best mean accuracy over short, long and
+# mix_long on development problems (`python -m pretraining.choose_lr`).
 POCKET_LR = {
     "pocket/xs": 6.25e-4,
     "pocket/s": 2.5e-3,
@@ -73,8 +73,8 @@ def finetune(
     """Fine-tune a student on traces; a run that the store already holds is returned at once.
 
     The loss is the mean cross-entropy of all response tokens of a step, stop token included, prompts not. AdamW without
-    weight decay, linear warmup, cosine to 0, gradients clipped at norm 1. How a step is cut into passes and where they run is
-    no part of what a run is: it changes rounding only, and a run may go on elsewhere after it was stopped.
+    weight decay, linear warmup, cosine to 0, gradients clipped at norm 1. How a step is cut into passes and where they
+    run is no part of what a run is: it changes rounding only, and a run may go on elsewhere after it was stopped.
 
     Arguments:
         student: as in `load_student`.
@@ -138,7 +138,7 @@ def finetune(
 
 
 def train_run(run: Run, train: Dataset, lora: LoRA | None, on: Placement, progress: bool) -> None:
-    """Load what is trained, bring it to where it is trained, and call the loop unless another process has done so meanwhile.
+    """Load what is trained, bring it to where it is trained, and call the loop unless another process has done so.
 
     Every process of a run calls it. What cannot be trained is refused here, before the run has a folder.
     """
@@ -298,8 +298,8 @@ def not_finite(run: Run, train: Dataset, batch: list[Example], step: int, pair: 
     files.write_json(run.folder / "not_finite.json", seen)
     return RuntimeError(
         f"the loss of {run.config['student']} is {loss} and its gradient's norm {norm} at step {step}: lower lr (it is "
-        f"{run.config['lr']}), or look at the examples listed in not_finite.json; it and the last good checkpoint are in "
-        f"{run.folder.name}"
+        f"{run.config['lr']}), or look at the examples listed in not_finite.json; it and the last good checkpoint are "
+        f"in {run.folder.name}"
     )
 
 
@@ -321,7 +321,7 @@ def default_lr(student: str, lora: LoRA | None) -> float:
 
 @lru_cache(maxsize=64)
 def prompt_of(student: str, revision: str | None, fingerprint: str, thinking: bool | None) -> str:
-    """What identifies the rendered prompt of a student; the fingerprint is there to notice another one under the same name."""
+    """What identifies the rendered prompt of a student; `fingerprint` tells it from another one of that name."""
     return prompt_fingerprint(load_tokenizer(student, revision), thinking)
 
 

@@ -1,4 +1,6 @@
-"""One run in several processes, one a GPU: started by torchrun, in step with each other, with copies or shares of the weights."""
+"""One run in several processes, one a GPU: started by torchrun, in step with each other, with copies or shares of the
+weights.
+"""
 
 import atexit
 import contextlib
@@ -27,7 +29,9 @@ MODULE = "mixdistill.finetuning.finetune"  # what each process runs
 
 
 def to_launch(on: Placement) -> bool:
-    """Whether the processes of a placement have yet to be started. Raises ValueError if this machine cannot give what it asks for."""
+    """Whether the processes of a placement have yet to be started. Raises ValueError if this machine cannot give what
+    it asks for.
+    """
     n = torch.cuda.device_count()
     if on.gpus > max(n, world(), 1):
         raise ValueError(f"gpus is {on.gpus}, this machine has {n}: ask for at most that many")
@@ -39,7 +43,8 @@ def to_launch(on: Placement) -> bool:
 
 
 def launch(train: Dataset, arguments: dict, processes: int) -> None:
-    """Train an arm in so many processes of this machine, their output printed as it comes; no fork, as CUDA may be in use here.
+    """Train an arm in so many processes of this machine, their output printed as it comes; no fork, as CUDA may be in
+    use here.
 
     Raises RuntimeError if they fail, with what the first said.
     """
@@ -63,10 +68,11 @@ def launch(train: Dataset, arguments: dict, processes: int) -> None:
 
 
 def save_arm(folder: Path, train: Dataset, arguments: dict) -> Path:
-    """Write what `finetune` is called with, `lora` and `on` as dictionaries of their fields; returns the path of `arm.json`.
+    """Write what `finetune` is called with, `lora` and `on` as dictionaries of their fields; returns the path of
+    `arm.json`.
 
-    `accelerate launch -m mixdistill.finetuning.finetune FOLDER/arm.json` trains it, on several machines if they share the
-    folder and the run store.
+    `accelerate launch -m mixdistill.finetuning.finetune FOLDER/arm.json` trains it, on several machines if they share
+    the folder and the run store.
     """
     train.save_to_disk(folder / "train")
     files.write_json(folder / "arm.json", arguments | {"train": "train"})
@@ -92,8 +98,8 @@ def rank() -> int:
 
 @lru_cache(maxsize=1)
 def join() -> torch.device:
-    """This process's device. The first call joins the processes, which wait for each other as long as it takes: another run
-    may hold the lock, and a large student loads for long."""
+    """This process's device. The first call joins the processes, which wait for each other as long as it takes: another
+    run may hold the lock, and a large student loads for long."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
@@ -130,7 +136,9 @@ def in_any(happened: bool) -> bool:
 
 @contextlib.contextmanager
 def in_turn(one_at_a_time: bool) -> Iterator[None]:
-    """Let the processes of a machine load one after the other: each holds the whole model until it has cut out its share."""
+    """Let the processes of a machine load one after the other: each holds the whole model until it has cut out its
+    share.
+    """
     before, turns = (int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     for _ in range(before if one_at_a_time else 0):
         in_any(False)

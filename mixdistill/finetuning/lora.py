@@ -70,8 +70,8 @@ def _past_adapters(model: torch.nn.Module) -> list[str]:
 def fuse(model: PeftModel) -> None:
     """Let adapted layers multiply once, by W + s B A, where peft multiplies by W, A and B in turn.
 
-    The same function up to rounding, for float32 weights. On a CPU the many small operations cost a pocket student more than
-    their FLOPs: 27 to 34% of a step (`benchmarks/README.md`).
+    The same function up to rounding, for float32 weights. On a CPU the many small operations cost a pocket student more
+    than their FLOPs: 27 to 34% of a step (`benchmarks/README.md`).
     """
     for layer in model.modules():
         if isinstance(layer, Linear):
@@ -100,7 +100,8 @@ class _LowRankUpdate(torch.autograd.Function):
         grad_x = grad @ merged if ctx.needs_input_grad[0] else None
         grad, x = grad.flatten(0, -2), x.flatten(0, -2)
         (n_out, n_in), r = merged.shape, len(a)
-        # Through the whole matrix's gradient, or past it: whichever takes fewer FLOPs, thin products counting half more.
+        # Through the whole matrix's gradient, or past it: whichever takes fewer FLOPs, thin products counting half
+        # more.
         if n_out * n_in < 3 * r * (n_out + n_in):
             grad_merged = (grad.t() @ x).mul_(ctx.scaling)
             grad_a, grad_b = b.t() @ grad_merged, grad_merged @ a.t()

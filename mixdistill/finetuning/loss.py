@@ -32,9 +32,11 @@ class ResponseLoss(torch.nn.Module):
         self.plain = has_plain_head(_causal(model))
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Summed cross-entropy of the batch's supervised tokens (stop tokens included, prompts not); a scalar in float32.
+        """Summed cross-entropy of the batch's supervised tokens (stop tokens included, prompts not); a scalar in
+        float32.
 
-        Only positions that predict one reach the head: at a vocabulary of 150,000 the others would cost most of the memory.
+        Only positions that predict one reach the head: at a vocabulary of 150,000 the others would cost most of the
+        memory.
         """
         causal, packed = _causal(self.model), {}
         if batch.cu_seqlens is not None:
@@ -112,15 +114,16 @@ def has_plain_head(causal: torch.nn.Module) -> bool:
 
 
 def check_loss(student: Student, model: torch.nn.Module) -> None:
-    """Compare our loss and its gradient with those of the model's own `forward(labels=...)`, once a student and process.
+    """Compare our loss and its gradient with those of the model's own `forward(labels=...)`, once a student and
+    process.
 
     Two short examples, padded, and packed where the model's attention packs; the model is left as it was.
 
     Arguments:
         model: the student as `trainable_model` gives it, before it is prepared for several processes.
 
-    Warns if the student's stop token was never trained and is not going to be. Raises ValueError if the losses differ by more
-    than rounding, or if one of them can not be computed.
+    Warns if the student's stop token was never trained and is not going to be. Raises ValueError if the losses differ
+    by more than rounding, or if one of them can not be computed.
     """
     causal, device = _causal(model), student.device
     attention, half = causal.config._attn_implementation, causal.dtype == torch.bfloat16
@@ -140,7 +143,8 @@ def check_loss(student: Student, model: torch.nn.Module) -> None:
             found["packed"] = _measured(model, ResponseLoss(model, half)(pack(examples).to(device)))
     except (AttributeError, TypeError, KeyError, NotImplementedError) as error:
         raise ValueError(
-            f"the loss of {student.name!r} can not be computed ({type(causal).__name__}: {error}): use a decoder-only student"
+            f"the loss of {student.name!r} can not be computed ({type(causal).__name__}: {error}): use a decoder-only "
+            "student"
         ) from error
     finally:
         causal.set_attn_implementation(attention)
@@ -149,15 +153,15 @@ def check_loss(student: Student, model: torch.nn.Module) -> None:
     for layout, pair in found.items():
         if not all(abs(a - b) <= rtol * b for a, b, rtol in zip(pair, own, tolerance, strict=True)):  # nor is NaN
             raise ValueError(
-                f"the loss of {student.name!r} and its gradient's norm are {pair} on a {layout} batch, its own are {own} "
-                f"({type(causal).__name__}): this student can not be trained here, use another"
+                f"the loss of {student.name!r} and its gradient's norm are {pair} on a {layout} batch, its own are "
+                f"{own} ({type(causal).__name__}): this student can not be trained here, use another"
             )
     stop = stop_token_id(student.tokenizer)
     norms = causal.get_output_embeddings().weight.detach().float().norm(dim=1)
     if isinstance(model, PeftModel) and norms[stop] < UNTRAINED * norms.median():
         warnings.warn(
-            f"the weights of {student.name!r} for its stop token {student.tokenizer.decode([stop])!r} were never trained, and "
-            "LoRA leaves them as they are, so it may never stop: use its Instruct version, or lora=None",
+            f"the weights of {student.name!r} for its stop token {student.tokenizer.decode([stop])!r} were never "
+            "trained, and LoRA leaves them as they are, so it may never stop: use its Instruct version, or lora=None",
             stacklevel=2,
         )
     _checked.add(key)

@@ -10,8 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mixdistill import arguments
 
-# Tokens of a forward pass, padding included. On a GPU enough to keep it busy. On a CPU so few that the widest activation, of
-# the MLP, stays in a core's cache (1 MB): at every size of the pocket students near the best of `benchmarks/passes.csv`.
+# Tokens of a forward pass, padding included. On a GPU enough to keep it busy. On a CPU so few that the widest
+# activation, of the MLP, stays in a core's cache (1 MB): at every size of the pocket students near the best of
+# `benchmarks/passes.csv`.
 GPU_TOKENS = 16_384
 CPU_CACHE = 2**20  # bytes
 CPU_TOKENS = (512, 2048)  # at least, at most
@@ -42,7 +43,9 @@ class Placement:
 
 
 def pass_tokens(on: Placement, config: PreTrainedConfig, device: torch.device, longest: int) -> int:
-    """Tokens of a pass: what was asked for, or this device's default; at least the longest example, which is never split."""
+    """Tokens of a pass: what was asked for, or this device's default; at least the longest example, which is never
+    split.
+    """
     low, high = CPU_TOKENS
     text = config.get_text_config()
     width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
@@ -95,9 +98,9 @@ def advice_when_out_of_memory() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise RuntimeError(
-            f"out of memory ({str(error).splitlines()[0]}): lower max_tokens with too_long='drop', train with LoRA, or share "
-            "the weights out with on=Placement(gpus=..., shard=True); with another `on` alone finetune goes on from the last "
-            "checkpoint"
+            f"out of memory ({str(error).splitlines()[0]}): lower max_tokens with too_long='drop', train with LoRA, or "
+            "share the weights out with on=Placement(gpus=..., shard=True); with another `on` alone finetune goes on "
+            "from the last checkpoint"
         ) from error
 
 

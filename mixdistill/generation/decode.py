@@ -1,7 +1,7 @@
 """The decoding loop of Llama-like students: a cache of its own, and rows that have ended leave the batch.
 
-transformers' `generate` runs a batch to its longest answer and spends, in every step, milliseconds on masks, cache objects and
-checks. Here a step is the forward pass and nothing else. (`benchmarks/decode.py` measures both.)
+transformers' `generate` runs a batch to its longest answer and spends, in every step, milliseconds on masks, cache
+objects and checks. Here a step is the forward pass and nothing else. (`benchmarks/decode.py` measures both.)
 """
 
 import time
@@ -97,7 +97,9 @@ class Progress:
 
 
 class PlainStudent:
-    """A Llama-like model and the keys and values of the texts that it reads: `cache`, per layer [rows, heads, positions, size]."""
+    """A Llama-like model and the keys and values of the texts that it reads: `cache`, per layer [rows, heads,
+    positions, size].
+    """
 
     def __init__(self, model: torch.nn.Module, prompts: list[list[int]], max_new_tokens: int) -> None:
         base = model.get_base_model() if hasattr(model, "peft_config") else model
@@ -222,7 +224,8 @@ class PlainStudent:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Attention of one scaled query a head, [rows, heads, 1, size], to keys and values [rows, shared heads, positions, size].
+    """Attention of one scaled query a head, [rows, heads, 1, size], to keys and values [rows, shared heads, positions,
+    size].
 
     On a CPU two batched products take half the time of `scaled_dot_product_attention`.
     """
@@ -237,7 +240,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
 def product(layers: Sequence[torch.nn.Module], fuse: bool) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function that gives the outputs of linear layers of one input, side by side; with `fuse` as a single product.
 
-    Adapters in float32 are folded into the weights, W + s B A, once; below that precision the sum would be rounded away.
+    Adapters in float32 are folded into the weights, W + s B A, once; below that precision the sum would be rounded
+    away.
     """
     parts = []
     for layer in layers:

@@ -1,13 +1,14 @@
 """Decoding: many prompts through a student, by one of three engines that give the same greedy tokens up to rounding.
 
-| engine       | what it does                                                     | used                                  |
-|--------------|------------------------------------------------------------------|---------------------------------------|
-| `static`     | batches of prompts of similar length, padded on the left         | on a CPU, by tiny students, to sample |
-| `continuous` | paged cache, a finished completion's place is taken by the next  | on a GPU, greedily                    |
-| `vllm`       | the same, faster, LoRA adapters served as they are               | on a GPU where `vllm` is installed    |
+| engine       | what it does                                              | used                                  |
+|--------------|-----------------------------------------------------------|---------------------------------------|
+| `static`     | batches of prompts of similar length, padded on the left  | on a CPU, by tiny students, to sample |
+| `continuous` | paged cache, the next prompt takes a finished one's place | on a GPU, greedily                    |
+| `vllm`       | the same, faster, LoRA adapters served as they are        | on a GPU where it is installed        |
 
-Of a `static` batch finished rows leave where the student's architecture is a plain one (`decode`); transformers' `generate` decodes
-the others, to the longest answer of the batch. No engine stops at a piece of text: a completion ends with a stop token or at its limit.
+Of a `static` batch finished rows leave where the student's architecture is a plain one (`decode`); transformers'
+`generate` decodes the others, to the longest answer of the batch. No engine stops at a piece of text: a completion ends
+with a stop token or at its limit.
 """
 
 import gc
@@ -38,9 +39,9 @@ _rows_that_fit: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()
 class Completion:
     """One completion and how it came about.
 
-    `finish_reason` is `stop` (the student ended its turn) or `length` (cut at the limit); `n_tokens` counts the stop token;
-    `loop` says that its tail repeats itself; `engine` is one of `ENGINES`, or `static, generate` where transformers decodes;
-    `batch` is prompts x tokens of the longest prompt, or prompts in flight.
+    `finish_reason` is `stop` (the student ended its turn) or `length` (cut at the limit); `n_tokens` counts the stop
+    token; `loop` says that its tail repeats itself; `engine` is one of `ENGINES`, or `static, generate` where
+    transformers decodes; `batch` is prompts x tokens of the longest prompt, or prompts in flight.
     """
 
     text: str
@@ -68,13 +69,15 @@ def check_engine(engine: str, sampling: Sampling = Sampling()) -> None:
         raise ValueError("the engine 'vllm' needs the package vllm: pip install -e '.[vllm]', or use 'continuous'")
     if engine == "continuous" and not sampling.greedy:
         raise ValueError(
-            f"the engine 'continuous' is greedy and temperature is {sampling.temperature:g}: its random numbers depend on what "
-            "else is in flight; use 'static' or 'vllm', or temperature 0"
+            f"the engine 'continuous' is greedy and temperature is {sampling.temperature:g}: its random numbers depend "
+            "on what else is in flight; use 'static' or 'vllm', or temperature 0"
         )
 
 
 def length_sorted_batches(prompts: list[list[int]], batch_size: int) -> list[list[int]]:
-    """Indices of the prompts in batches of similar length, the longest first, so that what does not fit fails at once."""
+    """Indices of the prompts in batches of similar length, the longest first, so that what does not fit fails at
+    once.
+    """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
@@ -90,13 +93,15 @@ def complete(
 ) -> list[Completion]:
     """Complete prompts (token ids), one completion a prompt, by a transformers engine.
 
-    A sampled completion depends on its prompt, the seed and its stream, and not on the other prompts or their number (but for
-    rounding: in float32 about one in a million tokens). If memory runs out, the batch is halved and decoded again.
+    A sampled completion depends on its prompt, the seed and its stream, and not on the other prompts or their number
+    (but for rounding: in float32 about one in a million tokens). If memory runs out, the batch is halved and decoded
+    again.
 
     Arguments:
         max_new_tokens: at least 1; prompt and new tokens fit into the student's context.
         engine: `static` or `continuous`.
-        streams: one integer a prompt, from 0, that its random numbers come from; None means its place among the prompts.
+        streams: one integer a prompt, from 0, that its random numbers come from; None means its place among the
+            prompts.
         progress: print a line every 30 seconds.
 
     Raises:

@@ -12,10 +12,11 @@ from mixdistill import arguments
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: greedily at temperature 0, else sampled with `top_p` and `seed`; `n` completions a prompt.
+    """How the next token is chosen: greedily at temperature 0, else sampled with `top_p` and `seed`; `n` completions a
+    prompt.
 
-    Raises ValueError for a negative temperature, a `top_p` outside 0..1, a seed outside 0..2**63, `n` below 1, or several greedy
-    completions.
+    Raises ValueError for a negative temperature, a `top_p` outside 0..1, a seed outside 0..2**63, `n` below 1, or
+    several greedy completions.
     """
 
     temperature: float = 0.0
@@ -40,8 +41,8 @@ class Sampling:
 def uniforms(seed: int, streams: Sequence[int], n: int) -> torch.Tensor:
     """Random numbers in [0, 1), [streams, n] in float64: row i depends on `seed` and `streams[i]` only.
 
-    Philox, a generator by counter and key, is the same on every machine (Salmon et al. 2011, "Parallel random numbers: as easy as
-    1, 2, 3").
+    Philox, a generator by counter and key, is the same on every machine (Salmon et al. 2011, "Parallel random numbers:
+    as easy as 1, 2, 3").
     """
     keys = (np.array([seed, stream], dtype=np.uint64) for stream in streams)
     return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(key=key)).random(n) for key in keys]))
@@ -53,7 +54,8 @@ def joint_seed(seed: int, stream: int) -> int:
 
 
 def next_tokens(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> torch.Tensor:
-    """The next token of every row: the most probable one, or the one at which the cumulated probabilities pass `uniform`.
+    """The next token of every row: the most probable one, or the one at which the cumulated probabilities pass
+    `uniform`.
 
     Arguments:
         logits: [rows, vocabulary].

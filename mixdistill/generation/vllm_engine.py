@@ -1,7 +1,7 @@
 """vLLM as the decoding engine: optional, for NVIDIA GPUs (`pip install -e '.[vllm]'`).
 
-Weights go from disk into vLLM and adapters are served as they are, unmerged. With several GPUs the model is split over as
-many as divide its attention heads (tensor parallel).
+Weights go from disk into vLLM and adapters are served as they are, unmerged. With several GPUs the model is split over
+as many as divide its attention heads (tensor parallel).
 """
 
 from collections.abc import Callable
@@ -35,7 +35,8 @@ def open_vllm(
     """
     if rank > LORA_RANKS[-1]:
         raise ValueError(
-            f"the adapter has rank {rank} and vLLM serves ranks up to {LORA_RANKS[-1]}: use the engine 'continuous' or 'static'"
+            f"the adapter has rank {rank} and vLLM serves ranks up to {LORA_RANKS[-1]}: use the engine 'continuous' or "
+            "'static'"
         )
     if source.endswith(".gguf"):
         raise ValueError(f"vLLM is not given {source!r}: .gguf files are for the engines 'continuous' and 'static'")
@@ -80,8 +81,8 @@ def open_vllm(
         whole = [answer for answer in answers if answer.finish_reason != "abort"]
         if len(whole) < len(prompts):
             raise RuntimeError(
-                f"vLLM gave {len(whole)} completions for {len(prompts)} prompts ({len(answers) - len(whole)} aborted): nothing "
-                "of this batch is stored; run again with a smaller batch_size, or engine='continuous'"
+                f"vLLM gave {len(whole)} completions for {len(prompts)} prompts ({len(answers) - len(whole)} aborted): "
+                "nothing of this batch is stored; run again with a smaller batch_size, or engine='continuous'"
             )
         shape = f"{len(prompts)} in flight"
         return [completion(tokenizer, list(answer.token_ids), stops, "vllm", dtype, shape) for answer in whole]

@@ -1,8 +1,8 @@
 """The guards around Math-Verify: which parts of two final answers have to be equal, and which it may be asked about.
 
-An answer is taken apart (lists, tuples, intervals, matrices, relations, units); texts are compared as texts and rational numbers
-exactly. Two expressions go to `ask(relation, gold, answer)`, which is Math-Verify in `worker.py`, if both are of a kind that it reads
-as written. The policy is `docs/grading.md`.
+An answer is taken apart (lists, tuples, intervals, matrices, relations, units); texts are compared as texts and
+rational numbers exactly. Two expressions go to `ask(relation, gold, answer)`, which is Math-Verify in `worker.py`, if
+both are of a kind that it reads as written. The policy is `docs/grading.md`.
 """
 
 import re
@@ -57,9 +57,9 @@ LOOK = [  # what only changes how an answer looks, in this order
 SYMBOLS = dict(
     re.findall(
         r"(\S)=(\S+)",
-        "\u2212=- \xd7=\\times ·=\\cdot ⋅=\\cdot ÷=\\div ≤=\\le ≥=\\ge ≠=\\ne ±=\\pm \u222a=\\cup ∈=\\in ≈=\\approx ∞=\\infty "
-        "°=^\\circ ∅=\\emptyset ∛=√[3] ∜=√[4] \u2044=/ \u03b1=\\alpha β=\\beta \u03b3=\\gamma δ=\\delta ε=\\epsilon θ=\\theta "
-        "λ=\\lambda μ=\\mu π=\\pi \u03c1=\\rho \u03c3=\\sigma φ=\\phi ω=\\omega",
+        "\u2212=- \xd7=\\times ·=\\cdot ⋅=\\cdot ÷=\\div ≤=\\le ≥=\\ge ≠=\\ne ±=\\pm \u222a=\\cup ∈=\\in ≈=\\approx "
+        "∞=\\infty °=^\\circ ∅=\\emptyset ∛=√[3] ∜=√[4] \u2044=/ \u03b1=\\alpha β=\\beta \u03b3=\\gamma δ=\\delta "
+        "ε=\\epsilon θ=\\theta λ=\\lambda μ=\\mu π=\\pi \u03c1=\\rho \u03c3=\\sigma φ=\\phi ω=\\omega",
     )
 )
 RAISED, LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉"
@@ -68,17 +68,21 @@ UNITS = dict(
     re.findall(
         r"(\w+)=(\S*)",
         "centimeter=cm centimetre=cm millimeter=mm meter=m metre=m kilometer=km kilometre=km inch=in inche=in feet=ft "
-        "foot=ft yard=yd mile=mi hour=h hr=h minute=min second=s sec=s gram=g kilogram=kg liter=l litre=l milliliter=ml "
-        "ounce=oz pound=lb dollar=$ usd=$ cent=¢ degree=° deg=° percent=% percentage=% pct=% unit= mph=mi/h kph=km/h euro=€ "
-        "yuan=yuan yen=yen day=day week=week month=month year=year cm=cm mm=mm m=m km=km in=in ft=ft yd=yd mi=mi h=h "
-        "min=min s=s g=g kg=kg mg=mg l=l ml=ml oz=oz lb=lb rpm=rpm hz=hz j=j n=n w=w v=v pm=pm am=am",
+        "foot=ft yard=yd mile=mi hour=h hr=h minute=min second=s sec=s gram=g kilogram=kg liter=l litre=l "
+        "milliliter=ml ounce=oz pound=lb dollar=$ usd=$ cent=¢ degree=° deg=° percent=% percentage=% pct=% unit= "
+        "mph=mi/h kph=km/h euro=€ yuan=yuan yen=yen day=day week=week month=month year=year cm=cm mm=mm m=m km=km "
+        "in=in ft=ft yd=yd mi=mi h=h min=min s=s g=g kg=kg mg=mg l=l ml=ml oz=oz lb=lb rpm=rpm hz=hz j=j n=n w=w v=v "
+        "pm=pm am=am",
     )
 )
 RELATION = r"(\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[<>=])"
 FLIPPED = {">": "<", r"\ge": r"\le"}
 VALUED = {"=", r"\in", r"\approx"}
 FUNCTIONS = r"sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp"
-LETTERS = r"alpha|beta|[gG]amma|[dD]elta|(?:var)?epsilon|zeta|eta|[tT]heta|kappa|[lL]ambda|mu|nu|xi|rho|sigma|tau|(?:var)?phi|chi|[pP]si|[oO]mega|Phi"
+LETTERS = (
+    r"alpha|beta|[gG]amma|[dD]elta|(?:var)?epsilon|zeta|eta|[tT]heta|kappa|[lL]ambda|mu|nu|xi|rho|sigma|tau"
+    r"|(?:var)?phi|chi|[pP]si|[oO]mega|Phi"
+)
 COMMANDS = re.compile(  # that Math-Verify reads as they are meant
     rf"frac|sqrt|binom|cdot|times|div|pi|[lr]floor|[lr]ceil|[lr]vert|sum|prod|max|min|infty|circ|{FUNCTIONS}|{LETTERS}"
 )
@@ -100,7 +104,7 @@ def compare(gold: str, answer: str, ask: Ask) -> bool:
 
 
 def clean(text: str) -> str:
-    """An answer in one way of writing: Unicode, styles, spaces, `\\left`, thousands separators and double escapes undone."""
+    """An answer in one way of writing, without Unicode, styles, spaces, `\\left`, thousands separators, double escapes."""
     for mark, shifted, plain in (("^", RAISED, "0123456789+-n"), ("_", LOWERED, "0123456789")):
         table = str.maketrans(shifted, plain)
         text = re.sub(f"[{shifted}]+", lambda found: f"{mark}{{{found[0].translate(table)}}}", text)  # noqa: B023
@@ -220,7 +224,7 @@ def _ask(question: str, gold: str, answer: str, ask: Ask) -> bool:
 
 
 def _readable(text: str) -> bool:
-    """Whether Math-Verify reads this as it is written: nothing but numbers, letters, operators and the commands it knows.
+    """Whether Math-Verify reads this as it is written: numbers, letters, operators and the commands that it knows.
 
     It drops words, number bases and primes, and guesses at Gauss brackets, dots, ranges and stacked powers.
     """
@@ -279,7 +283,9 @@ def _cut(text: str, separator: str) -> tuple[list[str], list[str]]:
 
 
 def _members(text: str) -> list[str]:
-    """The members of a list or set; `a \\pm b` and `x \\in \\{a, b\\}` are two, several signs in one member are left as they are."""
+    """The members of a list or set; `a \\pm b` and `x \\in \\{a, b\\}` are two, several signs in one member are left as
+    they are.
+    """
     members: list[str] = []
     for member in filter(None, _cut(text, "[,;]")[0]):
         name, values = _named(member)
@@ -295,7 +301,7 @@ def _members(text: str) -> list[str]:
 
 
 def _named(text: str) -> tuple[str | None, list[str]]:
-    """The name and the values of `x = 5`, `f(x) = 2x`, `x \\in S`, `x = 5 + 3 = 8`; an approximation behind a value is dropped."""
+    """Name and values of `x = 5`, `f(x) = 2x`, `x \\in S`, `x = 5 + 3 = 8`, without an approximation behind a value."""
     parts, signs = _cut(text, RELATION)
     if not signs or not set(signs) <= VALUED:
         return None, [text]

@@ -1,7 +1,7 @@
 """Does a completion end in the right answer? Extraction, then equality, both by the rules of `docs/grading.md`.
 
-What is identical or two plain numbers is decided here; the rest goes to processes of their own (`mixdistill.grading.worker`), which
-start at the first such pair.
+What is identical or two plain numbers is decided here; the rest goes to processes of their own
+(`mixdistill.grading.worker`), which start at the first such pair.
 """
 
 import atexit
@@ -32,15 +32,16 @@ class Grade:
     """`answer` is what was extracted, None without one. The answer is `correct` where the reason is one of
 
     - `equal`;
-    - `no box`: equal too, but found without a box, as other harnesses read it. The paper counts it as wrong: see `strict`;
+    - `no box`: equal too, but found without a box, as other harnesses read it. The paper counts it as wrong: see
+      `strict`;
 
     and wrong where it is one of
 
     - `different`;
     - `no_answer`: the completion holds none;
     - `unparsable`: not the same text, and gold or answer could not be read as mathematics;
-    - `limit`: gold or answer has more than 2,000 characters and they are not the same text, or their comparison ran out of its
-      4 seconds of processor time, 8 seconds by the clock, or 2 GB.
+    - `limit`: gold or answer has more than 2,000 characters and they are not the same text, or their comparison ran out
+      of its 4 seconds of processor time, 8 seconds by the clock, or 2 GB.
     """
 
     correct: bool
@@ -96,7 +97,9 @@ def grade_all(
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether two final answers are the same by the policy in `docs/grading.md`. Raises ValueError for a missing one."""
+    """Whether two final answers are the same by the policy in `docs/grading.md`. Raises ValueError for a missing
+    one.
+    """
     return _verdicts([(_gold_text("gold", gold), _gold_text("answer", answer))]) == ["equal"]
 
 
@@ -143,7 +146,9 @@ def _threads(process_id: int) -> ThreadPoolExecutor:
 
 
 def _ask_worker(pair: tuple[str, str]) -> str:
-    """The verdict of this thread's worker. One that ran out of time or memory is gone, and the next question starts another."""
+    """The verdict of this thread's worker. One that ran out of time or memory is gone, and the next question starts
+    another.
+    """
     worker = getattr(_thread, "worker", None)
     if worker is None or worker.poll() is not None:
         worker = _thread.worker = _start_worker()

@@ -1,10 +1,11 @@
 """Are two answers equal? A process of its own, with limits, that `grade` starts and asks.
 
-It reads one JSON line a question, `[gold, answer, seconds]`, and writes one a verdict: `equal`, `different`, `unparsable` or `limit`.
+It reads one JSON line a question, `[gold, answer, seconds]`, and writes one a verdict: `equal`, `different`,
+`unparsable` or `limit`.
 
-Math-Verify's parser reads an expression (latex2sympy2_extended, without its habit of making letters small) and its `verify` decides.
-Its tolerance is absolute and calls 2^{-99} and 2^{-98} equal (huggingface/Math-Verify issue 14), so numbers, and the values of
-expressions at two points, have to agree in relative terms first.
+Math-Verify's parser reads an expression (latex2sympy2_extended, without its habit of making letters small) and its
+`verify` decides. Its tolerance is absolute and calls 2^{-99} and 2^{-98} equal (huggingface/Math-Verify issue 14), so
+numbers, and the values of expressions at two points, have to agree in relative terms first.
 """
 
 import json
@@ -106,7 +107,8 @@ def prepared(latex: str) -> str:
     text = re.sub(r"\^ ?(\\(?:frac ?\{[^{}]*\}|sqrt ?)\{[^{}]*\}|\\[a-z]+)", r"^{\1}", text)
     if re.search(r"(?<![\w}])[fgh] ?\(", text):
         raise Unreadable("an unknown function")
-    factor = r"(?:\d+|[A-Za-z]|\\sqrt ?\{[^{}]*\}|\\(?:pi|alpha|beta|theta)|\([^()]*\)|\{[^{}]*\})(?: ?\^ ?(?:\w|\{[^{}]*\}))?"
+    factor = r"(?:\d+|[A-Za-z]|\\sqrt ?\{[^{}]*\}|\\(?:pi|alpha|beta|theta)|\([^()]*\)|\{[^{}]*\})"
+    factor += r"(?: ?\^ ?(?:\w|\{[^{}]*\}))?"
     if re.search(rf"/ ?{factor} ?(?=[A-Za-z(]|\\(?!cdot|times|div|right|rfloor|rceil))", text):
         raise Unreadable("a/bc is either (a/b)c or a/(bc)")
     text = re.sub(r"(\\[a-z]+ ?)\{ ?(\([^(){}]*\)) ?\}", r"\1\2", text)  # \log{(2)}^2 is not \log(2^2)

@@ -31,7 +31,8 @@ from mixdistill.runs import Run
 
 # Raised whenever the same evaluation would give another result than before (rendering, decoding, grading).
 EVALUATION_VERSION = 3
-# Prompts decoded, graded and stored at a time: what a kill can cost, against the wait for the longest answer of each batch.
+# Prompts decoded, graded and stored at a time: what a kill can cost, against the wait for the longest answer of each
+# batch.
 BATCH_SIZE = {"static": 256, "continuous": 256, "vllm": 1024}
 
 Benchmarks = str | Path | Problem | Sequence["Benchmarks"]
@@ -64,7 +65,9 @@ class Scores:
         return float(self.items.groupby("benchmark")["correct"].mean().mean())
 
     def table(self) -> pd.DataFrame:
-        """By benchmark, and as the mean over the benchmarks: accuracy with its 95% interval, and how the answers ended."""
+        """By benchmark, and as the mean over the benchmarks: accuracy with its 95% interval, and how the answers
+        ended.
+        """
         items = self.items.assign(seed=0)
         mean = stats.accuracy_table(items, []).assign(benchmark="mean")
         table = pd.concat([stats.accuracy_table(items, ["benchmark"]), mean], ignore_index=True)
@@ -95,7 +98,8 @@ def evaluate(
     """Evaluate a run, or an untouched student; an evaluation that the store already holds is read from it.
 
     Arguments:
-        run: what `finetune` returned; a run's folder, in the store or in a copy; or an untouched student as in `load_student`.
+        run: what `finetune` returned; a run's folder, in the store or in a copy; or an untouched student as in
+            `load_student`.
         benchmarks: a name or file for `load_problems`, a list of problems, or a list of these.
         n, split: for benchmarks given by name, as in `load_problems`.
         max_new_tokens: None means what the student's context leaves, at most 16,000.
@@ -108,8 +112,8 @@ def evaluate(
         stored_only: evaluate nothing; return None if the store has no such evaluation.
 
     Raises:
-        ValueError: a bad argument, no benchmark, an unknown one, the same problem twice, a problem without gold answer, a prompt
-            longer than the context, an engine that is not here, or a run that is damaged or not finished.
+        ValueError: a bad argument, no benchmark, an unknown one, the same problem twice, a problem without gold answer,
+            a prompt longer than the context, an engine that is not here, or a run that is damaged or not finished.
         OSError: the store can not be read or written.
         RuntimeError: an engine has left prompts without completion; what was finished before is stored.
     """
@@ -190,7 +194,8 @@ def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[
             problems += [item] if isinstance(item, Problem) else item
         else:
             raise ValueError(
-                f"benchmarks has a {type(item).__name__} in it: give a benchmark's name, a list of problems, or a list of these"
+                f"benchmarks has a {type(item).__name__} in it: give a benchmark's name, a list of problems, or a list "
+                "of these"
             )
     for problem in problems:
         arguments.instance("a problem", problem, Problem)

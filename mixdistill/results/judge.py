@@ -1,7 +1,9 @@
-"""An LLM as second opinion on answers that the rule calls wrong, as in the paper's evaluation (Qwen2.5-32B-Instruct there).
+"""An LLM as second opinion on answers that the rule calls wrong, as in the paper's evaluation (Qwen2.5-32B-Instruct
+there).
 
-The judge sees the problem, the gold answer and the extracted answer, nothing else of the completion, and is asked only where the rule
-found an answer and called it wrong. Its verdicts lie in a folder of their own in the evaluation's, `judge/HASH/`; the rule's stay as they are. A killed judge goes on.
+The judge sees the problem, the gold answer and the extracted answer, nothing else of the completion, and is asked only
+where the rule found an answer and called it wrong. Its verdicts lie in a folder of their own in the evaluation's,
+`judge/HASH/`; the rule's stay as they are. A killed judge goes on.
 """
 
 from functools import partial
@@ -15,7 +17,8 @@ from mixdistill.data.students import fingerprint, load_student
 from mixdistill.generation.generate import complete, length_sorted_batches
 from mixdistill.results.evaluate import Scores
 
-PROMPT = """You grade answers to mathematics problems. Compare the student's final answer with the reference answer, which is correct.
+PROMPT = """You grade answers to mathematics problems. Compare the student's final answer with the reference answer, \
+which is correct.
 
 Problem:
 {question}
@@ -23,8 +26,9 @@ Problem:
 Reference answer: {gold}
 Student's final answer: {answer}
 
-The student's answer is right if it has the same meaning and value as the reference answer. Its form may differ: notation, units that the problem \
-gives, the order of a set. A rounded value, a missing or additional part, or another sign is wrong. Do not solve the problem again.
+The student's answer is right if it has the same meaning and value as the reference answer. Its form may differ: \
+notation, units that the problem gives, the order of a set. A rounded value, a missing or additional part, or another \
+sign is wrong. Do not solve the problem again.
 Reply with exactly one word: CORRECT or INCORRECT."""
 VERDICTS = {"CORRECT": "correct", "INCORRECT": "incorrect"}
 MAX_NEW_TOKENS = 16
@@ -34,7 +38,8 @@ ANSWER = ["benchmark", "problem_id", "answer"]  # what one verdict is about
 def judge(
     scores: Scores, model: str | Path, *, revision: str | None = None, batch_size: int = 32, progress: bool = True
 ) -> pd.DataFrame:
-    """Ask a judge about every answer that the rule calls wrong; verdicts that the evaluation's folder already holds are read from it.
+    """Ask a judge about every answer that the rule calls wrong; verdicts that the evaluation's folder already holds are
+    read from it.
 
     Arguments:
         scores: what `evaluate` returned.
@@ -44,8 +49,9 @@ def judge(
         progress: print a line after each batch.
 
     Returns:
-        `scores.items` with two more columns. `verdict`: `correct`, `incorrect`, `unreadable` (the judge did not reply with one of the two
-        words), or None where it was not asked. `correct_judged`: what is right by the rule or by the judge.
+        `scores.items` with two more columns. `verdict`: `correct`, `incorrect`, `unreadable` (the judge did not reply
+        with one of the two words), or None where it was not asked. `correct_judged`: what is right by the rule or by
+        the judge.
 
     Raises:
         ValueError: a bad argument, no such model, or a question longer than its context.
@@ -75,7 +81,9 @@ def judge(
 
 
 def judge_table(judged: pd.DataFrame) -> pd.DataFrame:
-    """By benchmark: accuracy by the rule and with the judge, and how many answers it was asked about and called what."""
+    """By benchmark: accuracy by the rule and with the judge, and how many answers it was asked about and called
+    what.
+    """
     rows = []
     for benchmark, items in judged.groupby("benchmark", sort=False):
         counts = items["verdict"].value_counts()
@@ -93,7 +101,9 @@ def judge_table(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict_of(reply: str) -> str:
-    """`correct`, `incorrect`, or `unreadable` for anything but one of the two words, whatever dots and stars stand around it."""
+    """`correct`, `incorrect`, or `unreadable` for anything but one of the two words, whatever dots and stars stand
+    around it.
+    """
     return VERDICTS.get(reply.strip(" \n\t.*_\"'`").upper(), "unreadable")
 
 
@@ -117,8 +127,8 @@ def _ask(
     longest = max(map(len, prompts), default=0)
     if missing and longest + MAX_NEW_TOKENS > judging.context:
         raise ValueError(
-            f"a question to the judge has {longest} tokens, which with {MAX_NEW_TOKENS} for its reply exceed the context of {judging.context} "
-            f"of {model!r}: use a judge with a longer one"
+            f"a question to the judge has {longest} tokens, which with {MAX_NEW_TOKENS} for its reply exceed the "
+            f"context of {judging.context} of {model!r}: use a judge with a longer one"
         )
     files.write_json(file.with_name("config.json"), told)
     files.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further row

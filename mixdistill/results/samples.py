@@ -13,12 +13,13 @@ from mixdistill.results.stats import problem_table, require, share
 def sampled_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """pass@k and maj@k for every k up to the number n of samples, with intervals by problem as accuracies have them.
 
-    One row a metric (`pass`, `maj`) and k for each value of the columns `by` (none: one group); without `benchmark` in `by` it is
-    the mean over the benchmarks. pass@1 is the accuracy, avg@n. pass@k uses all n samples, maj@k the first k.
+    One row a metric (`pass`, `maj`) and k for each value of the columns `by` (none: one group); without `benchmark` in
+    `by` it is the mean over the benchmarks. pass@1 is the accuracy, avg@n. pass@k uses all n samples, maj@k the first
+    k.
 
     Arguments:
-        items: one row a seed, problem and sample, with columns benchmark, problem_id, sample, correct, answer, and seed where there
-            are several: `scores.items`, or what `sweep` returned.
+        items: one row a seed, problem and sample, with columns benchmark, problem_id, sample, correct, answer, and seed
+            where there are several: `scores.items`, or what `sweep` returned.
 
     Raises ValueError where `stats.accuracy` does, and for a missing column.
     """
@@ -39,7 +40,8 @@ def sampled_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The unbiased estimate of pass@k from `c` right ones of `n` samples, 1 - C(n - c, k) / C(n, k) (Chen et al., 2021, eq. 1).
+    """The unbiased estimate of pass@k from `c` right ones of `n` samples, 1 - C(n - c, k) / C(n, k) (Chen et al., 2021,
+    eq. 1).
 
     Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
     """
@@ -51,9 +53,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> list[float]:
     """maj@k for k = 1 .. the number of answers: of the first k, is the most frequent answer right?
 
-    Answers that `grade.equal` calls equal are one answer, with the grade of the first of them; gold is not asked, so right
-    answers are not merged more readily than wrong ones. No answer (None) has no vote; where nobody votes, maj@k is 0. A tie is
-    the share of right answers among the tied ones: what drawing one of them would give on average.
+    Answers that `grade.equal` calls equal are one answer, with the grade of the first of them; gold is not asked, so
+    right answers are not merged more readily than wrong ones. No answer (None) has no vote; where nobody votes, maj@k
+    is 0. A tie is the share of right answers among the tied ones: what drawing one of them would give on average.
     """
     votes: list[int] = []
     known: list[tuple[str, bool]] = []  # the first answer of each class, with its grade

@@ -23,9 +23,10 @@ FATES = ("kept", "wrong", "no_answer", "truncated", "unreadable", "duplicate", "
 class Collected:
     """What a teacher gave.
 
-    `traces` is a trace set as `load_traces` gives it. `counts` has one row a problem with the number of its completions by what
-    became of them: `kept`; `wrong`, `no_answer`, `truncated`, `unreadable`; right, but `duplicate` (the same text again) or
-    `not_chosen` (`keep` took another). They add up to the samples a problem. `folder` holds every completion.
+    `traces` is a trace set as `load_traces` gives it. `counts` has one row a problem with the number of its completions
+    by what became of them: `kept`; `wrong`, `no_answer`, `truncated`, `unreadable`; right, but `duplicate` (the same
+    text again) or `not_chosen` (`keep` took another). They add up to the samples a problem. `folder` holds every
+    completion.
     """
 
     traces: Dataset
@@ -59,8 +60,9 @@ def collect_traces(
 ) -> Collected:
     """Sample `n` completions of a teacher for every problem and keep the right ones, as the paper made its data.
 
-    Every completion is streamed to the run store; a killed collection goes on with the problems that were not finished, and a
-    repeated one only reads. The samples of one `n`, seed and temperature are one collection, whatever `keep` says.
+    Every completion is streamed to the run store; a killed collection goes on with the problems that were not finished,
+    and a repeated one only reads. The samples of one `n`, seed and temperature are one collection, whatever `keep`
+    says.
 
     Arguments:
         teacher: a student's name as in `load_student`, or a run: anything that can answer.
@@ -107,8 +109,8 @@ def collect_traces(
     said = ", ".join(f"{summary[fate]} {fate.replace('_', ' ')}" for fate in FATES if summary[fate])
     if kept.empty:
         raise ValueError(
-            f"none of the {len(items)} completions by {name!r} is right ({said}): give easier problems, a stronger teacher, a "
-            "larger n or a larger max_new_tokens"
+            f"none of the {len(items)} completions by {name!r} is right ({said}): give easier problems, a stronger "
+            "teacher, a larger n or a larger max_new_tokens"
         )
     if n_solved < n_problems:
         warnings.warn(

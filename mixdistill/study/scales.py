@@ -137,8 +137,8 @@ REAL = Scale(
     max_new_tokens=16_000,
 )
 
-# Small real students on word problems, with traces of real teachers on the same problems. `docs/real-models.md` says where
-# the files come from; they are looked for in `$MIXDISTILL_DATA`.
+# Small real students on word problems, with traces of real teachers on the same problems. `docs/real-models.md` says
+# where the files come from; they are looked for in `$MIXDISTILL_DATA`.
 LAPTOP = Scale(
     name="laptop",
     students=(

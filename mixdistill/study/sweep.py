@@ -32,8 +32,8 @@ def sweep(arms: Iterable[Arm], scale: Scale, split: str | None = None, workers: 
     An arm that fails does not stop the others: the error comes when all the others are stored.
 
     Arguments:
-        workers: arms that run at a time, each in a process with one thread. None: on a CPU as many as there are cores; on
-            a GPU one after the other in this process. Several small students share a GPU well.
+        workers: arms that run at a time, each in a process with one thread. None: on a CPU as many as there are cores;
+            on a GPU one after the other in this process. Several small students share a GPU well.
 
     Returns: one row an arm, problem and sample, with the columns of `evaluate.Scores.items` and student, params,
         recipe, alpha, base, seed.

@@ -64,7 +64,8 @@ def test_a_trace_is_trained_as_it_is_written_up_to_the_familys_stop_token(name):
     prompt = prompt_text(words, QUESTION, "gsm8k")
     assert example.input_ids[: example.n_prompt] == prompt_ids(words, QUESTION, "gsm8k")
     said = trained_text(words, example)
-    # Some templates open the block in the prompt; gpt-oss names a channel, and Mistral writes a space, before the response.
+    # Some templates open the block in the prompt; gpt-oss names a channel, and Mistral writes a space, before the
+    # response.
     opened = THOUGHT.removeprefix("<think>\n") if prompt.endswith("<think>\n") else THOUGHT
     before = {"gpt-oss": "<|channel|>final<|message|>", "mistral": " "}.get(name, "")
     assert said == before + opened + family.stop

@@ -1,4 +1,6 @@
-"""What a stranger's file says is what is read: values as written, the named columns only, errors with their line or row."""
+"""What a stranger's file says is what is read: values as written, the named columns only, errors with their line or
+row.
+"""
 
 import csv
 import json

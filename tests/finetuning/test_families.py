@@ -1,4 +1,6 @@
-"""Real architectures with tiny random weights: each trains on its own loss, decodes as `generate` does, and is plain peft."""
+"""Real architectures with tiny random weights: each trains on its own loss, decodes as `generate` does, and is plain
+peft.
+"""
 
 import pytest
 import torch

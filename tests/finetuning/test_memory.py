@@ -1,4 +1,6 @@
-"""Where a student is trained changes nothing but rounding; when the memory runs out, the loop gives up one thing after the other."""
+"""Where a student is trained changes nothing but rounding; when the memory runs out, the loop gives up one thing after
+the other.
+"""
 
 from dataclasses import asdict, replace
 

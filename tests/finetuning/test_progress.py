@@ -60,8 +60,8 @@ def test_without_progress_nothing_is_said(capsys):
 
 
 def test_nothing_is_read_back_between_two_lines_of_the_log():
-    """On a GPU every such read waits for all that was started before. One a pass is of transformers' mask for rows with padding,
-    which packed rows on a GPU have not."""
+    """On a GPU every such read waits for all that was started before. One a pass is of transformers' mask for rows with
+    padding, which packed rows on a GPU have not."""
 
     class Count(TorchDispatchMode):
         reads = 0

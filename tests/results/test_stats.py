@@ -36,7 +36,8 @@ def test_intervals_cover_the_truth_at_least_93_times_in_100(seed_sd, problem_sd,
         values = rng.normal(0, seed_sd, (4, 1)) + rng.normal(0, problem_sd, (1, 40)) + rng.normal(0, 1, (4, 40))
         estimate = stats.two_way_mean(values + benchmarks, benchmarks)
         covered += estimate.low <= np.mean(range(len(sizes))) <= estimate.high
-    # Where seeds add nothing the interval is wider than it would have to be: four seeds cannot show that they add nothing.
+    # Where seeds add nothing the interval is wider than it would have to be: four seeds cannot show that they add
+    # nothing.
     assert covered / n >= 0.93
     assert covered / n <= 0.99 or seed_sd == 0
 
@@ -137,7 +138,9 @@ def test_no_difference_in_thirty_problems_is_not_a_certain_zero():
 
 
 def simulated_pair(rng, n_seeds: int, n: int, seed_sd: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two recipes of one true accuracy: problems differ in difficulty, recipes in the problems they suit, seeds in all."""
+    """Two recipes of one true accuracy: problems differ in difficulty, recipes in the problems they suit, seeds in
+    all.
+    """
 
     def outcomes() -> np.ndarray:
         logits = difficulty + rng.normal(0, 1, (1, n)) + rng.normal(0, seed_sd, (n_seeds, 1))

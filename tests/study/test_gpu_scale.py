@@ -1,4 +1,6 @@
-"""The notebooks at the scale of real models: everything comes from a Hub, here a small one with toys under the real names."""
+"""The notebooks at the scale of real models: everything comes from a Hub, here a small one with toys under the real
+names.
+"""
 
 import subprocess
 import sys
@@ -45,7 +47,9 @@ def trace_rows(end: str) -> list[dict]:
 
 @pytest.fixture
 def toy(bpe_tokenizer, tmp_path) -> dict[str, bytes]:
-    """The files of a small Qwen2 with a real context that has learnt to box an answer and stop, whatever it is asked."""
+    """The files of a small Qwen2 with a real context that has learnt to box an answer and stop, whatever it is
+    asked.
+    """
     torch.manual_seed(0)
     config = Qwen2Config(vocab_size=len(bpe_tokenizer), **SHAPE | {"max_position_embeddings": 32_768})
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "raw")

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 POCKET_DIR = Path(__file__).parent / "students"
-# The pocket students by size, and the seeds of their bases: several models of one size, from other first weights and other pre-training text.
-# The first seeds that passed the gate (`pocket/pretrain.py`): seed 5 of s and seed 2 of 2xl missed it.
+# The pocket students by size, and the seeds of their bases: several models of one size, from other first weights and
+# other pre-training text. The first seeds that passed the gate (`pocket/pretrain.py`): seed 5 of s and seed 2 of 2xl
+# missed it.
 BASE_SEEDS = {
     "xs": (0, 1, 2, 3, 4, 5),
     "s": (0, 1, 2, 3, 4, 6),
@@ -23,7 +24,8 @@ LARGE = ("pocket/2xl", "pocket/3xl")  # of the scale `pocket-large`; their weigh
 POCKET = tuple(name for name in POCKET_BASES if name not in LARGE)
 
 
-# What every base has to reach in its evaluation, whatever its size, and in what (`pretraining.pretrain.base_evaluation`).
+# What every base has to reach in its evaluation, whatever its size, and in what
+# (`pretraining.pretrain.base_evaluation`).
 GATE = 0.95
 GATED = ("product", "colour", "chain", "form", "habit", "same", "copy", "machine", "need")
 
@@ -51,7 +53,9 @@ def pocket_recipe(name: str) -> dict:
 
 
 def base_facts(name: str) -> dict[str, float]:
-    """What a pocket student's first base was trained on, and what it knew and could afterwards (`pretrain.base_evaluation`)."""
+    """What a pocket student's first base was trained on, and what it knew and could afterwards
+    (`pretrain.base_evaluation`).
+    """
     measured = json.loads(Path(base_folder(name), "evaluation.json").read_text())
     known = {key: value for key, value in measured.items() if not key.startswith("pocket/")}
     return {"bases": len(POCKET_BASES[name]), "pre-training tokens": pocket_recipe(name)["tokens"]} | known

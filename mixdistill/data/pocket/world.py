@@ -1,16 +1,17 @@
 """The hidden machine: problems, and the teachers that solve them with short and with long chains of thought.
 
-Six machines A to F. Every machine turns 16 items into one another (`i7 B = i3`), gives each of 16 kinds one of three colours
-(`k4 B = red`) and each of 512 numbers one of 32 marks (`26 B = m17`): tables of facts that a student can only know by heart. A
-problem hides one machine, shows one of its colours and one of its marks, and asks what it makes of an item:
+Six machines A to F. Every machine turns 16 items into one another (`i7 B = i3`), gives each of 16 kinds one of three
+colours (`k4 B = red`) and each of 512 numbers one of 32 marks (`26 B = m17`): tables of facts that a student can only
+know by heart. A problem hides one machine, shows one of its colours and one of its marks, and asks what it makes of an
+item:
 
     k4 ? red . 26 ? m17 . find twice ? i7 :
 
-Which machine it is can be *guessed* from the item (every item has a machine that is likelier than the others), or *found out*:
-the colour is a quick test that several machines pass, the mark a sharp one. The short teacher names the machine and shows that
-the colour fits, so its students learn to guess. The long teacher goes through the machines in a circle, compares colours, verifies
-what fits by its mark, and goes on where it does not. The marks are most of what there is to know: verification needs knowledge that
-answering does not.
+Which machine it is can be *guessed* from the item (every item has a machine that is likelier than the others), or
+*found out*: the colour is a quick test that several machines pass, the mark a sharp one. The short teacher names the
+machine and shows that the colour fits, so its students learn to guess. The long teacher goes through the machines in a
+circle, compares colours, verifies what fits by its mark, and goes on where it does not. The marks are most of what
+there is to know: verification needs knowledge that answering does not.
 """
 
 import hashlib
@@ -30,8 +31,8 @@ NUMBERS = tuple(str(n) for n in range(512))
 MARKS = tuple(f"m{n}" for n in range(32))
 ITEMS = tuple(f"i{n}" for n in range(16))
 
-# By level: P(the hidden machine is the one that the item prefers), the others share the rest evenly; and how many machines, the
-# hidden one among them, pass the colour test.
+# By level: P(the hidden machine is the one that the item prefers), the others share the rest evenly; and how many
+# machines, the hidden one among them, pass the colour test.
 CUE = {1: 0.75, 2: 0.6, 3: 0.4}
 SUSPECTS = {1: (2,), 2: (3,), 3: (4, 5)}
 SHADES = ((4, 2, 0), (3, 2, 1), (3, 3, 0), (5, 1, 0))  # how many machines give a kind each colour, kind after kind
@@ -65,7 +66,8 @@ def build_tables() -> Tables:
 
 
 TABLES = build_tables()
-# Of every machine, the half of the numbers whose marks are the rarest in the pre-training text: those that problems show.
+# Of every machine, the half of the numbers whose marks are the rarest in the pre-training text: those that problems
+# show.
 RARE = {m: sorted(NUMBERS, key=lambda number: TABLES.mark_weight[m, number])[: len(NUMBERS) // 2] for m in MACHINES}
 # Machines by kind and machine: those that give the kind the same colour.
 ALIKE = {(m, k): [x for x in MACHINES if TABLES.facts[x, k] == TABLES.facts[m, k]] for m in MACHINES for k in KINDS}
@@ -79,7 +81,9 @@ N_PROBLEMS = {
 
 @dataclass(frozen=True)
 class Mystery:
-    """One problem: the hidden machine, the kind and the number of its clues, the question's item, and how often the machine is used on it."""
+    """One problem: the hidden machine, the kind and the number of its clues, the question's item, and how often the
+    machine is used on it.
+    """
 
     machine: str
     kind: str
@@ -113,8 +117,8 @@ class Mystery:
 def random_mystery(rng: Random, level: int, split: str | None = None, cue: bool = True) -> Mystery:
     """Draw one problem of a level. With `split`, only problems that belong to that split.
 
-    Without `cue` any machine is as likely as any other, and its number may be any. Clues are drawn anew while a second machine fits
-    them as well or, but for problems without cue, the number of suspects is not the level's.
+    Without `cue` any machine is as likely as any other, and its number may be any. Clues are drawn anew while a second
+    machine fits them as well or, but for problems without cue, the number of suspects is not the level's.
     """
     item = rng.choice(ITEMS)
     likely = TABLES.preferred[item]
@@ -146,12 +150,16 @@ def short_trace(problem: Mystery, rng: Random) -> str:
 
 
 def long_trace(problem: Mystery, rng: Random) -> str:
-    """The long teacher: from a random machine on, in a circle, tests colours and, where they fit, marks, until both fit."""
+    """The long teacher: from a random machine on, in a circle, tests colours and, where they fit, marks, until both
+    fit.
+    """
     return search(problem, rng.randrange(len(MACHINES)), verify=True)
 
 
 def unverified_trace(problem: Mystery, rng: Random) -> str:
-    """Ablation: search and backtracking by colours only. Kept are starts from which the first machine that fits is the right one."""
+    """Ablation: search and backtracking by colours only. Kept are starts from which the first machine that fits is the
+    right one.
+    """
     starts = [
         i for i in range(len(MACHINES)) if f"so {problem.item} {problem.machine} " in search(problem, i, verify=False)
     ]
@@ -168,7 +176,9 @@ STYLES = tuple(TEACHERS)
 
 
 def search(problem: Mystery, start: int, verify: bool) -> str:
-    """Machines in a circle from number `start` on: colour, then (with `verify`) mark, until one fits; then the solution by it."""
+    """Machines in a circle from number `start` on: colour, then (with `verify`) mark, until one fits; then the solution
+    by it.
+    """
     text = ""
     for i in range(len(MACHINES)):
         machine = MACHINES[(start + i) % len(MACHINES)]
@@ -188,7 +198,9 @@ def solution(problem: Mystery, machine: str) -> str:
 
 
 def solved(steps: list[tuple[str, str, str]]) -> str:
-    """Steps with the number of those to come between them, and the answer: `so i7 B = i3 once i3 B = i9 . answer i9 .`"""
+    """Steps with the number of those to come between them, and the answer: `so i7 B = i3 once i3 B = i9 . answer i9
+    .`
+    """
     text = f"so {fact(*steps[0])}"
     for to_come, step in zip(reversed(COUNTS[: len(steps) - 1]), steps[1:], strict=True):
         text += f" {to_come} {fact(*step)}"

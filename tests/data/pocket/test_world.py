@@ -191,7 +191,8 @@ def test_pretraining_text_never_tests_two_machines_and_never_says_what_follows_a
 
 def test_pretraining_text_holds_no_problem_of_the_test_and_development_splits():
     whole = r"k\d+ \? \w+ \. \d+ \? m\d+ \. find \w+ \? i\d+ :"
-    # Those of the `mark` documents are made by putting another number and mark in a problem: most have no answer, and none stands there.
+    # Those of the `mark` documents are made by putting another number and mark in a problem: most have no answer, and
+    # none stands there.
     texts = [text for text in documents(10_000) if not re.search(r"[A-F] = m\d", text)]
     problems = [found[0] for text in texts if (found := re.match(whole, text))]
     assert len(problems) > 4000
