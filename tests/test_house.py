@@ -46,3 +46,8 @@ def test_data_flows_one_way(path):
 def test_the_listing_is_short():
     entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
     assert len(entries) <= 12, entries
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_is_long(path):
+    assert len(path.read_text().splitlines()) <= 350

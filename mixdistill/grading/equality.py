@@ -104,7 +104,7 @@ def compare(gold: str, answer: str, ask: Ask) -> bool:
 
 
 def clean(text: str) -> str:
-    """An answer in one way of writing, without Unicode, styles, spaces, `\\left`, thousands separators, double escapes."""
+    """An answer in one way of writing: no Unicode, styles, spaces, `\\left`, thousands separators, double escapes."""
     for mark, shifted, plain in (("^", RAISED, "0123456789+-n"), ("_", LOWERED, "0123456789")):
         table = str.maketrans(shifted, plain)
         text = re.sub(f"[{shifted}]+", lambda found: f"{mark}{{{found[0].translate(table)}}}", text)  # noqa: B023
