@@ -70,7 +70,7 @@ def check_tables(data: Path, n_students: int, n_seeds: int, n_problems: int) -> 
             "unknown notebook parameter ALPHAA: this notebook takes SCALE, SEEDS, STUDENT, ALPHA",
         ),
         ({"SCALE": "smoke", "ALPHA": "much"}, "ALPHA is 'much', a str: give a float"),
-        ({"SCALE": "smoke", "ALPHA": 1.5}, "alpha is 1.5: it is a share of the problems"),
+        ({"SCALE": "smoke", "ALPHA": 1.5}, "alpha is 1.5: it is a finite number, at least 0, at most 1"),
         ({"SCALE": "smoke", "STUDENT": "pocket/xxl"}, "unknown student 'pocket/xxl'"),
     ],
 )

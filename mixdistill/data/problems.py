@@ -5,7 +5,7 @@
 | `math`          | 5,000 (train 7,500)| DigitalLearningGmbH/MATH-lighteval   | `math_test.jsonl`                |
 | `math500`       | 500                | HuggingFaceH4/MATH-500               | `MATH-500.jsonl`                 |
 | `gsm8k`         | 1,319 (train 7,473)| openai/gsm8k                         | `gsm8k_test.jsonl`               |
-| `svamp`         | 300                | ChilleD/SVAMP (not pinned)           | `svamp_test.jsonl`               |
+| `svamp`         | 300                | (a file only)                        | `svamp_test.jsonl`               |
 | `amc23`         | 40                 | math-ai/amc23                        | `amc23.jsonl`                    |
 | `aime24`        | 30                 | HuggingFaceH4/aime_2024              | `aime24.jsonl`                   |
 | `olympiadbench` | 674 (file: 675)    | Hothan/OlympiadBench                 | `olympiadbench.jsonl`            |
@@ -75,8 +75,8 @@ class Problem:
 class Benchmark:
     """Where a published benchmark lies, and what its columns are called."""
 
-    hub: str
-    revision: str | None  # commit of the Hub data set; None: its newest
+    hub: str | None  # None: there is only the file
+    revision: str | None  # commit of the Hub data set
     file: str  # its name in $MIXDISTILL_DATA, `{split}` filled in
     answer_format: str = "math"
     question: str = "problem"
@@ -125,7 +125,7 @@ BENCHMARKS = {
         config="main",
         splits=("train", "test"),
     ),
-    "svamp": Benchmark("ChilleD/SVAMP", None, "svamp_test.jsonl", "gsm8k", "question"),
+    "svamp": Benchmark(None, None, "svamp_test.jsonl", "gsm8k", "question"),
     "amc23": Benchmark("math-ai/amc23", "80815d37005feb82cd7f8fbc6901d5d3eff43057", "amc23.jsonl", question="question"),
     "aime24": Benchmark(
         "HuggingFaceH4/aime_2024", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a", "aime24.jsonl", hub_split="train"
@@ -224,6 +224,11 @@ def _benchmark_problems(name: str, split: str, file: str | None, revision: str |
     if file is None and revision is None and folder and kept.is_file():
         file = str(kept)
     where = {"revision": revision}
+    if file is None and benchmark.hub is None:
+        raise ValueError(
+            f"{name!r} is read from a file: put {benchmark.file!r} into the folder $MIXDISTILL_DATA, or give it as "
+            "file (docs/real-models.md says where it comes from)"
+        )
     if file is None:
         revision, hub_split = revision or benchmark.revision, benchmark.hub_split or split
         where = {"split": hub_split, "revision": revision, "config": benchmark.config}

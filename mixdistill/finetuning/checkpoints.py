@@ -117,7 +117,8 @@ def load_trained(run: Run) -> Student:
         return student
     folder, generation_config = runs.trained_folder(run), student.model.generation_config
     if run.config["lora"] is None:
-        student.model.load_state_dict(type(student.model).from_pretrained(folder, use_safetensors=True).state_dict())
+        model = type(student.model).from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+        student.model.load_state_dict(model.state_dict())
     else:
         student.model = PeftModel.from_pretrained(student.model, folder).eval()
     student.model.generation_config = generation_config

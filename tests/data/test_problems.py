@@ -46,6 +46,7 @@ PUBLISHED = {
         ("2", "3", "Algebra"),
     ),
     "gsm8k": ({"question": "1+1?", "answer": "It is <<1+1=2>>2.\n#### 1,002"}, ("1,002", "", "")),
+    "svamp": ({"question": "1+1?", "answer": "7"}, ("7", "", "")),
     "amc23": ({"id": 0, "answer": 27.0, "url": "https://example.org", "question": "1+1?"}, ("27", "", "")),
     "aime24": (
         {"id": 60, "problem": "1+1?", "solution": "", "answer": "033", "url": "https://example.org", "year": "2024"},
@@ -75,7 +76,7 @@ def test_a_benchmark_is_read_from_a_file_with_its_published_columns(name, tmp_pa
     file = write_jsonl(tmp_path / BENCHMARKS[name].file.format(split="test"), [row])
     (problem,) = load_problems(name, file=file)
     assert (problem.question, problem.answer, problem.level, problem.subject) == ("1+1?", answer, level, subject)
-    assert (problem.source, problem.answer_format) == (name, "gsm8k" if name == "gsm8k" else "math")
+    assert (problem.source, problem.answer_format) == (name, "gsm8k" if name in ("gsm8k", "svamp") else "math")
     monkeypatch.setenv("MIXDISTILL_DATA", str(tmp_path))
     assert load_problems(name) == [problem]
 
@@ -109,7 +110,15 @@ def test_the_svamp_problems_load():
 
 
 def test_every_benchmark_is_pinned_to_a_commit():
-    assert all(re.fullmatch("[0-9a-f]{40}", benchmark.revision) for benchmark in BENCHMARKS.values())
+    assert all(re.fullmatch("[0-9a-f]{40}", benchmark.revision) for benchmark in BENCHMARKS.values() if benchmark.hub)
+
+
+def test_a_benchmark_without_a_hub_data_set_says_where_its_file_goes(monkeypatch):
+    monkeypatch.delenv("MIXDISTILL_DATA", raising=False)
+    with pytest.raises(
+        ValueError, match=r"'svamp' is read from a file: put 'svamp_test.jsonl' into the folder .MIXDISTILL_DATA"
+    ):
+        load_problems("svamp")
 
 
 def test_problems_without_a_gold_answer_are_left_out_and_counted(tmp_path):
