@@ -4,6 +4,7 @@
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 
 from mixdistill.arguments import choice
 
@@ -16,8 +17,9 @@ EMPTY = re.compile(
 RUN_ON = re.compile(
     r"Question(?: \d+)?:|^\W*(?:Problem|User|Human|Q)(?: \d+)?:|<\|(?:im_end|eot_id|endoftext)\|>|</s>", re.M
 )
-LED = re.compile(r"(?:\banswer(?:\s*(?:is|:|=|\*\*))+|####)[\s:*]*([^\n]+)", re.I)
+LED = re.compile(r"(?:\banswer(?:\s*(?:is|:|=|\*\*))+|####)[\s:*]*(?=([^\n]+))", re.I)
 FORMULA = re.compile(r"(?<!\\)\$\$?([^$]+)(?<!\\)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
+JOINT = re.compile(r"\s*(?:[,;]|[,;]?\s*(?:and|or))\s*")  # between the members of a list
 
 SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
@@ -113,17 +115,25 @@ def _unboxed(text: str) -> str | None:
     """The answer of a completion without a box, as lm-evaluation-harness (minerva) and Math-Verify find it."""
     if led := list(LED.finditer(text)):
         sentence = re.split(r"\.(?:\s|$)|\s*I hope", led[-1][1])[0].strip(" *")
-        formulas = list(FORMULA.finditer(sentence))
-        return _inside(formulas[-1]) if formulas and not sentence[:1].isdigit() else sentence or None
+        return (None if sentence[:1].isdigit() else _last_formulas(sentence)) or sentence or None
     last = text.rstrip(" \n\t.*").rsplit("\n", 1)[-1]
-    formulas = list(FORMULA.finditer(text[-2000:] if last in ("$$", "\\]") else last))
-    if formulas:
-        return _inside(formulas[-1])
+    if formulas := _last_formulas(text[-2000:] if last in ("$$", "\\]") else last):
+        return formulas
     return last.strip(" *") if NUMBER.fullmatch(last.strip(" *")) else None
 
 
-def _inside(formula: re.Match) -> str:
-    return next(filter(None, formula.groups())).strip()
+def _last_formulas(text: str) -> str | None:
+    """The last formula, together with those that a list joins to it: `$3$ or $5$` is not 5."""
+    formulas = list(FORMULA.finditer(text))
+    if not formulas:
+        return None
+    gaps = [text[one.end() : other.start()] for one, other in pairwise(formulas)]
+    first = len(gaps)
+    while first and JOINT.fullmatch(gaps[first - 1]):
+        first -= 1
+    # A comma alone also separates a formula from the clause before it: "for $n=3$, $2^n=8$".
+    is_list = not text[: formulas[first].start()].strip() or re.search("and|or", "".join(gaps[first:]))
+    return ", ".join(next(filter(None, formula.groups())).strip() for formula in formulas[first if is_list else -1 :])
 
 
 def _marked_number(text: str) -> str | None:

@@ -81,6 +81,10 @@ def load_student(name: str | Path, revision: str | None = None, device: str | No
     """
     name = arguments.text("name", name)
     device = arguments.text("device", device, optional=True)
+    try:
+        torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}: give one of torch's, such as cpu or cuda") from error
     files = pretrained_files(name, revision)
     config, dtype = load_config(name, revision), _dtype(name, revision)
     tokenizer = load_tokenizer(name, revision)

@@ -13,6 +13,11 @@ from mixdistill.data.final_answers import NO_NOUN, NOUN, SCALES, number_value
 
 Ask = Callable[[str, str, str], bool]
 STYLES = r"(?:text(?:bf|it|rm|normal|sf|tt)?|math(?:rm|bf|it|sf|tt|cal)|mbox|hbox|operatorname|bm|boldsymbol)"
+LETTERS = (
+    r"alpha|beta|[gG]amma|[dD]elta|(?:var)?epsilon|zeta|eta|[tT]heta|kappa|[lL]ambda|mu|nu|xi|rho|sigma|tau"
+    r"|(?:var)?phi|chi|[pP]si|[oO]mega|Phi"
+)
+TOKEN = rf"(?:[\dA-Za-z]|\\(?:pi|{LETTERS})(?![A-Za-z]))"  # what TeX takes for an argument without braces
 LOOK = [  # what only changes how an answer looks, in this order
     (r"\\(?:left|right)(?![A-Za-z])\.?", ""),
     (r"\\(?:[bB]igg?[lr]?|displaystyle|textstyle|limits|mathstrut|bf|it|rm|[lL]arge)(?![A-Za-z])", ""),
@@ -24,9 +29,8 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"\\text\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\{]),?\s*(?:and|or)(?![A-Za-z])", ", "),
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
-    (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
-    (r"\\frac\s*([\dA-Za-z])\s*(?=\{)", r"\\frac{\1}"),
-    (r"(\\frac\s*\{[^{}]*\})\s*([\dA-Za-z])(?!\d)", r"\1{\2}"),
+    (rf"\\frac\s*({TOKEN})\s*(?=[{{\\A-Za-z]|\d(?!\d))", r"\\frac{\1}"),
+    (rf"(\\frac\s*\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})\s*({TOKEN})(?!\d)", r"\1{\2}"),
     (r"\\geq?(?:slant)?(?![A-Za-z])|>=", r"\\ge "),
     (r"\\leq?(?:slant)?(?![A-Za-z])|<=", r"\\le "),
     (r"\\neq?(?![A-Za-z])|!=", r"\\ne "),
@@ -79,10 +83,6 @@ RELATION = r"(\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[<>=])"
 FLIPPED = {">": "<", r"\ge": r"\le"}
 VALUED = {"=", r"\in", r"\approx"}
 FUNCTIONS = r"sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp"
-LETTERS = (
-    r"alpha|beta|[gG]amma|[dD]elta|(?:var)?epsilon|zeta|eta|[tT]heta|kappa|[lL]ambda|mu|nu|xi|rho|sigma|tau"
-    r"|(?:var)?phi|chi|[pP]si|[oO]mega|Phi"
-)
 COMMANDS = re.compile(  # that Math-Verify reads as they are meant
     rf"frac|sqrt|binom|cdot|times|div|pi|[lr]floor|[lr]ceil|[lr]vert|sum|prod|max|min|infty|circ|{FUNCTIONS}|{LETTERS}"
 )

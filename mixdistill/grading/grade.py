@@ -13,13 +13,13 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from mixdistill.arguments import choice, flag
+from mixdistill.arguments import choice, flag, shown
 from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, number_value
 
 SECONDS = 4.0  # of processor time for the comparison of one answer; twice as much by the clock
@@ -69,8 +69,8 @@ def grade_all(
     Raises ValueError where `grade` does, for a single text, and unless there is one gold answer for each response.
     """
     for name, given in (("responses", responses), ("golds", golds)):
-        if isinstance(given, str):
-            raise ValueError(f"{name} is the text {given[:50]!r}: give a list of texts, or use grade for a single one")
+        if isinstance(given, (str, bytes, Set, Mapping)) or not hasattr(given, "__len__"):
+            raise ValueError(f"{name} is {shown(given)}: give a list of texts, or use grade for a single one")
     if len(responses) != len(golds):
         raise ValueError(f"{len(responses)} responses for {len(golds)} gold answers: give one gold answer a response")
     choice("answer_format", answer_format, ANSWER_FORMATS)

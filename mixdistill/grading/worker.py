@@ -165,9 +165,17 @@ def same_number(a: sympy.Expr, b: sympy.Expr, digits: int = DIGITS) -> bool:
     left, right = sympy.N(a, digits), sympy.N(b, digits)
     if not (left.is_number and right.is_number) or left.has(sympy.nan) or right.has(sympy.nan):
         raise Unreadable("not a number")
-    # A decimal of 12 and more places stands for the value that it rounds.
-    rounded = any(number.is_Rational and number.q > 10**11 and 10**40 % number.q == 0 for number in (a, b))
-    return bool(abs(left - right) <= sympy.Float(10, digits) ** (-12 if rounded else 20 - digits) * abs(left))
+    tolerance = sympy.Float(10, digits) ** (20 - digits) * abs(left)
+    return bool(abs(left - right) <= max(tolerance, last_place(a), last_place(b)))
+
+
+def last_place(number: sympy.Expr) -> sympy.Rational:
+    """How far a decimal of 12 significant digits and more may be from the value that it rounds: half a unit in its last place, or
+    half a unit in the last bit of a float. 0 for any other number."""
+    places = next((n for n in range(40) if number.is_Rational and 10**n % number.q == 0), 0)
+    if not places or abs(number) * 10**places < 10**11:
+        return sympy.S.Zero
+    return max(sympy.Rational(1, 2 * 10**places), abs(number) / 2**53)
 
 
 if __name__ == "__main__":

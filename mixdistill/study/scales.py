@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from mixdistill import runs
-from mixdistill.arguments import whole
+from mixdistill.arguments import instance, whole
 from mixdistill.data.mix import CONTROLS, RECIPES
 from mixdistill.data.pocket.bases import LARGE, POCKET, POCKET_BASES
 from mixdistill.data.problems import POCKET_TIERS
@@ -218,7 +218,7 @@ def get_scale(name: str, n_seeds: int = 0) -> Scale:
 
     Raises ValueError for an unknown name or a bad number.
     """
-    if name not in SCALES:
+    if not isinstance(name, str) or name not in SCALES:
         raise ValueError(f"unknown scale {name!r}: use one of {', '.join(SCALES)}")
     return replace(SCALES[name], n_seeds=whole("n_seeds", n_seeds, low=0) or SCALES[name].n_seeds)
 
@@ -276,6 +276,7 @@ def check_parameters(namespace: Mapping[str, object], **types: type) -> None:
 
     `namespace` is the notebook's `globals()`, `types` its parameters. Raises ValueError for the first that is wrong.
     """
+    instance("namespace", namespace, Mapping)
     cells = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]  # papermill's mark
     injected = {name for cell in cells for name in re.findall(r"^(\w+) = ", cell, re.MULTILINE)}
     unknown = sorted(injected - set(types))

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from mixdistill.arguments import whole
+from mixdistill.arguments import instance, whole
 from mixdistill.data.mix import mix
 from mixdistill.data.problems import Problem, load_problems
 from mixdistill.data.students import TINY, n_params
@@ -42,7 +42,9 @@ def sweep(arms: Iterable[Arm], scale: Scale, split: str | None = None, workers: 
         ValueError: there are no arms, or an arm's student, benchmark or data is unknown; before anything is trained.
         RuntimeError: arms failed; says which, and why the first did.
     """
-    arms, workers = list(arms), whole("workers", workers, optional=True)
+    workers = whole("workers", workers, optional=True)
+    instance("scale", scale, Scale)
+    arms = [instance("an arm", arm, Arm) for arm in instance("arms", arms, Iterable)]
     if not arms:
         raise ValueError("there are no arms to run: give at least one, such as those of gap_arms(scale)")
     # The same training under two names (alpha=0 and short) is one piece of work.

@@ -103,3 +103,16 @@ def test_a_pocket_answer_is_the_token_behind_the_last_answer(completion, answer)
 )
 def test_the_value_of_a_number_is_exact(text, value):
     assert str(number_value(text)) == value
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("The answer is 41. Wait, the answer is 42.", "42"),
+        ("The answer is $3$ or $5$.", "3, 5"),
+        ("Thus $x=3$ and $x=5$.", "x=3, x=5"),
+        ("Thus for $n=3$, $2^n=8$.", "2^n=8"),
+    ],
+)
+def test_without_a_box_the_last_statement_counts_and_a_list_is_whole(response, answer):
+    assert final_answer(response, "math") == answer

@@ -118,8 +118,11 @@ def test_bad_requests_are_refused():
         grade("4", "4", answer_format="essay")
     with pytest.raises(ValueError, match="1 responses for 2 gold answers"):
         grade_all(["4"], ["4", "5"])
-    with pytest.raises(ValueError, match="responses is the text 'abc'"):
+    with pytest.raises(ValueError, match="responses is 'abc'"):
         grade_all("abc", "abc")
+    for given in (None, 4, {"4"}, {"4": 0}, b"4", iter(["4"])):
+        with pytest.raises(ValueError, match="golds is"):
+            grade_all(["4"], given)
     with pytest.raises(ValueError, match="a response is None"):
         grade_all(["4", None], ["4", "4"])
 
@@ -229,3 +232,29 @@ def test_a_plain_script_starts_a_worker_only_when_needed_and_the_worker_ends_wit
         script.send_signal(signal.SIGKILL)
     worker.wait(timeout=10)
     assert not worker.is_running()
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "same"),
+    [
+        (r"\frac1x+\frac1y", r"\frac{x+y}{xy}", True),
+        (r"\frac\pi4", r"\frac{\pi}{4}", True),
+        (r"\frac{\sqrt{3}}x", r"\frac{\sqrt3}{x}", True),
+        (r"\frac ab", "b/a", False),
+    ],
+)
+def test_a_fraction_without_braces_is_read_as_tex_reads_it(gold, answer, same):
+    assert equal(gold, answer) == same
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "same"),
+    [
+        (r"\sqrt2", "1.41421356237", True),
+        (r"100000\sqrt2", "141421.35623730952", True),
+        (r"\sqrt2", "1.414213562379", False),
+        (r"100000\sqrt2", "141421.356237200001", False),
+    ],
+)
+def test_a_long_decimal_is_right_to_its_last_place(gold, answer, same):
+    assert equal(gold, answer) == same

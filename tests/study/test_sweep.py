@@ -196,3 +196,11 @@ def works(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.parametrize("arms", [None, 3, "pocket/xs", [1]])
+def test_what_is_no_list_of_arms_is_refused(arms):
+    with pytest.raises(ValueError, match="arm"):
+        sweep(arms, get_scale("smoke"))
+    with pytest.raises(ValueError, match="unknown scale"):
+        get_scale([arms])
