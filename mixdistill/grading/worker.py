@@ -170,8 +170,10 @@ def same_number(a: sympy.Expr, b: sympy.Expr, digits: int = DIGITS) -> bool:
 
 
 def last_place(number: sympy.Expr) -> sympy.Rational:
-    """How far a decimal of 12 significant digits and more may be from the value that it rounds: half a unit in its last place, or
-    half a unit in the last bit of a float. 0 for any other number."""
+    """How far a decimal of 12 significant digits and more may be from the value that it rounds; 0 for any other number.
+
+    Half a unit in its last place, or half a unit in the last bit of a float.
+    """
     places = next((n for n in range(40) if number.is_Rational and 10**n % number.q == 0), 0)
     if not places or abs(number) * 10**places < 10**11:
         return sympy.S.Zero
