@@ -1,6 +1,7 @@
 """Run every notebook headless, redraw the figures, print the gaps: `python -m mixdistill reproduce --scale pocket`."""
 
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import papermill
+import psutil
 from traitlets.config import Config
 
 from mixdistill.results import stats
@@ -16,6 +18,7 @@ from mixdistill.runs import REPO, runs_dir, shown
 from mixdistill.study.plan import check_machine
 from mixdistill.study.scales import SCALES, Scale, get_scale
 
+LONGEST = 50  # characters of the folder of a kernel's sockets, whose whole paths may have 107
 # The tour shows the results of the others, so it comes last.
 NOTEBOOKS = ("01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism", "00_tour")
 
@@ -56,7 +59,7 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     # Over TCP, ipykernel 7 warns of eavesdropping, and kernels of parallel runs could meet at one port; so over sockets
     # of the file system, in a folder of their own, as a killed kernel leaves them behind.
-    with tempfile.TemporaryDirectory(prefix="mixdistill-") as sockets:
+    with tempfile.TemporaryDirectory(prefix=f"mixdistill-{os.getpid()}-", dir=sockets_folder()) as sockets:
         local = {"transport": "ipc", "ip": f"{sockets}/kernel"}
         papermill.execute_notebook(
             source,
@@ -68,6 +71,21 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
             cwd=REPO,
             config=Config({"KernelManager": local} if os.name == "posix" else {}),
         )
+
+
+def sockets_folder() -> str:
+    """Where the kernels' sockets lie: the temporary folder, or /tmp where its path is too long for a socket's.
+
+    Folders that a killed process has left here are removed.
+    """
+    folder = tempfile.gettempdir()
+    if len(folder) > LONGEST and os.path.isdir("/tmp"):
+        folder = "/tmp"
+    for left in Path(folder).glob("mixdistill-*-*"):
+        pid = left.name.split("-")[1]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    return folder
 
 
 def publish_notebook(executed: Path, target: Path) -> None:

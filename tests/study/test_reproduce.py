@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import REPO
 
-from mixdistill.study.reproduce import with_results
+from mixdistill.study.reproduce import sockets_folder, with_results
 
 REPRODUCE = [sys.executable, "-m", "mixdistill", "reproduce", "--scale", "smoke", "--seeds", "1"]
 TRAIN = """
@@ -142,3 +142,19 @@ def test_the_readme_example_runs_as_it_stands(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), flags=re.DOTALL)
     exec(example, {})
     assert "pocket/hard" in capsys.readouterr().out
+
+
+def test_sockets_have_a_short_path_and_a_killed_process_leaves_none(tmp_path, monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    short = tmp_path / "t"
+    left, own = short / f"mixdistill-{ended.pid}-a", short / f"mixdistill-{os.getpid()}-b"
+    for folder in (left, own):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(short))
+    monkeypatch.setattr("mixdistill.study.reproduce.LONGEST", 1000)
+    assert sockets_folder() == str(short)
+    assert own.is_dir()
+    assert not left.exists()
+    monkeypatch.setattr("mixdistill.study.reproduce.LONGEST", 3)
+    assert sockets_folder() == "/tmp"
