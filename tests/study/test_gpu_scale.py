@@ -93,6 +93,7 @@ def test_the_notebooks_run_at_the_gpu_scale(toy, tmp_path):
         "03_mix_distillation.png",
     }
     for path in (tmp_path / "out").glob("*.ipynb"):
-        assert "pocket/" not in "".join(
-            str(output.get("text", "")) for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])
-        )
+        outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+        lines = "\n".join(str(output.get("text", "")) for output in outputs).splitlines()
+        # The tour trains a pocket student at every scale, whose progress lines begin with its name.
+        assert not [line for line in lines if "pocket/" in line and not line.startswith("pocket/xs, seed 0: ")]
