@@ -1,6 +1,7 @@
 """The command line, `python -m mixdistill COMMAND` or `mixdistill COMMAND`: the study from plan to figures."""
 
 import argparse
+import logging
 import sys
 
 
@@ -25,6 +26,8 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        # The task of the stopped notebook would print its traceback once more when it is collected.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         sys.exit("\nstopped: what was finished is stored, the same command goes on from there")
 
 
