@@ -1,4 +1,4 @@
-# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n]   make test   make lab   make clean
+# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n]   make test   make test-browser   make lab [ARGS=...]   make clean
 SCALE  ?= pocket
 SEEDS  ?= 0
 PYTHON ?= python3
@@ -9,7 +9,7 @@ PY     := $(ENV)/bin/python
 READY  := $(ENV)/.mixdistill-ready
 TESTS  := $(ENV)/.mixdistill-tests-ready
 
-.PHONY: reproduce plan figures test lab publish setup clean
+.PHONY: reproduce plan figures test test-browser lab publish setup clean
 
 reproduce plan figures: setup
 	$(PY) -m mixdistill $@ --scale "$(SCALE)" --seeds "$(SEEDS)"
@@ -19,8 +19,11 @@ test: $(TESTS)
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest -n logical --dist loadfile
 
-lab: setup
-	$(PY) -m jupyterlab notebooks
+test-browser: $(TESTS)  # JupyterLab in a headless Chromium, which `make test` runs too where there is one
+	$(PY) -m pytest -rs tests/browser
+
+lab: setup  # such as ARGS="--no-browser --allow-root --port 8890"
+	$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb $(ARGS)
 
 publish: setup  # what is committed; twice, so that the notebooks show results and not progress
 	$(PY) -m mixdistill reproduce
