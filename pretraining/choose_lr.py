@@ -1,8 +1,8 @@
 """Choose each pocket student's LoRA learning rate: `python -m pretraining.choose_lr`.
 
-The criterion is the mean accuracy over short, long and mix_long on *development* problems, never a contrast between
-them, so that the choice cannot favour the phenomenon. Writes `students/lr_search.csv`; `finetune.POCKET_LR` holds the
-winners.
+The criterion is the mean accuracy over short, long and mix_long, and over all bases of the size, on *development*
+problems, never a contrast between recipes, so that the choice cannot favour the phenomenon. Writes
+`students/lr_search.csv`; `finetune.POCKET_LR` holds the winners.
 """
 
 import argparse
@@ -10,19 +10,19 @@ from dataclasses import replace
 
 import pandas as pd
 
-from mixdistill.data.pocket.bases import POCKET, POCKET_DIR
+from mixdistill.data.pocket.bases import POCKET, POCKET_BASES, POCKET_DIR
 from mixdistill.study.scales import get_scale, recipe_arm
 from mixdistill.study.sweep import sweep
 
 GRID = (2.5e-3, 5e-3, 1e-2)  # goes on, in steps of 2, while the best rate is the first or the last
-# Far from the study's seeds, so that its training sets are not chosen on; meets the first base of every size.
-SEED = 1008
+SEED = 1008  # the first; far from the study's seeds, so that its training sets are not chosen on
 N_PROBLEMS = 120  # of each tier
 
 
 def mean_accuracies(student: str, lr: float) -> dict[str, str | float]:
-    """Accuracy of every recipe at this rate, and their mean."""
-    arms = [recipe_arm(student, recipe, SEED) for recipe in get_scale("pocket").recipes]
+    """Accuracy of every recipe at this rate in the mean over the bases, each with a seed of its own; and their mean."""
+    seeds = range(SEED, SEED + len(POCKET_BASES[student]))
+    arms = [recipe_arm(student, recipe, seed) for recipe in get_scale("pocket").recipes for seed in seeds]
     items = sweep(arms, replace(get_scale("pocket"), lr=lr, n_problems=N_PROBLEMS), split="dev")
     accuracy = items.groupby("recipe")["correct"].mean()
     return {"student": student, "lr": lr} | accuracy.to_dict() | {"mean": accuracy.mean()}
