@@ -64,7 +64,7 @@ class Student:
 
 
 def load_student(name: str | Path, revision: str | None = None, device: str | None = None) -> Student:
-    """Load a student onto the GPU in bfloat16 (a tiny one in float32) if there is one, else onto the CPU in float32.
+    """Load a student onto the GPU if there is one, else onto the CPU, in the type that `student_dtype` says.
 
     On a CPU it sets the number of threads of the process: 1 for a tiny student, `max_threads` for a larger one.
 
@@ -86,7 +86,7 @@ def load_student(name: str | Path, revision: str | None = None, device: str | No
     except RuntimeError as error:
         raise ValueError(f"device is {device!r}: give one of torch's, such as cpu or cuda") from error
     files = pretrained_files(name, revision)
-    config, dtype = load_config(name, revision), _dtype(name, revision)
+    config, dtype = load_config(name, revision), student_dtype(name, revision)
     tokenizer = load_tokenizer(name, revision)
     stops = stop_tokens_of(name, tokenizer, revision)
     with loading(name, "weights"):
@@ -230,9 +230,16 @@ def _file(files: dict[str, str], name: str) -> str | None:
     return cached_file(where, name, revision=commit, _raise_exceptions_for_missing_entries=False)
 
 
-def _dtype(name: str, revision: str | None) -> torch.dtype:
-    half = torch.cuda.is_available() and n_params(name, revision) >= TINY
-    return torch.bfloat16 if half else torch.float32
+def student_dtype(name: str | Path, revision: str | None = None) -> torch.dtype:
+    """bfloat16 where it pays: on a GPU, and on a CPU with instructions for it; float32 elsewhere and for tiny students.
+
+    It goes with the machine, as the kernels do, so no run's name holds it: what one machine has computed another reads.
+    Manifests and completions say it. On a CPU the loss curve is float32's within the noise of a seed, a step takes half
+    the time (`benchmarks/README.md`).
+    """
+    cpu = torch.cpu.get_capabilities()
+    fast = torch.cuda.is_available() or cpu.get("avx512_bf16") or cpu.get("amx_bf16")
+    return torch.bfloat16 if fast and n_params(name, revision) >= TINY else torch.float32
 
 
 def _check_outputs(name: str, model: torch.nn.Module, n_tokens: int) -> None:

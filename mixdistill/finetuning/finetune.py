@@ -250,7 +250,7 @@ def loop(
         optimizer.zero_grad()
         step += 1
         unread.append(torch.stack([loss, norm.full_tensor() if on.shard else norm]))
-        counts.update(steps=1, tokens=sum(lengths), supervised=n_supervised)
+        counts.update(steps=1, half=loss_of.half, tokens=sum(lengths), supervised=n_supervised)
         shown.tokens, shown.supervised = shown.tokens + sum(lengths), shown.supervised + n_supervised
 
         if step % LOG_EVERY == 0 or step == n_steps:
@@ -275,6 +275,7 @@ def loop(
         "n_too_long_dropped": len(train) - len(examples),
         "rows_too_long_dropped": [row for row in range(len(train)) if row not in kept],
         "n_steps": n_steps,
+        "n_steps_in_bfloat16": counts["half"],  # the others are in float32
         "n_trained_params": sum(p.numel() for p in parameters),
         "tokens": counts["tokens"],
         "supervised_tokens": counts["supervised"],

@@ -56,7 +56,7 @@ def trainable_model(student: Student, lora: LoRA | None, seed: int, fused: bool 
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(student.model, config, autocast_adapter_dtype=True)
-    if fused and model.dtype == torch.float32:
+    if fused:
         fuse(model)
     return model
 
@@ -68,10 +68,11 @@ def _past_adapters(model: torch.nn.Module) -> list[str]:
 
 
 def fuse(model: PeftModel) -> None:
-    """Let adapted layers multiply once, by W + s B A, where peft multiplies by W, A and B in turn.
+    """Let adapted layers compute x W^T + s x A^T B^T with a backward pass of their own: peft's function up to rounding.
 
-    The same function up to rounding, for float32 weights. On a CPU the many small operations cost a pocket student more
-    than their FLOPs: 27 to 34% of a step (`benchmarks/README.md`).
+    In float32 they multiply once, by W + s B A: on a CPU the many small operations of peft cost a pocket student more
+    than their FLOPs, 27 to 34% of a step (`benchmarks/README.md`). In bfloat16 that sum would be rounded away, so the
+    products stay apart; what is gained is that nothing is cast to float32 and back, a fifth of a step at 135M.
     """
     for layer in model.modules():
         if isinstance(layer, Linear):
@@ -81,7 +82,35 @@ def fuse(model: PeftModel) -> None:
 def _fused_forward(layer: Linear, x: torch.Tensor) -> torch.Tensor:
     # Looked up in every call: FSDP2 puts other parameters into a module than it had.
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return _LowRankUpdate.apply(x, layer.base_layer.weight, layer.base_layer.bias, a, b, layer.scaling["default"])
+    weight, bias, scaling = layer.base_layer.weight, layer.base_layer.bias, layer.scaling["default"]
+    if weight.dtype == torch.float32:
+        return _LowRankUpdate.apply(x, weight, bias, a, b, scaling)
+    return _HalfLowRankUpdate.apply(x.to(weight.dtype), weight, bias, a, b, scaling)
+
+
+class _HalfLowRankUpdate(torch.autograd.Function):
+    """x W^T + bias + s (x A^T) B^T in the weight's type, with gradients for x, and for A and B in theirs."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, a, b, scaling):
+        rows, a, b = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype) * scaling
+        low = rows @ a.t()
+        ctx.save_for_backward(x, weight, a, b, low)
+        ctx.scaling = scaling
+        out = F.linear(rows, weight, bias)
+        return out.addmm_(low, b.t()).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, a, b, low = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        grad_low = rows @ b
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (rows @ weight).addmm_(grad_low, a).view_as(x)
+        grad_a = (grad_low.t() @ x.flatten(0, -2)).float()
+        grad_b = (rows.t() @ low).float() * ctx.scaling
+        return grad_x, None, None, grad_a, grad_b, None
 
 
 class _LowRankUpdate(torch.autograd.Function):

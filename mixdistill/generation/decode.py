@@ -241,15 +241,21 @@ def product(layers: Sequence[torch.nn.Module], fuse: bool) -> Callable[[torch.Te
     """The function that gives the outputs of linear layers of one input, side by side; with `fuse` as a single product.
 
     Adapters in float32 are folded into the weights, W + s B A, once; below that precision the sum would be rounded
-    away.
+    away, so x A^T B^T is added to each output.
     """
-    parts = []
+    parts, low = [], []
     for layer in layers:
         adapted = isinstance(layer, LoraLinear)
-        if adapted and layer.base_layer.weight.dtype != torch.float32:
-            return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
         weight, bias = (layer.base_layer if adapted else layer).weight, layer.bias
-        parts.append((weight + layer.get_delta_weight("default") if adapted else weight, bias))
+        if adapted and weight.dtype == torch.float32:
+            weight = weight + layer.get_delta_weight("default")
+        elif adapted:
+            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight * layer.scaling["default"]
+            low.append((a.t().to(weight.dtype), b.t().to(weight.dtype)))
+        parts.append((weight, bias))
+    if low:
+        both = list(zip(parts, low, strict=True))
+        return lambda x: torch.cat([F.linear(x, *part) + x @ a @ b for part, (a, b) in both], dim=-1)
     if fuse:
         weights, biases = zip(*parts, strict=True)
         if all((bias is None) == (biases[0] is None) for bias in biases):

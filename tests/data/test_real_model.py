@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixdistill import LoRA, evaluate, finetune, load_problems, load_student, load_traces
 from mixdistill.data.chat import prompt_text, render
-from mixdistill.data.students import Student, fingerprint, load_tokenizer, n_params
+from mixdistill.data.students import Student, fingerprint, load_tokenizer, n_params, student_dtype
 from mixdistill.finetuning.batches import pad
 from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.finetuning.loss import ResponseLoss
@@ -72,7 +72,7 @@ def test_it_is_the_model_that_its_file_says(student, gguf):
     assert n_params(gguf) == student.model.num_parameters() == 134_515_008
     assert (student.context, student.model.dtype, student.model.config.tie_word_embeddings) == (
         8192,
-        torch.float32,
+        student_dtype(gguf),
         True,
     )
     assert student.fingerprint == fingerprint(Path(package.origin).parent / FILE)

@@ -54,11 +54,21 @@ def test_a_base_whose_weights_are_not_here_is_refused_with_the_command_that_make
         student_source(name)
 
 
-def test_only_tiny_students_compute_in_full_precision_beside_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+@pytest.mark.parametrize(
+    ("cuda", "cpu", "dtype"),
+    [
+        (False, {"avx2": True, "avx512_f": True}, torch.float32),
+        (False, {"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        (False, {"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        (True, {}, torch.bfloat16),
+    ],
+)
+def test_larger_students_compute_in_bfloat16_where_the_machine_is_made_for_it(cuda, cpu, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     assert load_student("pocket/xs", device="cpu").model.dtype == torch.float32
     monkeypatch.setattr(students, "TINY", n_params("pocket/xs"))
-    assert load_student("pocket/xs", device="cpu").model.dtype == torch.bfloat16
+    assert load_student("pocket/xs", device="cpu").model.dtype == dtype
 
 
 def test_pocket_students_go_from_small_to_large():

@@ -117,11 +117,10 @@ def test_logits_of_one_chunk_are_in_memory_at_a_time_and_change_nothing(name, lo
         torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="on a CPU a loss is never in bfloat16")
 def test_the_loss_of_bfloat16_logits_is_summed_in_float32(qwen, monkeypatch):
     monkeypatch.setattr(students, "TINY", 0)  # or this toy would not compute in half precision
     model = load_student(qwen).model
-    hidden, labels = torch.randn(3000, 32).bfloat16().cuda(), torch.randint(50, (3000,)).cuda()
+    hidden, labels = torch.randn(3000, 32).bfloat16().to(model.device), torch.randint(50, (3000,)).to(model.device)
     loss = ResponseLoss(model, half=True).head_loss(hidden, labels)
     assert loss.dtype == torch.float32
     exact = F.cross_entropy(hidden.float() @ model.lm_head.weight.float().t(), labels, reduction="sum")
@@ -179,16 +178,30 @@ def test_a_frozen_head_gets_no_gradient_and_a_batch_without_targets_a_loss_of_ze
     assert model.get_output_embeddings().weight.grad is None
 
 
-def test_adapters_of_a_bfloat16_base_are_float32_and_get_the_gradients(name):
-    student = load_student(name)
-    exact = gradients(trainable_model(student, LoRA(r=2), seed=0), pad(EXAMPLES, 0))
+@pytest.mark.parametrize("fused", [True, False])
+def test_adapters_of_a_bfloat16_base_are_float32_and_get_the_gradients(name, fused):
+    exact = gradients(with_adapters(load_student(name), fused=True), pad(EXAMPLES, 0))
     student = load_student(name)
     student.model.bfloat16()
-    model = trainable_model(student, LoRA(r=2), seed=0)
+    model = with_adapters(student, fused)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
     with torch.autocast("cpu", torch.bfloat16):
         loss, found = gradients(model, pad(EXAMPLES, 0))
     assert loss == pytest.approx(exact[0], rel=0.02)
-    flat, flat_exact = (torch.cat([g.flatten() for g in part.values()]) for part in (found, exact[1]))
-    assert F.cosine_similarity(flat, flat_exact, dim=0) > 0.99
+    assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+    for part in ("lora_A", "lora_B"):
+        ours, theirs = (
+            torch.cat([gradient.flatten() for key, gradient in gradients_of.items() if part in key])
+            for gradients_of in (found, exact[1])
+        )
+        assert F.cosine_similarity(ours, theirs, dim=0) > 0.99
+
+
+def with_adapters(student, fused):
+    """The student with adapters of which neither part is zero."""
+    model = trainable_model(student, LoRA(r=2), seed=0, fused=fused)
+    for key, parameter in model.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model

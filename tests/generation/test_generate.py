@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import SHAPE
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from mixdistill import LoRA, Sampling, finetune, load_problems, load_student, load_traces
@@ -12,7 +13,7 @@ from mixdistill.data.chat import prompt_ids, render_prompts
 from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.generation import decode as decode_module
 from mixdistill.generation import generate as generate_module
-from mixdistill.generation.decode import PlainStudent, Progress, is_plain
+from mixdistill.generation.decode import PlainStudent, Progress, is_plain, product
 from mixdistill.generation.generate import complete, default_engine, is_loop, length_sorted_batches
 from mixdistill.generation.sampling import next_tokens, uniforms
 
@@ -63,6 +64,19 @@ def test_adapters_take_part_in_every_engine(prompts):
     static, continuous = (complete(tuned, prompts, 20, engine=engine) for engine in ("static", "continuous"))
     assert tokens_and_ends(static) == tokens_and_ends(continuous)
     assert tokens_and_ends(static) != tokens_and_ends(complete(load_student("pocket/xs"), prompts, 20))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_adapters_add_to_what_the_loop_multiplies(dtype, tolerance):
+    layers = {name: torch.nn.Linear(8, width, bias=width == 4, dtype=dtype) for name, width in (("a", 4), ("b", 6))}
+    model = get_peft_model(torch.nn.ModuleDict(layers), LoraConfig(target_modules=["a", "b"]))
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted, x = list(model.base_model.model.values()), torch.randn(3, 5, 8).to(dtype)
+    expected = torch.cat([layer(x) for layer in adapted], dim=-1)
+    error = (product(adapted, fuse=False)(x) - expected).abs().max()
+    assert error < tolerance * expected.abs().max()
 
 
 def test_greedy_output_is_plain_argmax(student, prompts):
