@@ -1,84 +1,81 @@
 """Checks at the door of every public function: what was given, what is allowed, before any work.
 
 Each returns the value as plain Python (`numpy.int64(3)` becomes 3, `Path("a")` becomes "a"), so that the same value
-makes the same run, and raises ValueError with one sentence that names argument, value and rule.
+makes the same run, and raises ValueError with one sentence that names argument, value and rule. With `optional` also
+None passes.
 """
 
 import math
 import numbers
 import os
+import re
 from collections.abc import Collection
+from typing import TypeVar, overload
+
+T = TypeVar("T")
+UNWRITABLE = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which UTF-8 cannot write
 
 
+@overload
+def whole(name: str, value: object, low: int = 1, high: int | None = None) -> int: ...
+@overload
+def whole(name: str, value: object, low: int = 1, high: int | None = None, *, optional: bool) -> int | None: ...
 def whole(name: str, value: object, low: int = 1, high: int | None = None, optional: bool = False) -> int | None:
-    """An integer from `low` to `high`; with `optional` also None. True and 2.0 are none."""
+    """An integer from `low` to `high`. True and 2.0 are none."""
     if value is None and optional:
         return None
     good = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not good or value < low or (high is not None and value > high):
-        bound = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name} is {shown(value)}: it is a whole number, {bound}{_or_none(optional)}")
+        most = "" if high is None else f", at most {high}"
+        raise _refused(name, value, f"it is a whole number, at least {low}{most}", optional)
     return int(value)
 
 
 def number(
-    name: str,
-    value: object,
-    *,
-    low: float = -math.inf,
-    above: float = -math.inf,
-    high: float = math.inf,
-    below: float = math.inf,
-    optional: bool = False,
-) -> float | None:
-    """A finite number with low <= value <= high and above < value < below; with `optional` also None."""
-    if value is None and optional:
-        return None
-    good = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not (low <= value <= high and above < value < below):
-        bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
-        bounds += [f"at most {high:g}"] * (high < math.inf) + [f"below {below:g}"] * (below < math.inf)
-        rule = ", ".join(["a finite number", *bounds])
-        raise ValueError(f"{name} is {shown(value)}: it is {rule}{_or_none(optional)}")
+    name: str, value: object, *, low: float = -math.inf, above: float = -math.inf, high: float = math.inf
+) -> float:
+    """A finite number with low <= value <= high and above < value."""
+    good = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not good or not (low <= value <= high and above < value < math.inf):
+        bounds = {"at least": low, "above": above, "at most": high}
+        rule = [f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound)]
+        raise _refused(name, value, ", ".join(["it is a finite number", *rule]))
     return float(value)
 
 
-def flag(name: str, value: object, optional: bool = False) -> bool | None:
-    """True or False; with `optional` also None."""
+def flag(name: str, value: T, optional: bool = False) -> T:
+    """True or False."""
     if not (isinstance(value, bool) or (value is None and optional)):
-        raise ValueError(f"{name} is {shown(value)}: it is True or False{_or_none(optional)}")
+        raise _refused(name, value, "it is True or False", optional)
     return value
 
 
-def choice(name: str, value: object, allowed: Collection[str], optional: bool = False) -> str | None:
-    """One of the allowed words; with `optional` also None."""
-    if value is None and optional:
-        return None
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} is {shown(value)}: use one of {', '.join(allowed)}{_or_none(optional)}")
+def choice(name: str, value: T, allowed: Collection[str], optional: bool = False) -> T:
+    """One of the allowed words."""
+    if not (isinstance(value, str) and value in allowed) and not (value is None and optional):
+        raise _refused(name, value, f"use one of {', '.join(allowed)}", optional)
     return value
 
 
-def text(name: str, value: object, optional: bool = False, empty: bool = False) -> str | None:
-    """A text that UTF-8 can write, not blank unless `empty`; a Path becomes its text. With `optional` also None."""
+@overload
+def text(name: str, value: object, *, empty: bool = False) -> str: ...
+@overload
+def text(name: str, value: object, *, optional: bool, empty: bool = False) -> str | None: ...
+def text(name: str, value: object, *, optional: bool = False, empty: bool = False) -> str | None:
+    """A text that UTF-8 can write, not blank unless `empty`; a Path becomes its text."""
     if value is None and optional:
         return None
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(value, str) or not (empty or value.strip()):
-        raise ValueError(
-            f"{name} is {shown(value)}: it is a text{'' if empty else ' that is not blank'}{_or_none(optional)}"
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} is {shown(value)}: it is a text that UTF-8 can write") from error
+    if not isinstance(value, str) or not (empty or value.strip()) or UNWRITABLE.search(value):
+        rule = f"it is a text that UTF-8 can write{'' if empty else ', and not blank'}"
+        raise _refused(name, value, rule, optional)
     return value
 
 
-def instance(name: str, value: object, wanted: type, optional: bool = False) -> object:
-    """A value of one type, such as `LoRA`; with `optional` also None."""
+def instance(name: str, value: T, wanted: type, optional: bool = False) -> T:
+    """A value of one type, such as `LoRA`."""
     if not (isinstance(value, wanted) or (value is None and optional)):
-        raise ValueError(f"{name} is {shown(value)}: it is a {wanted.__name__}{_or_none(optional)}")
+        raise _refused(name, value, f"it is a {wanted.__name__}", optional)
     return value
 
 
@@ -88,5 +85,5 @@ def shown(value: object) -> str:
     return written if len(written) <= 100 else f"{written[:100]}..."
 
 
-def _or_none(optional: bool) -> str:
-    return ", or None" if optional else ""
+def _refused(name: str, value: object, rule: str, optional: bool = False) -> ValueError:
+    return ValueError(f"{name} is {shown(value)}: {rule}{', or None' if optional else ''}")

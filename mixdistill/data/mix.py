@@ -8,16 +8,13 @@ from datasets import Dataset
 
 from mixdistill.arguments import number, whole
 from mixdistill.data.problems import plain_question
-from mixdistill.data.traces import CHECKED, COLUMNS, check_traces
+from mixdistill.data.traces import COLUMNS, check_traces, trace_set
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an SFT set is made: the share of problems with the hard trace, and which trace sets are the hard and the easy
-    one.
-
-    `hard` and `easy` are parts (`long`, `short`, `large`, `small`, `unverified`, `direct`); a scale says which trace
-    set plays each.
+    """How an SFT set is made: the share of problems with the hard trace, and the parts (fields of a `Scale`, which says
+    what trace set plays each) that are the hard and the easy trace set.
     """
 
     alpha: float
@@ -47,8 +44,7 @@ def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0) -> Dataset:
 
     Arguments:
         hard, easy: trace sets (`load_traces`), at most one trace a problem.
-        alpha: share of problems with the hard trace, 0..1.
-        seed: which problems.
+        seed: which problems are hard.
 
     Returns: the traces in the order of `hard`, with the columns of a trace set and `role`, `hard` or `easy`.
 
@@ -63,32 +59,29 @@ def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0) -> Dataset:
             f"hard ({len(hard)} traces) and easy ({len(easy)} traces) have no problem in common: "
             "give two sets about the same problems, with the same problem_id"
         )
-    questions = {role: {p: plain_question(rows[role][p]["question"]) for p in common} for role in rows}
-    apart = [problem for problem in common if questions["hard"][problem] != questions["easy"][problem]]
+    asked = {problem: [plain_question(rows[role][problem]["question"]) for role in rows] for problem in common}
+    apart = [problem for problem, (by_hard, by_easy) in asked.items() if by_hard != by_easy]
     if apart:
         raise ValueError(
             f"hard and easy ask different questions under {len(apart)} of {len(common)} common problem_id (the first: "
             f"{apart[:3]}): give two sets about the same problems, or leave problem_id out of columns"
         )
-    alone = {role: len(of_role) - len(common) for role, of_role in rows.items()}
-    if any(alone.values()):
+    if len(hard) + len(easy) > 2 * len(common):
         warnings.warn(
-            f"mix uses the {len(common)} problems in both sets; left out: {alone['hard']} only in hard, "
-            f"{alone['easy']} only in easy",
+            f"mix uses the {len(common)} problems in both sets; left out: {len(hard) - len(common)} only in hard, "
+            f"{len(easy) - len(common)} only in easy",
             stacklevel=2,
         )
     order = list(range(len(common)))
     Random(f"mix/{seed}").shuffle(order)
     chosen = {common[i] for i in order[: round(alpha * len(common))]}
     roles = {problem: "hard" if problem in chosen else "easy" for problem in common}
-    mixed = Dataset.from_list([rows[role][problem] | {"role": role} for problem, role in roles.items()])
-    CHECKED.add(mixed)
-    return mixed
+    return trace_set({**rows[role][problem], "role": role} for problem, role in roles.items())
 
 
-def _rows_by_problem(traces: Dataset, name: str) -> dict[str, dict]:
+def _rows_by_problem(traces: Dataset, name: str) -> dict[str, dict[str, str]]:
     table = check_traces(traces, name).select_columns(list(COLUMNS)).to_list()
-    rows = {str(row["problem_id"]): row | {"problem_id": str(row["problem_id"])} for row in table}
+    rows = {str(row["problem_id"]): row for row in table}
     if len(rows) < len(table):
         raise ValueError(f"{name} holds {len(table)} traces of {len(rows)} problems: keep one trace a problem")
     return rows

@@ -6,7 +6,7 @@ problem where their `problem_id` is the same.
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from weakref import WeakSet
@@ -17,11 +17,12 @@ from mixdistill.arguments import choice, text, whole
 from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer
 from mixdistill.data.pocket import world
 from mixdistill.data.problems import Problem, plain_question, pocket_mysteries
-from mixdistill.data.tables import column, column_names, file_name, flaw, only_used, read_table, texts
+from mixdistill.data.tables import column_names, file_name, flaw, only_used, read_table
 
 COLUMNS = ("problem_id", "question", "response", "teacher", "style", "answer_format")
 N_POCKET = 1600
-CHECKED = WeakSet()  # sets that `check_traces` has seen: a Dataset does not change, and a large one takes a while
+CHECKED: WeakSet[Dataset] = WeakSet()  # a Dataset does not change, and to read a large one again takes a while
+NO_BOX = "final answer without a box"
 
 
 def load_traces(
@@ -39,101 +40,64 @@ def load_traces(
     """Load a trace set. An option that the source does not use is refused.
 
     Arguments:
-        source: `pocket/long`, `pocket/short` or a control (`world.TEACHERS`); a .json, .jsonl, .csv or .parquet file; a
-            folder written by `Dataset.save_to_disk`; or a Hub data set as owner/name, such as
-            `UWNSL/MATH_training_split_long_cot` (columns `problem` and `solution`).
-        n: at most how many; None means all (1,600 in the pocket world, which makes as many as are asked for).
+        source: `pocket/long`, `pocket/short` or a control (`world.TEACHERS`); a file, folder or Hub data set as in
+            `load_problems`, such as `UWNSL/MATH_training_split_long_cot` (columns `problem` and `solution`).
+        n: at most how many; None means all (1,600 in the pocket world).
         seed: pocket world only: which problems are drawn, and where the long teacher begins. The pocket trace sets of
             one seed are about the same problems.
-        split: of a Hub data set (None: `train`), or of a folder that holds several.
-        revision: commit of a Hub data set.
+        split, revision: of a folder or a Hub data set (None: `train`), and the commit of the latter.
         columns: names of the columns that hold `question`, `response` and, if there is one, `problem_id`, a text or a
             number. Without a `problem_id` the question's text is the identity.
         answer_format: how the answer is written and asked for: `math` (None) or `gsm8k`.
         style: a label for the set, such as `long`; that of pocket traces is their teacher.
-        unusable: what becomes of traces that are empty, hold no final answer, or are not the first of their problem:
-            `error` refuses what `mix` could not use, `drop` leaves them out with a warning that counts them.
+        unusable: traces that are empty or hold no final answer are refused (`error`) or left out (`drop`). Of `math`
+            traces without a box, `error` tells how many there are; `drop` leaves them out too, and all but the first
+            trace of a problem. What is left out is counted in a warning.
 
-    Raises ValueError: unknown source, option or column; no rows; a trace that is empty or holds no final answer; an
-    option that the source does not use; more pocket traces than there are.
+    Raises ValueError: unknown source, option or column; no rows; a trace that cannot be used; more pocket traces than
+    there are.
     """
     source, n, seed = text("source", source), whole("n", n, optional=True), whole("seed", seed, low=0)
     split, revision = text("split", split, optional=True), text("revision", revision, optional=True)
-    style = text("style", style, empty=True)
+    style, drop = text("style", style, empty=True), choice("unusable", unusable, ("error", "drop")) == "drop"
     choice("answer_format", answer_format, ANSWER_FORMATS, optional=True)
-    choice("unusable", unusable, ("error", "drop"))
-    drop = unusable == "drop"
+    names = column_names(columns, ("question", "response"), ("problem_id",))
     if source.startswith("pocket/"):
-        given = {
-            "split": split,
-            "columns": columns,
-            "answer_format": answer_format,
-            "style": style,
-            "revision": revision,
-        }
-        only_used(source, "its traces are made here", unusable="drop" if drop else None, **given)
-        teacher = choice("source", source, [f"pocket/{name}" for name in world.STYLES]).removeprefix("pocket/")
-        return _pocket_traces(teacher, N_POCKET if n is None else n, seed)
+        teacher = choice("source", source, [f"pocket/{name}" for name in world.TEACHERS]).removeprefix("pocket/")
+        own = {"columns": columns, "answer_format": answer_format, "unusable": "drop" if drop else None}
+        only_used(source, "its traces are made here", split=split, style=style, revision=revision, **own)
+        return _pocket_traces(teacher, n or N_POCKET, seed)
     only_used(source, "a seed draws pocket traces", seed=seed or None)
-    names = column_names(columns, ("question", "response", "problem_id"))
-    rows = read_table(source, list(names.values()), split=split, revision=revision)
-    if drop:
-        rows = _usable(rows, names, answer_format or "math", source)
-    questions, responses = (column(rows, names[field], source) for field in ("question", "response"))
-    ids = column(rows, names["problem_id"], source, numbers=True) if "problem_id" in names else map(_text_id, questions)
-    table = {
-        "problem_id": list(ids)[:n],
-        "question": questions[:n],
-        "response": responses[:n],
-        "teacher": [file_name(source)] * len(rows[:n]),
-        "style": [style] * len(rows[:n]),
-        "answer_format": [answer_format or "math"] * len(rows[:n]),
-    }
-    return check_traces(Dataset.from_dict(table))
+    table = read_table(source, list(names.values()), split=split, revision=revision)
+    questions, responses = table[names["question"]], table[names["response"]]
+    ids = table[names["problem_id"]] if "problem_id" in names else map(_text_id, questions)
+    same = {"teacher": file_name(source), "style": style, "answer_format": answer_format or "math"}
+    rows = [
+        {"problem_id": problem, "question": question, "response": response, **same}
+        for problem, question, response in zip(ids, questions, responses, strict=True)
+    ]
+    return trace_set(_usable(rows, repr(source), drop)[:n] if drop else _usable(rows[:n], repr(source)))
+
+
+def _text_id(question: object) -> str:
+    return hashlib.sha256(str(question).strip().encode(errors="replace")).hexdigest()[:16]
 
 
 def _pocket_traces(style: str, n: int, seed: int) -> Dataset:
     """`n` traces of a teacher of the pocket world, a third of the problems from each tier."""
-    rng = Random(f"{style}/{seed}")
-    rows = [
-        {
-            "problem_id": f"train/{mystery.text}",
-            "question": mystery.text,
-            "response": world.TEACHERS[style](mystery, rng),
-            "teacher": f"pocket/{style}",
-            "style": style,
-            "answer_format": "pocket",
-        }
-        for mystery in pocket_mysteries(n, "train", list(world.LEVELS), seed)
-    ]
-    return check_traces(Dataset.from_list(rows))
+    rng, rows = Random(f"{style}/{seed}"), []
+    same = {"teacher": f"pocket/{style}", "style": style, "answer_format": "pocket"}
+    for mystery in pocket_mysteries(n, "train", list(world.LEVELS), seed):
+        asked = {"problem_id": f"train/{mystery.text}", "question": mystery.text}
+        rows.append({**asked, "response": world.TEACHERS[style](mystery, rng), **same})
+    return trace_set(rows)
 
 
-def _usable(rows: list[dict], names: Mapping[str, str], answer_format: str, source: str) -> list[dict]:
-    """The rows that `mix` can use, one a problem; a warning counts the others."""
-    kept, counts = {}, {"empty or no text": 0, "without final answer": 0, "further traces of a problem": 0}
-    for row in rows:
-        question, response = row.get(names["question"]), row.get(names["response"])
-        problem = row.get(names["problem_id"]) if "problem_id" in names else question
-        if flaw(question) or flaw(response) or flaw(problem, numbers=True):
-            counts["empty or no text"] += 1
-        elif final_answer(response, answer_format) is None:
-            counts["without final answer"] += 1
-        elif str(problem).strip() in kept:
-            counts["further traces of a problem"] += 1
-        else:
-            kept[str(problem).strip()] = row
-    if not kept:
-        raise ValueError(
-            f"no trace of {source!r} can be used ({counts}): name the right columns or answer_format, or give another "
-            "set"
-        )
-    if len(kept) < len(rows):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-        warnings.warn(
-            f"{len(rows) - len(kept)} of {len(rows)} traces of {source!r} are left out: {reasons}", stacklevel=3
-        )
-    return list(kept.values())
+def trace_set(rows: Iterable[Mapping[str, object]]) -> Dataset:
+    """A trace set of rows that need no check; ids become text."""
+    traces = Dataset.from_list([{**row, "problem_id": str(row["problem_id"])} for row in rows])
+    CHECKED.add(traces)
+    return traces
 
 
 def check_traces(traces: Dataset, name: str = "the traces") -> Dataset:
@@ -154,18 +118,43 @@ def check_traces(traces: Dataset, name: str = "the traces") -> Dataset:
         )
     if len(traces) == 0:
         raise ValueError(f"{name} hold no rows: give at least one")
-    for key in ("problem_id", "question", "response", "answer_format"):
-        texts(traces[key][:], f"column {key!r} of {name}", numbers=key == "problem_id")
-    answers = list(map(final_answer, traces["response"][:], traces["answer_format"][:]))
-    bad = [i for i, answer in enumerate(answers) if answer is None]
-    if bad:
-        answer_format = traces["answer_format"][bad[0]]
-        raise ValueError(
-            f"{len(bad)} of {len(traces)} traces hold no final answer of answer_format {answer_format!r} (the first: "
-            f"rows {bad[:5]}): drop them with traces.filter(...), or name the right column or answer_format"
-        )
+    _usable(traces.select_columns(list(COLUMNS)).to_list(), name)
     CHECKED.add(traces)
     return traces
+
+
+def _usable(rows: list[dict[str, object]], name: str, drop: bool = False) -> list[dict[str, object]]:
+    """The rows that hold a trace: all of them or, with `drop`, those with a marked answer, one a problem."""
+    usable: list[dict[str, object]] = []
+    faults: dict[str, list[int]] = {}
+    seen = set()
+    for number, row in enumerate(rows):
+        problem, fault = str(row["problem_id"]).strip(), _fault(row)
+        if drop and not fault and problem in seen:
+            fault = "further trace of a problem"
+        if fault:
+            faults.setdefault(fault, []).append(number)
+        if not fault or (fault == NO_BOX and not drop):
+            usable.append(row)
+            seen.add(problem)
+    if faults:
+        counts = [f"{fault} in {len(at)} of {len(rows)} rows (the first: {at[:5]})" for fault, at in faults.items()]
+        found = f"{name}: {'; '.join(counts)}"
+        if len(usable) < len(rows) and not (drop and usable):
+            raise ValueError(f"{found}: mend or drop them, or name the right columns or answer_format")
+        warnings.warn(f"{found}: {'left out' if drop else 'used as they are'}", stacklevel=3)
+    return usable
+
+
+def _fault(row: Mapping[str, object]) -> str:
+    """Why a trace cannot be used, or only with a warning; empty if nothing is wrong."""
+    for column in ("problem_id", "question", "response", "answer_format"):
+        if found := flaw(row[column], numbers=column == "problem_id"):
+            return f"{column} {found}"
+    response, answer_format = str(row["response"]), str(row["answer_format"])
+    if final_answer(response, answer_format, strict=answer_format == "math") is not None:
+        return ""
+    return "no final answer" if final_answer(response, answer_format) is None else NO_BOX
 
 
 def drop_overlap(traces: Dataset, problems: Sequence[Problem]) -> Dataset:
@@ -181,8 +170,4 @@ def drop_overlap(traces: Dataset, problems: Sequence[Problem]) -> Dataset:
     warnings.warn(
         f"{len(traces) - len(rows)} of {len(traces)} traces are about problems of the test: left out", stacklevel=2
     )
-    return check_traces(traces.select(rows))
-
-
-def _text_id(question: str) -> str:
-    return hashlib.sha256(question.strip().encode()).hexdigest()[:16]
+    return traces.select(rows)

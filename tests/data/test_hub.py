@@ -7,9 +7,7 @@ import pytest
 from hub import COMMIT, jsonl, said, serve
 from test_problems import PUBLISHED
 
-from mixdistill.data.problems import BENCHMARKS
-
-ON_THE_HUB = [name for name, benchmark in BENCHMARKS.items() if benchmark.hub]
+from mixdistill.data.problems import BENCHMARKS, HUB
 
 
 def data_set(name: str, rows: list[dict]) -> dict[str, bytes]:
@@ -25,25 +23,25 @@ def data_set(name: str, rows: list[dict]) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def hub():
-    repos = {BENCHMARKS[name].hub: data_set(name, [PUBLISHED[name][0]]) for name in ON_THE_HUB}
+    repos = {repo: data_set(name, [PUBLISHED[name][0]]) for name, (repo, _) in HUB.items()}
     repos["open/data"] = {"test.jsonl": jsonl([{"question": "1+1?", "answer": 2.0}])}
     with serve(repos) as address:
         yield address
 
 
 def test_every_benchmark_is_read_from_the_hub_at_its_pinned_commit(hub, tmp_path):
-    lines = [f"print(load_problems({name!r})[0])" for name in ON_THE_HUB]
+    lines = [f"print(load_problems({name!r})[0])" for name in HUB]
     text = said(tmp_path, *lines, HF_ENDPOINT=hub).splitlines()
-    for name, line in zip(ON_THE_HUB, text, strict=True):
+    for name, line in zip(HUB, text, strict=True):
         answer, level, subject = PUBLISHED[name][1]
         assert line.startswith(f"Problem(id='{name}/test/")
         assert f"question='1+1?', answer={answer!r}, level={level!r}" in line
         assert f"subject={subject!r}" in line
-        owner, repo = BENCHMARKS[name].hub.split("/")
+        (owner, repo), revision = HUB[name][0].split("/"), HUB[name][1]
         kept = [path.parts for path in tmp_path.rglob("test.jsonl")] + [
             path.parts for path in tmp_path.rglob("train.jsonl")
         ]
-        assert any(f"datasets--{owner}--{repo}" in parts and BENCHMARKS[name].revision in parts for parts in kept)
+        assert any(f"datasets--{owner}--{repo}" in parts and revision in parts for parts in kept)
 
 
 def test_another_data_set_is_loaded_by_its_columns(hub, tmp_path):

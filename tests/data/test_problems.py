@@ -6,7 +6,7 @@ from conftest import SHARED_BENCHMARKS, write_jsonl
 
 from mixdistill import Problem, load_problems, load_student
 from mixdistill.data.chat import render_prompts
-from mixdistill.data.problems import BENCHMARKS, POCKET_TIERS
+from mixdistill.data.problems import BENCHMARKS, HUB, POCKET_TIERS
 
 SHARED_TRACES = SHARED_BENCHMARKS.with_name("traces")
 needs_benchmarks = pytest.mark.skipif(
@@ -110,7 +110,8 @@ def test_the_svamp_problems_load():
 
 
 def test_every_benchmark_is_pinned_to_a_commit():
-    assert all(re.fullmatch("[0-9a-f]{40}", benchmark.revision) for benchmark in BENCHMARKS.values() if benchmark.hub)
+    assert BENCHMARKS.keys() - HUB.keys() == {"svamp"}
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for _, revision in HUB.values())
 
 
 def test_a_benchmark_without_a_hub_data_set_says_where_its_file_goes(monkeypatch):
@@ -209,7 +210,8 @@ def test_an_option_that_the_source_does_not_use_is_refused(source, options, tmp_
 
 
 @pytest.mark.parametrize(
-    "columns", [{"questoin": "q"}, {"question": 5}, {"question": ""}, "question", [("question", "q")]]
+    "columns",
+    ["", {"answer": "question"}, {"questoin": "q"}, {"question": 5}, {"question": ""}, "question", [("question", "q")]],
 )
 def test_columns_is_a_dictionary_of_known_names(columns, math_problems):
     with pytest.raises(ValueError, match=r"columns"):

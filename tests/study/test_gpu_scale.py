@@ -16,7 +16,7 @@ from test_hub import data_set
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mixdistill import finetune, get_scale, load_traces
-from mixdistill.data.problems import BENCHMARKS
+from mixdistill.data.problems import HUB
 
 RUN = """
 import sys
@@ -70,7 +70,7 @@ def test_the_notebooks_run_at_the_gpu_scale(toy, tmp_path):
     for part, start in (("long", "Wait. 1 2 3. "), ("short", ""), ("large", "So: "), ("small", "")):
         repos[getattr(scale, part).source] = {"data.jsonl": jsonl(trace_rows(start))}
     for name in scale.benchmarks:
-        repos[BENCHMARKS[name].hub] = data_set(name, BENCHMARK_ROWS[name])
+        repos[HUB[name][0]] = data_set(name, BENCHMARK_ROWS[name])
     (tmp_path / "out").mkdir()
     figures = tmp_path / "runs" / "figures" / "gpu_n_seeds=1"
     with serve(repos) as address:
