@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 
 import pandas as pd
 import torch
@@ -27,8 +26,7 @@ from mixdistill.data.chat import render_prompts
 from mixdistill.data.problems import POCKET_TIERS
 from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.generation.decode import Progress, decode
-from mixdistill.generation.generate import _continuous
-from mixdistill.generation.sampling import Sampling
+from mixdistill.generation.sampling import Sampling, chooser
 
 LONG = "pocket/s, long"  # the student of the first row: fine-tuned on long traces, as the study does
 # Shapes of real students (their config.json on the Hub).
@@ -123,9 +121,6 @@ def compare(
         "generate": lambda: by_generate(model, prompts, new_tokens, None),
         "generate, static cache": lambda: by_generate(model, prompts, new_tokens, "static"),
     }
-    if device == "cuda":
-        student = SimpleNamespace(model=model, device=torch.device(device))
-        methods["continuous"] = lambda: _continuous(student, prompts, new_tokens)
     stops = set(model.generation_config.eos_token_id)
     seconds = {method: [] for method in methods}
     answers = {}
@@ -167,8 +162,9 @@ def timed(decode_all: Callable[[], list[list[int]]], device: str) -> tuple[float
 
 
 def ours(model: torch.nn.Module, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+    greedily = chooser(Sampling(), (), new_tokens, model.device)
     stops = model.generation_config.eos_token_id
-    return decode(model, prompts, new_tokens, stops, Sampling(), torch.empty(0), Progress(len(prompts), False))
+    return decode(model, prompts, new_tokens, stops, greedily, Progress(len(prompts), False))
 
 
 @torch.inference_mode()

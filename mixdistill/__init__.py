@@ -8,7 +8,7 @@ from mixdistill.data.students import load_student
 from mixdistill.data.traces import load_traces
 from mixdistill.finetuning.finetune import LoRA, finetune
 from mixdistill.finetuning.memory import Placement
-from mixdistill.generation.generate import Sampling
+from mixdistill.generation.sampling import Sampling
 from mixdistill.grading.grade import Grade, equal, grade, grade_all
 from mixdistill.results.evaluate import Scores, evaluate
 from mixdistill.results.judge import judge

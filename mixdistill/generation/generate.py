@@ -1,32 +1,27 @@
-"""Decoding: many prompts through a student, by one of three engines that give the same greedy tokens up to rounding.
+"""Decoding: many prompts through a student, by one of two engines that give the greedy tokens of `generate`.
 
-| engine       | what it does                                              | used                                  |
-|--------------|-----------------------------------------------------------|---------------------------------------|
-| `static`     | batches of prompts of similar length, padded on the left  | on a CPU, by tiny students, to sample |
-| `continuous` | paged cache, the next prompt takes a finished one's place | on a GPU, greedily                    |
-| `vllm`       | the same, faster, LoRA adapters served as they are        | on a GPU where it is installed        |
+- `static`: batches padded on the left, which rows that have ended leave (`decode`). Architectures that `decode` does
+  not know go through transformers' `generate`, to the longest answer of the batch.
+- `vllm`: the next prompt takes the place of an answer that has ended (`vllm_engine`); an extra, for GPUs.
 
-Of a `static` batch finished rows leave where the student's architecture is a plain one (`decode`); transformers'
-`generate` decodes the others, to the longest answer of the batch. No engine stops at a piece of text: a completion ends
-with a stop token or at its limit.
+Neither stops at a piece of text: a completion ends with a stop token or at its limit.
 """
 
-import gc
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor
-from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from mixdistill import arguments
 from mixdistill.data.students import TINY, Student
-from mixdistill.generation.decode import Progress, decode, is_plain
-from mixdistill.generation.sampling import Sampling, next_tokens, uniforms
+from mixdistill.generation.decode import Progress, decode, is_plain, pad_left
+from mixdistill.generation.sampling import Choose, Sampling, chooser
 
-ENGINES = ("static", "continuous", "vllm")
+ENGINES = ("static", "vllm")
 LOOP_TOKENS = 60  # a tail of at least so many tokens ...
 LOOP_TIMES = 3  # ... that says the same at least so many times is a loop
 LOOP_WINDOW = 1500  # tokens of the tail that are looked at
@@ -44,7 +39,7 @@ class Completion:
     transformers decodes; `batch` is prompts x tokens of the longest prompt, or prompts in flight.
     """
 
-    text: str
+    response: str
     n_tokens: int
     finish_reason: str
     loop: bool
@@ -53,29 +48,21 @@ class Completion:
     batch: str
 
 
-def default_engine(n_params: int, sampling: Sampling = Sampling()) -> str:
-    """The fastest engine that this machine has for a student of this size."""
-    if not torch.cuda.is_available() or n_params < TINY:
-        return "static"
-    if importlib.util.find_spec("vllm"):
-        return "vllm"
-    return "continuous" if sampling.greedy else "static"
+def default_engine(n_params: int) -> str:
+    """`vllm` where it is installed and there is a GPU, for a student that is not tiny; else `static`."""
+    served = torch.cuda.is_available() and n_params >= TINY and importlib.util.find_spec("vllm")
+    return "vllm" if served else "static"
 
 
-def check_engine(engine: str, sampling: Sampling = Sampling()) -> None:
-    """Raise ValueError for an engine that does not exist, or cannot run here or sample."""
+def check_engine(engine: str) -> None:
+    """Raise ValueError for an engine that does not exist or is not installed."""
     arguments.choice("engine", engine, ENGINES)
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise ValueError("the engine 'vllm' needs the package vllm: pip install -e '.[vllm]', or use 'continuous'")
-    if engine == "continuous" and not sampling.greedy:
-        raise ValueError(
-            f"the engine 'continuous' is greedy and temperature is {sampling.temperature:g}: its random numbers depend "
-            "on what else is in flight; use 'static' or 'vllm', or temperature 0"
-        )
+        raise ValueError("the engine 'vllm' needs the package vllm: pip install -e '.[vllm]', or use 'static'")
 
 
-def length_sorted_batches(prompts: list[list[int]], batch_size: int) -> list[list[int]]:
-    """Indices of the prompts in batches of similar length, the longest first, so that what does not fit fails at
+def length_sorted_batches(prompts: Sequence[list[int]], batch_size: int) -> list[list[int]]:
+    """Places of the prompts in batches of similar length, the longest first, so that what does not fit fails at
     once.
     """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
@@ -84,181 +71,100 @@ def length_sorted_batches(prompts: list[list[int]], batch_size: int) -> list[lis
 
 def complete(
     student: Student,
-    prompts: list[list[int]],
+    prompts: Sequence[list[int]],
     max_new_tokens: int,
     sampling: Sampling = Sampling(),
-    engine: str = "static",
-    streams: Sequence[int] | None = None,
+    seeds: Sequence[int] = (),
     progress: bool = False,
 ) -> list[Completion]:
-    """Complete prompts (token ids), one completion a prompt, by a transformers engine.
+    """Complete prompts (token ids), one completion a prompt, by the engine `static`.
 
-    A sampled completion depends on its prompt, the seed and its stream, and not on the other prompts or their number
-    (but for rounding: in float32 about one in a million tokens). If memory runs out, the batch is halved and decoded
-    again.
+    A completion depends on its prompt and its seed, and not on the other prompts or their number (but for rounding: in
+    float32 about one in a million tokens). If memory runs out, the batch is halved and decoded again.
 
     Arguments:
         max_new_tokens: at least 1; prompt and new tokens fit into the student's context.
-        engine: `static` or `continuous`.
-        streams: one integer a prompt, from 0, that its random numbers come from; None means its place among the
-            prompts.
+        seeds: one a prompt, from 0 to 2**63, for its random numbers (`Sampling.seed_of`); none for greedy decoding.
         progress: print a line every 30 seconds.
 
     Raises:
         ValueError: an argument out of its range.
-        RuntimeError: the engine has left a prompt without its completion, or a single row does not fit into memory.
+        RuntimeError: a single row does not fit into memory.
     """
-    check_engine(engine, sampling)
     arguments.whole("max_new_tokens", max_new_tokens)
-    streams = (
-        list(range(len(prompts)))
-        if streams is None
-        else [arguments.whole("a stream", s, low=0, high=2**63) for s in streams]
-    )
-    if len(streams) != len(prompts):
-        raise ValueError(f"there are {len(streams)} streams for {len(prompts)} prompts: give one a prompt")
-    stops = set(student.model.generation_config.eos_token_id)
-    dtype = str(next(student.model.parameters()).dtype).removeprefix("torch.")
-    if engine == "continuous":
-        rows, shape = _continuous(student, prompts, max_new_tokens), f"{len(prompts)} in flight"
-    else:
-        plain = is_plain(student.model)
-        engine = "static" if plain else "static, generate"
-        rows, shape = [], f"{len(prompts)}x{max(map(len, prompts), default=0)}"
-
-        def decode_rows(at: int, n: int) -> list[list[int]]:
-            part = prompts[at : at + n]
-            uniform = (
-                torch.empty(0) if sampling.greedy else uniforms(sampling.seed, streams[at : at + n], max_new_tokens)
-            )
-            method = decode if plain else _generate
-            speaker = Progress(len(part), progress)
-            return method(student.model, part, max_new_tokens, sorted(stops), sampling, uniform, speaker)
-
-        rows = _within_memory(student.model, len(prompts), decode_rows)
-    return [completion(student.tokenizer, row, stops, engine, dtype, shape) for row in rows]
-
-
-def _within_memory(
-    model: torch.nn.Module, n: int, decode_rows: Callable[[int, int], list[list[int]]]
-) -> list[list[int]]:
-    """All n rows, decoded as many at a time as memory has room for: all of them, or halves, quarters, ..."""
-    rows: list[list[int]] = []
-    while len(rows) < n:
-        size = min(n - len(rows), _rows_that_fit.get(model, n))
+    seeds = [arguments.whole("a seed", seed, low=0, high=2**63) for seed in seeds]
+    if not sampling.greedy and len(seeds) != len(prompts):
+        raise ValueError(f"there are {len(seeds)} seeds for {len(prompts)} prompts: give one a prompt")
+    model, stops = student.model, sorted(student.model.generation_config.eos_token_id)
+    plain = is_plain(model)
+    size, rows = _rows_that_fit.get(model, len(prompts)), []
+    while len(rows) < len(prompts):
+        part = slice(len(rows), len(rows) + size)
         try:
-            rows += decode_rows(len(rows), size)
+            choose = chooser(sampling, seeds[part], max_new_tokens, student.device)
+            method = decode if plain else _generate
+            rows += method(model, prompts[part], max_new_tokens, stops, choose, Progress(len(prompts[part]), progress))
             continue
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if size == 1 or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
                 raise
             reason = str(error).splitlines()[0]
         # Out of the except clause, so that the traceback no longer holds the batch.
-        gc.collect()
-        torch.cuda.empty_cache()
-        if size == 1:
-            raise RuntimeError(
-                f"one completion at a time does not fit into memory ({reason}): give a smaller max_new_tokens"
-            )
-        _rows_that_fit[model] = size // 2
-        print(f"memory ran out with {size} completions at a time ({reason}): now {size // 2} at a time", flush=True)
-    return rows
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA has an exception of its own; the allocator of a CPU raises a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-class _NextTokens(LogitsProcessor):
-    """Lets `generate`'s argmax find the token that `next_tokens` chooses."""
-
-    def __init__(self, sampling: Sampling, uniform: torch.Tensor, width: int, progress: Progress) -> None:
-        self.sampling, self.uniform, self.width, self.progress = sampling, uniform, width, progress
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        step = input_ids.shape[1] - self.width
-        self.progress.speak(step, len(scores))
-        if self.sampling.greedy:
-            return scores
-        chosen = next_tokens(scores, self.sampling, self.uniform[:, step])
-        return torch.full_like(scores, -torch.inf).scatter(-1, chosen[:, None], 0.0)
+        clear_device_cache(garbage_collection=True)
+        size = _rows_that_fit[model] = min(size, len(prompts)) // 2
+        print(f"memory ran out with {2 * size} completions at a time ({reason}): now {size} at a time", flush=True)
+    how = {
+        "engine": "static" if plain else "static, generate",
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "batch": f"{len(prompts)}x{max(map(len, prompts), default=0)}",
+    }
+    return [completion(student.tokenizer, row, stops, how) for row in rows]
 
 
 @torch.inference_mode()
 def _generate(
     model: torch.nn.Module,
-    prompts: list[list[int]],
+    prompts: Sequence[list[int]],
     max_new_tokens: int,
     stops: Sequence[int],
-    sampling: Sampling,
-    uniform: torch.Tensor,
+    choose: Choose,
     progress: Progress,
 ) -> list[list[int]]:
     """As `decode.decode`, by transformers: for every architecture."""
-    width = max(map(len, prompts))
-    device = next(model.parameters()).device
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    ids, mask = pad_left(prompts, next(model.parameters()).device)
+    rows = torch.arange(len(prompts), device=ids.device)
+
+    def only_the_chosen(ids_so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Logits whose maximum is the chosen token."""
+        step = ids_so_far.shape[1] - ids.shape[1]
+        progress.speak(step, len(rows))
+        chosen = choose(logits, rows, step)
+        return torch.full_like(logits, -torch.inf).scatter(-1, chosen[:, None], 0.0)
+
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(stops),
+        pad_token_id=model.generation_config.pad_token_id,
+    )
     output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=_config(model, max_new_tokens),
-        logits_processor=[_NextTokens(sampling, uniform.to(device), width, progress)],
+        input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[only_the_chosen]
     )
-    return output[:, width:].tolist()
+    return output[:, ids.shape[1] :].tolist()
 
 
-def _config(model: torch.nn.Module, max_new_tokens: int) -> GenerationConfig:
-    stops = model.generation_config
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops.eos_token_id, pad_token_id=stops.pad_token_id
-    )
-
-
-def _continuous(student: Student, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-    # The adapters lie in the layers of the base model, which has the paged decoding that peft's wrapper lacks.
-    model = student.model.get_base_model() if hasattr(student.model, "get_base_model") else student.model
-    results = model.generate_batch(
-        prompts,
-        generation_config=_config(student.model, max_new_tokens),
-        continuous_batching_config=_paged_cache(student, prompts, max_new_tokens),
-    )
-    outputs = list(results.values())
-    failed = [output.error for output in outputs if output.error]
-    if failed or len(outputs) < len(prompts):
-        raise RuntimeError(
-            f"continuous batching gave {len(outputs) - len(failed)} completions for {len(prompts)} prompts"
-            f"{f' (the first error: {failed[0]})' if failed else ''}: give a smaller batch_size or engine='static'"
-        )
-    return [output.generated_tokens for output in outputs]
-
-
-def _paged_cache(student: Student, prompts: list[list[int]], max_new_tokens: int) -> ContinuousBatchingConfig:
-    """A paged cache: on a GPU as large as its memory allows, on a CPU (for tests) as large as these prompts need."""
-    if student.device.type == "cuda":
-        return ContinuousBatchingConfig()
-    page = 32
-    pages = sum(-(-(len(prompt) + max_new_tokens) // page) for prompt in prompts)
-    return ContinuousBatchingConfig(page_size=page, num_blocks=pages + 1, max_batch_tokens=256)
-
-
-def completion(tokenizer, tokens: list[int], stops: set[int], engine: str, dtype: str, batch: str) -> Completion:
+def completion(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stops: Collection[int], how: Mapping[str, str]
+) -> Completion:
     """The completion that an engine's new tokens make; what follows the first stop token is padding."""
     end = next((i for i, token in enumerate(tokens) if token in stops), None)
-    said = tokens[:end]
-    return Completion(
-        text=tokenizer.decode(said, skip_special_tokens=True),
-        n_tokens=len(said) + (end is not None),
-        finish_reason="length" if end is None else "stop",
-        loop=is_loop(said),
-        engine=engine,
-        dtype=dtype,
-        batch=batch,
-    )
+    said = list(tokens[:end])
+    response = tokenizer.decode(said, skip_special_tokens=True)
+    reason = "length" if end is None else "stop"
+    return Completion(response, len(said) + (end is not None), reason, is_loop(said), **how)
 
 
-def is_loop(tokens: list[int]) -> bool:
+def is_loop(tokens: Sequence[int]) -> bool:
     """Whether the tail repeats itself: at least 60 tokens that are at least 3 times the same piece."""
     tail = tokens[-LOOP_WINDOW:][::-1]
     for period in range(1, len(tail) // LOOP_TIMES + 1):

@@ -1,13 +1,16 @@
-"""How the next token is chosen, so that a completion depends on nothing but its prompt, the seed and its own stream."""
+"""How the next token is chosen, so that a completion depends on nothing but its prompt and its own seed."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from mixdistill import arguments
+
+# The token ids [rows] for logits [rows, vocabulary], the prompts [rows] that the rows answer, and the step.
+Choose = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,41 +40,42 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    def seed_of(self, *completion: object) -> int:
+        """A seed below 2**63 for one completion, such as a benchmark, a problem's id, and the sample's number."""
+        text = repr((self.seed, *completion))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
-def uniforms(seed: int, streams: Sequence[int], n: int) -> torch.Tensor:
-    """Random numbers in [0, 1), [streams, n] in float64: row i depends on `seed` and `streams[i]` only.
+
+def chooser(sampling: Sampling, seeds: Sequence[int], n: int, device: torch.device) -> Choose:
+    """The function that chooses the next token of every row, for at most n steps, with one seed a prompt.
+
+    It takes the most probable token, or the one at which the cumulated probabilities pass the prompt's random number of
+    this step.
+    """
+    if sampling.greedy:
+        return lambda logits, prompts, step: logits.argmax(-1)
+    uniform = uniforms(seeds, n).to(device)
+
+    def choose(logits: torch.Tensor, prompts: torch.Tensor, step: int) -> torch.Tensor:
+        logits = logits.double()
+        # The maximum goes first, so that a temperature near 0 cannot overflow.
+        probabilities = ((logits - logits.amax(-1, keepdim=True)) / sampling.temperature).softmax(-1)
+        if sampling.top_p < 1:
+            # The smallest set of tokens whose probabilities add up to at least top_p.
+            descending, order = probabilities.sort(descending=True, stable=True)
+            before = descending.cumsum(-1) - descending
+            probabilities = probabilities.scatter(-1, order, descending.where(before < sampling.top_p, 0))
+        cumulated = probabilities.cumsum(-1)
+        threshold = uniform[prompts, step, None] * cumulated[:, -1:]
+        return torch.searchsorted(cumulated, threshold, right=True).squeeze(-1)
+
+    return choose
+
+
+def uniforms(seeds: Sequence[int], n: int) -> torch.Tensor:
+    """Random numbers in [0, 1), [seeds, n] in float64: every row is drawn from its seed alone.
 
     Philox, a generator by counter and key, is the same on every machine (Salmon et al. 2011, "Parallel random numbers:
     as easy as 1, 2, 3").
     """
-    keys = (np.array([seed, stream], dtype=np.uint64) for stream in streams)
-    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(key=key)).random(n) for key in keys]))
-
-
-def joint_seed(seed: int, stream: int) -> int:
-    """One seed below 2**63 for both numbers: for an engine with random numbers of its own."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:8]) >> 1
-
-
-def next_tokens(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> torch.Tensor:
-    """The next token of every row: the most probable one, or the one at which the cumulated probabilities pass
-    `uniform`.
-
-    Arguments:
-        logits: [rows, vocabulary].
-        uniform: [rows], in [0, 1); not looked at by greedy sampling.
-
-    Returns: token ids [rows].
-    """
-    if sampling.greedy:
-        return logits.argmax(-1)
-    logits = logits.double()
-    # The maximum goes first, so that a temperature near 0 cannot overflow.
-    probabilities = ((logits - logits.amax(-1, keepdim=True)) / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        # The smallest set of tokens whose probabilities add up to at least top_p.
-        descending, order = probabilities.sort(descending=True, stable=True)
-        before = descending.cumsum(-1) - descending
-        probabilities = probabilities.scatter(-1, order, descending.where(before < sampling.top_p, 0))
-    cumulated = probabilities.cumsum(-1)
-    return torch.searchsorted(cumulated, uniform[:, None] * cumulated[:, -1:], right=True).squeeze(-1)
+    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(key=seed)).random(n) for seed in seeds]))

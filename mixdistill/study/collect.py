@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from mixdistill import arguments
 from mixdistill.data.problems import Problem
-from mixdistill.generation.generate import Sampling
+from mixdistill.generation.sampling import Sampling
 from mixdistill.results.evaluate import as_run, evaluate
 from mixdistill.runs import Run
 

@@ -60,7 +60,7 @@ def test_greedy_text_is_that_of_generate(folder):
         output = student.model.generate(
             input_ids=torch.tensor([prompt]), max_new_tokens=12, do_sample=False, use_cache=False
         )
-        assert completion.text == student.tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
+        assert completion.response == student.tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
 
 
 def test_a_trained_adapter_is_plain_peft(folder, math_traces):

@@ -13,9 +13,9 @@ from mixdistill.data.chat import prompt_ids, render_prompts
 from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.generation import decode as decode_module
 from mixdistill.generation import generate as generate_module
-from mixdistill.generation.decode import PlainStudent, Progress, is_plain, product
+from mixdistill.generation.decode import PlainStudent, Progress, is_plain, joint
 from mixdistill.generation.generate import complete, default_engine, is_loop, length_sorted_batches
-from mixdistill.generation.sampling import next_tokens, uniforms
+from mixdistill.generation.sampling import chooser
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def prompts(student):
 
 
 def tokens_and_ends(completions):
-    return [(c.text, c.n_tokens, c.finish_reason) for c in completions]
+    return [(c.response, c.n_tokens, c.finish_reason) for c in completions]
 
 
 def by_generate(student, prompts, max_new_tokens):
@@ -41,41 +41,41 @@ def by_generate(student, prompts, max_new_tokens):
         return complete(student, prompts, max_new_tokens)
 
 
-@pytest.mark.parametrize("engine", ["static", "continuous"])
-def test_greedy_output_does_not_depend_on_engine_or_batch(student, prompts, engine):
+def test_greedy_output_does_not_depend_on_the_batch(student, prompts):
     assert len(set(map(len, prompts))) > 1
     one_by_one = [complete(student, [prompt], 60)[0] for prompt in prompts]
-    assert tokens_and_ends(complete(student, prompts, 60, engine=engine)) == tokens_and_ends(one_by_one)
+    assert tokens_and_ends(complete(student, prompts, 60)) == tokens_and_ends(one_by_one)
 
 
-@pytest.mark.parametrize("engine", ["static", "continuous"])
-def test_greedy_output_of_real_architectures_does_not_depend_on_engine_or_batch(qwen, llama, engine):
+def test_greedy_output_of_real_architectures_does_not_depend_on_the_batch(qwen, llama):
     for name in (qwen, llama):
         student = load_student(name)
         prompts = [prompt_ids(student.tokenizer, f"What is {'12 plus ' * n}30?", "gsm8k") for n in range(1, 6)]
         one_by_one = [complete(student, [prompt], 12)[0] for prompt in prompts]
-        assert tokens_and_ends(complete(student, prompts, 12, engine=engine)) == tokens_and_ends(one_by_one)
+        assert tokens_and_ends(complete(student, prompts, 12)) == tokens_and_ends(one_by_one)
 
 
-def test_adapters_take_part_in_every_engine(prompts):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # folded into the weights, and beside them
+def test_adapters_take_part(prompts, dtype):
     traces = load_traces("pocket/short", n=8)
     run = finetune("pocket/xs", traces, lora=LoRA(r=4), lr=0.5, epochs=2, progress=False)
     tuned = load_trained(run)
-    static, continuous = (complete(tuned, prompts, 20, engine=engine) for engine in ("static", "continuous"))
-    assert tokens_and_ends(static) == tokens_and_ends(continuous)
-    assert tokens_and_ends(static) != tokens_and_ends(complete(load_student("pocket/xs"), prompts, 20))
+    tuned.model.to(dtype)
+    ours = tokens_and_ends(complete(tuned, prompts, 20))
+    assert ours == tokens_and_ends(by_generate(tuned, prompts, 20))
+    assert ours != tokens_and_ends(complete(load_student("pocket/xs"), prompts, 20))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 def test_adapters_add_to_what_the_loop_multiplies(dtype, tolerance):
-    layers = {name: torch.nn.Linear(8, width, bias=width == 4, dtype=dtype) for name, width in (("a", 4), ("b", 6))}
+    layers = {name: torch.nn.Linear(8, width, dtype=dtype) for name, width in (("a", 4), ("b", 6))}
     model = get_peft_model(torch.nn.ModuleDict(layers), LoraConfig(target_modules=["a", "b"]))
     for key, parameter in model.named_parameters():
         if "lora_" in key:
             torch.nn.init.normal_(parameter, std=0.3)
     adapted, x = list(model.base_model.model.values()), torch.randn(3, 5, 8).to(dtype)
     expected = torch.cat([layer(x) for layer in adapted], dim=-1)
-    error = (product(adapted, fuse=False)(x) - expected).abs().max()
+    error = (joint(adapted, fold=dtype == torch.float32)(x) - expected).abs().max()
     assert error < tolerance * expected.abs().max()
 
 
@@ -87,7 +87,7 @@ def test_greedy_output_is_plain_argmax(student, prompts):
         if token in student.stop_tokens:
             break
     completion = complete(student, prompts[:1], 60)[0]
-    assert completion.text == student.tokenizer.decode(ids[0, len(prompts[0]) :], skip_special_tokens=True)
+    assert completion.response == student.tokenizer.decode(ids[0, len(prompts[0]) :], skip_special_tokens=True)
     assert completion.n_tokens == ids.shape[1] - len(prompts[0])
 
 
@@ -122,23 +122,23 @@ def test_every_architecture_of_the_loop_says_what_generate_says(family, bpe_toke
 def test_other_architectures_are_decoded_by_generate_and_say_so(bpe_tokenizer):
     student = random_student("mistral", bpe_tokenizer, sliding_window=8)
     assert {c.engine for c in complete(student, [[5, 6]], 4)} == {"static, generate"}
-    sampled, again = (complete(student, [[5, 6], [7]], 9, Sampling(1.0), streams=s) for s in ([3, 4], [4, 3]))
-    alone = complete(student, [[5, 6]], 9, Sampling(1.0), streams=[3])
+    sampled, again = (complete(student, [[5, 6], [7]], 9, Sampling(1.0), seeds) for seeds in ([3, 4], [4, 3]))
+    alone = complete(student, [[5, 6]], 9, Sampling(1.0), [3])
     assert tokens_and_ends(sampled[:1]) == tokens_and_ends(alone) != tokens_and_ends(again[:1])
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_says_the_same(student, prompts, monkeypatch, capsys):
-    sampling = Sampling(1.0, seed=3)
-    whole = complete(student, prompts, 40, sampling)
+    sampling, seeds = Sampling(1.0), range(12)
+    whole = complete(student, prompts, 40, sampling, seeds)
     reserve = PlainStudent._reserve
 
-    def small_memory(self, n_rows, capacity):
-        if n_rows > 3:
+    def small_memory(self, capacity):
+        if len(self.positions) > 3:
             raise MemoryError("a cache of 3 rows is all there is")
-        reserve(self, n_rows, capacity)
+        reserve(self, capacity)
 
     monkeypatch.setattr(PlainStudent, "_reserve", small_memory)
-    parts = [complete(student, prompts, 40, sampling) for _ in range(2)]
+    parts = [complete(student, prompts, 40, sampling, seeds) for _ in range(2)]
     assert tokens_and_ends(parts[0]) == tokens_and_ends(parts[1]) == tokens_and_ends(whole)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2  # 12 to 6, 6 to 3; the second call knows
@@ -146,7 +146,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_says_the_same(student, prompts,
 
 
 def test_any_stop_token_ends_a_completion(student, prompts):
-    said = student.tokenizer(complete(student, prompts[:1], 60)[0].text, add_special_tokens=False)["input_ids"]
+    said = student.tokenizer(complete(student, prompts[:1], 60)[0].response, add_special_tokens=False)["input_ids"]
     stops = student.model.generation_config.eos_token_id
     student.model.generation_config.eos_token_id = [*stops, said[3]]
     ended = complete(student, prompts[:1], 60)[0]
@@ -161,37 +161,35 @@ def test_finish_reasons_tell_stopped_from_cut(student, prompts):
     assert complete(student, prompts[:1], 60)[0].finish_reason == "stop"
 
 
-def test_sampling_follows_its_seed_and_its_streams(student, prompts):
-    def texts(seed, streams=None):
-        return [c.text for c in complete(student, prompts, 40, Sampling(1.5, seed=seed), streams=streams)]
+def test_sampled_answers_follow_their_seeds_and_not_batch_or_order(student, prompts):
+    sampling, seeds = Sampling(1.0, top_p=0.95), [2**63 - i for i in range(12)]
+    together = complete(student, prompts, 60, sampling, seeds)
+    apart = [complete(student, [p], 60, sampling, [s])[0] for p, s in reversed(list(zip(prompts, seeds, strict=True)))]
+    assert tokens_and_ends(together) == tokens_and_ends(apart[::-1])
+    others = [complete(student, prompts, 60, sampling, seeds[i:] + seeds[:i]) for i in (1, 2)]
+    assert len({str(tokens_and_ends(each)) for each in (together, *others)}) == 3
 
-    assert texts(0) == texts(0) == texts(0, range(12))
-    assert len({str(texts(0)), str(texts(1)), str(texts(0, range(1, 13)))}) == 3
 
-
-def test_sampled_answers_do_not_depend_on_batch_or_order(student, prompts):
-    sampling = Sampling(1.0, top_p=0.95, seed=2**63)
-    together = complete(student, prompts, 60, sampling)
-    apart = [complete(student, [p], 60, sampling, streams=[i])[0] for i, p in reversed(list(enumerate(prompts)))][::-1]
-    assert tokens_and_ends(together) == tokens_and_ends(apart)
+def test_every_completion_has_a_seed_of_its_own():
+    seeds = [Sampling(1.0, seed=seed).seed_of("math", i, j) for seed in (0, 2**63) for i in ("1", 1) for j in (0, 1)]
+    assert len(set(seeds)) == 8
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seeds[0] == Sampling(0.5, top_p=0.9, n=2).seed_of("math", "1", 0)
 
 
 @pytest.mark.parametrize(
-    ("cuda", "vllm", "n_params", "temperature", "engine"),
+    ("cuda", "vllm", "n_params", "engine"),
     [
-        (False, True, 500_000_000, 0, "static"),
-        (True, True, 500_000_000, 0, "vllm"),
-        (True, False, 500_000_000, 0, "continuous"),
-        (True, False, 500_000_000, 1, "static"),
-        (True, True, 300_000, 0, "static"),
+        (False, True, 500_000_000, "static"),
+        (True, True, 500_000_000, "vllm"),
+        (True, False, 500_000_000, "static"),
+        (True, True, 300_000, "static"),
     ],
 )
-def test_the_engine_is_the_fastest_for_the_student_on_this_machine(
-    cuda, vllm, n_params, temperature, engine, monkeypatch
-):
+def test_vllm_is_the_engine_where_it_is_installed_and_can_serve_the_student(cuda, vllm, n_params, engine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: vllm or None)
-    assert default_engine(n_params, Sampling(temperature)) == engine
+    assert default_engine(n_params) == engine
 
 
 def test_batches_hold_every_prompt_once_the_longest_first(prompts):
@@ -212,22 +210,20 @@ def test_a_tail_that_says_the_same_three_times_is_a_loop():
     assert not is_loop([])
 
 
+def drawn(logits, sampling, n=20_000):
+    """Tokens drawn for n prompts from the same logits [vocabulary]."""
+    choose = chooser(sampling, range(n), 1, torch.device("cpu"))
+    return choose(logits.expand(n, -1), torch.arange(n), 0)
+
+
 def test_tokens_are_drawn_from_the_smallest_set_that_reaches_top_p():
     probabilities = torch.tensor([0.1, 0.4, 0.2, 0.3])
-    n = 20_000
-    logits = probabilities.log().expand(n, 4)
-    drawn = next_tokens(logits, Sampling(1.0, top_p=0.65), uniforms(0, [7], n)[0])
-    shares = torch.bincount(drawn, minlength=4) / n
+    shares = torch.bincount(drawn(probabilities.log(), Sampling(1.0, top_p=0.65)), minlength=4) / 20_000
     assert shares[[0, 2]].tolist() == [0, 0]
     assert torch.allclose(shares[[1, 3]], torch.tensor([4 / 7, 3 / 7]), atol=0.02)
-    drawn = next_tokens(logits, Sampling(0.5), uniforms(1, [7], n)[0])
-    assert torch.allclose(torch.bincount(drawn, minlength=4) / n, probabilities**2 / 0.3, atol=0.02)
-    assert next_tokens(logits[:1], Sampling(1e-300), torch.tensor([0.999])).tolist() == [1]
-
-
-def test_random_numbers_belong_to_seed_and_stream():
-    assert torch.equal(uniforms(2**63, [5, 2**40], 8)[1], uniforms(2**63, [2**40], 20)[0, :8])
-    assert len({tuple(row.tolist()) for s in (0, 1) for row in uniforms(s, [0, 1], 8)}) == 4
+    shares = torch.bincount(drawn(probabilities.log(), Sampling(0.5)), minlength=4) / 20_000
+    assert torch.allclose(shares, probabilities**2 / 0.3, atol=0.02)
+    assert drawn(probabilities.log(), Sampling(1e-300), n=1).tolist() == [1]
 
 
 def test_slow_batches_speak(capsys, monkeypatch):
@@ -261,10 +257,8 @@ def test_bad_sampling_is_refused(choice):
     ("arguments", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"engine": "warp"}, "engine is 'warp': use one of"),
-        ({"engine": "continuous", "sampling": Sampling(1.0)}, "'continuous' is greedy"),
-        ({"streams": [1]}, "1 streams for 12 prompts"),
-        ({"streams": [-1] * 12}, "a stream is -1"),
+        ({"sampling": Sampling(1.0), "seeds": [1]}, "1 seeds for 12 prompts"),
+        ({"sampling": Sampling(1.0), "seeds": [-1] * 12}, "a seed is -1"),
     ],
 )
 def test_bad_requests_are_refused(student, prompts, arguments, message):

@@ -89,7 +89,7 @@ COLUMNS = ["problem_id", "response", "answer", "correct", "finish_reason", "n_to
 
 
 @pytest.mark.parametrize("lora", [LoRA(r=4), None])
-def test_a_run_gives_the_same_items_as_with_transformers(qwen, math_traces, math_problems, lora, tmp_path):
+def test_a_run_gives_the_same_items_as_with_transformers(qwen, math_traces, math_problems, lora, tmp_path, monkeypatch):
     train = load_traces(str(math_traces), columns={"question": "problem", "response": "solution"})
     run = finetune(qwen, train, lora=lora, lr=1e-2, epochs=10, batch_size=4, progress=False)
     problems = load_problems(str(math_problems), columns={"question": "problem"})
@@ -99,13 +99,15 @@ def test_a_run_gives_the_same_items_as_with_transformers(qwen, math_traces, math
     scores = evaluate(run, [problems], max_new_tokens=16, engine="vllm", progress=False)
     assert scores.items[COLUMNS].equals(static.items[COLUMNS])
     assert set(scores.items["engine"]) == {"vllm"}
+    monkeypatch.delitem(sys.modules, "vllm")  # a laptop reads what a GPU has computed
+    assert evaluate(run, [problems], max_new_tokens=16, stored_only=True).items.equals(scores.items)
 
 
 def test_an_aborted_completion_is_an_error_and_not_a_missing_row(qwen, monkeypatch):
     monkeypatch.setattr(LLM, "abort_last", True)
     tokenizer, _, complete = open_vllm(qwen, None, None, 0)
     prompts = [prompt_ids(tokenizer, question, "math") for question in ("1?", "2?")]
-    with pytest.raises(RuntimeError, match=r"1 completions for 2 prompts \(1 aborted\)"):
+    with pytest.raises(RuntimeError, match="vLLM aborted 1 of 2 completions"):
         complete(prompts, 4, Sampling())
 
 
@@ -116,11 +118,11 @@ def test_the_tokenizer_is_the_students_own(qwen):
 
 
 def test_a_rank_that_vllm_does_not_serve_is_refused(qwen, tmp_path):
-    with pytest.raises(ValueError, match="rank 1024 and vLLM serves ranks up to 512"):
+    with pytest.raises(ValueError, match="does not serve an adapter of rank 1024, only folders and ranks up to 512"):
         open_vllm(qwen, None, tmp_path, 1024)
 
 
-def test_an_answers_seed_is_its_streams(qwen, monkeypatch):
+def test_every_completion_is_asked_for_with_its_own_seed(qwen, monkeypatch):
     seen = []
     generate = LLM.generate
     monkeypatch.setattr(
@@ -130,8 +132,6 @@ def test_an_answers_seed_is_its_streams(qwen, monkeypatch):
     )
     tokenizer, _, complete = open_vllm(qwen, None, None, 0)
     prompts = [prompt_ids(tokenizer, question, "math") for question in ("1?", "2?")]
-    complete(prompts, 4, Sampling(1.0, seed=2**63), streams=[7, 8])
-    complete(prompts[1:], 4, Sampling(1.0, seed=2**63), streams=[8])
-    (first, second), (alone,) = ([choice.seed for choice in choices] for choices in seen)
-    assert alone == second != first
-    assert max(first, second) < 2**63
+    complete(prompts, 4, Sampling(1.0), [7, 8])
+    complete(prompts, 4, Sampling())
+    assert [[choice.seed for choice in choices] for choices in seen] == [[7, 8], [None, None]]

@@ -73,13 +73,6 @@ def test_every_row_says_how_it_was_decoded():
     assert row.batch == f"2x{row.n_prompt_tokens}"
 
 
-def test_a_laptop_reads_what_another_engine_has_computed():
-    computed = evaluate("pocket/xs", ["pocket/easy"], n=4, engine="continuous", batch_size=3, **QUIET)
-    read = evaluate("pocket/xs", ["pocket/easy"], n=4, stored_only=True)
-    assert set(read.items["engine"]) == {"continuous"}
-    assert read.items.equals(computed.items)
-
-
 def test_the_same_lines_serve_a_real_architecture_and_files(qwen, math_traces, math_problems):
     train = load_traces(str(math_traces), columns={"question": "problem", "response": "solution"})
     run = finetune(qwen, train, lora=LoRA(r=16), lr=1e-2, epochs=60, batch_size=4, **QUIET)
@@ -104,15 +97,15 @@ def test_every_natural_call_is_the_same_evaluation(tmp_path, store):
     assert len(evaluate(run, ["pocket/easy", load_problems("pocket/hard", n=2)], n=3, **QUIET).items) == 5
 
 
-def test_sampled_answers_do_not_depend_on_the_batch(monkeypatch, tmp_path):
-    def answers(batch_size: int) -> list[str]:
+def test_sampled_answers_do_not_depend_on_the_batch_or_on_the_other_problems(monkeypatch, tmp_path):
+    def answers(n: int, batch_size: int, n_samples: int = 2) -> list[str]:
         monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / str(batch_size)))
-        sampling = Sampling(temperature=1.0, n=2)
-        return evaluate("pocket/xs", "pocket/easy", n=8, sampling=sampling, batch_size=batch_size, **QUIET).items[
-            "response"
-        ]
+        sampling, problems = Sampling(temperature=1.0, n=n_samples), load_problems("pocket/easy", n=8)[8 - n :]
+        items = evaluate("pocket/xs", problems, sampling=sampling, batch_size=batch_size, **QUIET).items
+        return list(items.loc[items["sample"] < 2, "response"])
 
-    assert answers(16).equals(answers(3))
+    assert answers(8, 16) == answers(8, 3)
+    assert answers(8, 16)[6:] == answers(5, 16) == answers(5, 16, n_samples=3)
 
 
 def test_greedily_a_seed_makes_no_other_evaluation():
@@ -141,7 +134,7 @@ def test_threads_evaluate_one_after_the_other():
             {"run": "pocket/xs", "benchmarks": PROBLEM, "n": 3},
             "n is 3 and split None: they are for benchmarks by name",
         ),
-        ({"run": "pocket/xs", "benchmarks": [5]}, "benchmarks has a int in it: give a benchmark's name"),
+        ({"run": "pocket/xs", "benchmarks": [5]}, "benchmarks holds 5: give a benchmark's name"),
         ({"run": None, "benchmarks": "pocket/easy"}, "run is None"),
         ({"run": "pocket/xs", "benchmarks": []}, "nothing to evaluate"),
         ({"run": "pocket/xs", "benchmarks": ["pocket/none"]}, "unknown benchmark 'pocket/none'"),
