@@ -78,7 +78,8 @@ def test_pocket_students_go_from_small_to_large():
 
 def test_the_facts_of_a_base_say_what_it_read_and_knew():
     facts = base_facts("pocket/xs")
-    assert (facts["bases"], facts["pre-training tokens"]) == (6, bases.pocket_recipe("pocket/xs")["tokens"])
+    recipe = json.loads((bases.base_folder("pocket/xs") / "recipe.json").read_text())
+    assert (facts["bases"], facts["pre-training tokens"]) == (6, recipe["tokens"])
     assert {*GATED, "mark", "rare"} <= facts.keys()
     assert not [key for key in facts if key.startswith("pocket/")]
 

@@ -10,10 +10,10 @@ from mixdistill.data.traces import COLUMNS, check_traces, drop_overlap
 
 
 def test_all_pocket_traces_of_one_seed_are_about_the_same_problems():
-    sets = [load_traces(f"pocket/{style}", n=60, seed=3) for style in world.STYLES]
-    long_traces = sets[world.STYLES.index("long")]
+    sets = [load_traces(f"pocket/{style}", n=60, seed=3) for style in list(world.TEACHERS)]
+    long_traces = sets[list(world.TEACHERS).index("long")]
     assert all(traces["problem_id"] == long_traces["problem_id"] for traces in sets)
-    assert len({tuple(traces["response"]) for traces in sets}) == len(world.STYLES)
+    assert len({tuple(traces["response"]) for traces in sets}) == len(list(world.TEACHERS))
     assert load_traces("pocket/long", n=60, seed=3)["response"] == long_traces["response"]
     assert load_traces("pocket/long", n=60, seed=4)["problem_id"] != long_traces["problem_id"]
 

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 POCKET_DIR = Path(__file__).parent / "students"
-# The pocket students by size, and the seeds of their bases: several models of one size, from other first weights and
-# other pre-training text. The first seeds that passed the gate (`pocket/pretrain.py`): seed 5 of s and seed 2 of 2xl
-# missed it.
+# The sizes, and the seeds of their bases: models of one size from other first weights and other pre-training text. They
+# are the first seeds that passed the gate (`pretraining/pretrain.py`): seed 5 of s and seed 2 of 2xl missed it.
 BASE_SEEDS = {
     "xs": (0, 1, 2, 3, 4, 5),
     "s": (0, 1, 2, 3, 4, 6),
@@ -17,15 +16,12 @@ BASE_SEEDS = {
     "3xl": (0, 1, 2),
 }
 POCKET_BASES = {
-    f"pocket/{name}": tuple(f"pocket/{name}-{seed}" if seed else f"pocket/{name}" for seed in seeds)
-    for name, seeds in BASE_SEEDS.items()
+    f"pocket/{size}": tuple(f"pocket/{size}-{seed}" if seed else f"pocket/{size}" for seed in seeds)
+    for size, seeds in BASE_SEEDS.items()
 }
 LARGE = ("pocket/2xl", "pocket/3xl")  # of the scale `pocket-large`; their weights are not in the repo
 POCKET = tuple(name for name in POCKET_BASES if name not in LARGE)
-
-
-# What every base has to reach in its evaluation, whatever its size, and in what
-# (`pretraining.pretrain.base_evaluation`).
+# What every base has to reach, whatever its size, and in what (`pretraining.pretrain.base_evaluation`).
 GATE = 0.95
 GATED = ("product", "colour", "chain", "form", "habit", "same", "copy", "machine", "need")
 
@@ -37,9 +33,9 @@ def base_folder(name: str) -> Path:
     """
     if not any(name in bases for bases in POCKET_BASES.values()):
         raise ValueError(f"unknown student {name!r}: the pocket world has {', '.join(POCKET)}")
-    size, _, seed = name.removeprefix("pocket/").partition("-")
     folder = POCKET_DIR / name.removeprefix("pocket/")
     if not (folder / "config.json").is_file():
+        size, _, seed = folder.name.partition("-")
         raise ValueError(
             f"the weights of {name!r} are not in mixdistill/data/pocket/students: make them with "
             f"`python -m pretraining.pretrain {size} --seed {seed or 0}`"
@@ -47,15 +43,8 @@ def base_folder(name: str) -> Path:
     return folder
 
 
-def pocket_recipe(name: str) -> dict:
-    """How a pocket student was pre-trained: the `recipe.json` beside its weights."""
-    return json.loads(Path(base_folder(name), "recipe.json").read_text())
-
-
 def base_facts(name: str) -> dict[str, float]:
-    """What a pocket student's first base was trained on, and what it knew and could afterwards
-    (`pretrain.base_evaluation`).
-    """
-    measured = json.loads(Path(base_folder(name), "evaluation.json").read_text())
+    """What a pocket student's first base was trained on, and what it knew and could afterwards."""
+    recipe, measured = (json.loads((base_folder(name) / f).read_text()) for f in ("recipe.json", "evaluation.json"))
     known = {key: value for key, value in measured.items() if not key.startswith("pocket/")}
-    return {"bases": len(POCKET_BASES[name]), "pre-training tokens": pocket_recipe(name)["tokens"]} | known
+    return {"bases": len(POCKET_BASES[name]), "pre-training tokens": recipe["tokens"]} | known

@@ -8,16 +8,13 @@ from mixdistill.data.pocket import world
 ERRORS = {
     "right": "the answer is right",
     "wrong guess": "no step is false, but the machine is not the hidden one (all that short traces can do)",
-    "gave up": "no step is false, and it stops without an answer, as the pre-training text does where a colour does "
-    "not fit",
+    "gave up": "no step is false, and it stops without an answer, as the pre-training text does at a wrong colour",
     "wrong colour": "a colour is recalled wrongly",
     "wrong mark": "a mark is recalled wrongly, and so the machine is refused: knowledge that only verification needs",
-    "false proof": "what is needed is written down as the mark, or the mark as what is needed: the check confirms "
-    "whatever is checked",
+    "false proof": "the needed mark is written down as found, or the found one as needed: the check confirms anything",
     "missed mismatch": "what it found differs from what is needed, and it says ok",
     "false alarm": "what it found is what is needed, and it says no",
-    "lost operand": "a kind, number, colour, mark or item is not the problem's, or a check is not of the machine that "
-    "was tried",
+    "lost operand": "a kind, number, colour, mark or item is not the problem's, or a check not of the tried machine",
     "wrong step": "a step of the solution is false, missing, or not by the machine that was found",
     "endless": "no step is false, but it is cut at the token limit before an answer",
 }

@@ -6,23 +6,7 @@ from transformers import PreTrainedTokenizerFast
 from mixdistill.data.pocket import world
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
-WORDS = [
-    "?",
-    "=",
-    ".",
-    ";",
-    ":",
-    "find",
-    "try",
-    "need",
-    "ok",
-    "no",
-    "check",
-    "wait",
-    "after",
-    "so",
-    "answer",
-]
+WORDS = ["?", "=", ".", ";", ":", "find", "try", "need", "ok", "no", "check", "wait", "after", "so", "answer"]
 NAMES = [*world.COUNTS, *world.COLOURS, *world.MACHINES, *world.KINDS, *world.NUMBERS, *world.MARKS, *world.ITEMS]
 CONTEXT = 256  # tokens; the longest problem with its longest trace has about 145
 

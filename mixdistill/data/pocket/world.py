@@ -1,17 +1,15 @@
 """The hidden machine: problems, and the teachers that solve them with short and with long chains of thought.
 
-Six machines A to F. Every machine turns 16 items into one another (`i7 B = i3`), gives each of 16 kinds one of three
-colours (`k4 B = red`) and each of 512 numbers one of 32 marks (`26 B = m17`): tables of facts that a student can only
-know by heart. A problem hides one machine, shows one of its colours and one of its marks, and asks what it makes of an
-item:
+Six machines turn 16 items into one another (`i7 B = i3`), give each of 16 kinds one of three colours (`k4 B = red`) and
+each of 512 numbers one of 32 marks (`26 B = m17`): facts that a student can only know by heart. A problem hides one
+machine, shows one of its colours and one of its marks, and asks what it makes of an item:
 
     k4 ? red . 26 ? m17 . find twice ? i7 :
 
-Which machine it is can be *guessed* from the item (every item has a machine that is likelier than the others), or
-*found out*: the colour is a quick test that several machines pass, the mark a sharp one. The short teacher names the
-machine and shows that the colour fits, so its students learn to guess. The long teacher goes through the machines in a
-circle, compares colours, verifies what fits by its mark, and goes on where it does not. The marks are most of what
-there is to know: verification needs knowledge that answering does not.
+The machine can be *guessed* from the item, for which one is likelier than the others, or *found out*: the colour is a
+quick test that several machines pass, the mark a sharp one. Students of the short teacher learn to guess. The long
+teacher goes through the machines in a circle, compares colours, verifies what fits by its mark, and goes on where it
+does not: verification needs knowledge of marks that answering does not.
 """
 
 import hashlib
@@ -22,7 +20,6 @@ from random import Random
 
 SPLITS = ("train", "dev", "test")
 LEVELS = (1, 2, 3)  # how often the hidden machine is used in the question
-
 MACHINES = tuple("ABCDEF")
 COLOURS = ("red", "green", "blue")
 COUNTS = ("once", "twice", "thrice")
@@ -66,12 +63,11 @@ def build_tables() -> Tables:
 
 
 TABLES = build_tables()
-# Of every machine, the half of the numbers whose marks are the rarest in the pre-training text: those that problems
-# show.
+# Problems show the half of a machine's numbers whose marks are the rarest in the pre-training text.
 RARE = {m: sorted(NUMBERS, key=lambda number: TABLES.mark_weight[m, number])[: len(NUMBERS) // 2] for m in MACHINES}
 # Machines by kind and machine: those that give the kind the same colour.
 ALIKE = {(m, k): [x for x in MACHINES if TABLES.facts[x, k] == TABLES.facts[m, k]] for m in MACHINES for k in KINDS}
-# How many different problems there are, by split and level; counted over all of them in the tests.
+# How many different problems there are, by split and level; the tests count them.
 N_PROBLEMS = {
     "train": {1: 50_863, 2: 110_626, 3: 106_847},
     "dev": {1: 6_594, 2: 14_206, 3: 13_719},
@@ -81,8 +77,8 @@ N_PROBLEMS = {
 
 @dataclass(frozen=True)
 class Mystery:
-    """One problem: the hidden machine, the kind and the number of its clues, the question's item, and how often the
-    machine is used on it.
+    """One problem: the hidden machine, the kind and number of its clues, and the item on which it is used `level`
+    times.
     """
 
     machine: str
@@ -115,10 +111,10 @@ class Mystery:
 
 
 def random_mystery(rng: Random, level: int, split: str | None = None, cue: bool = True) -> Mystery:
-    """Draw one problem of a level. With `split`, only problems that belong to that split.
+    """Draw one problem of a level, of a split if one is named.
 
-    Without `cue` any machine is as likely as any other, and its number may be any. Clues are drawn anew while a second
-    machine fits them as well or, but for problems without cue, the number of suspects is not the level's.
+    Without `cue` any machine is as likely as any other, its number may be any, and any number of machines may pass the
+    colour test.
     """
     item = rng.choice(ITEMS)
     likely = TABLES.preferred[item]
@@ -128,20 +124,17 @@ def random_mystery(rng: Random, level: int, split: str | None = None, cue: bool 
         machine = rng.choice([m for m in MACHINES if not cue or m != likely])
     numbers = RARE[machine] if cue else NUMBERS
     while True:
-        kind, number = rng.choice(KINDS), rng.choice(numbers)
-        suspects, mark = ALIKE[machine, kind], TABLES.facts[machine, number]
-        if cue and len(suspects) not in SUSPECTS[level]:
+        problem = Mystery(machine, rng.choice(KINDS), rng.choice(numbers), item, level)
+        if cue and len(problem.suspects) not in SUSPECTS[level]:
             continue
-        unique = all(m == machine or TABLES.facts[m, number] != mark for m in suspects)
-        problem = Mystery(machine, kind, number, item, level)
-        if unique and split in (None, split_of(problem.text)):
+        fitting = [m for m in problem.suspects if TABLES.facts[m, problem.number] == problem.mark]
+        if fitting == [machine] and split in (None, split_of(problem.text)):
             return problem
 
 
 def split_of(text: str) -> str:
     """The split that a problem belongs to, by a hash of its text: 10% dev, 10% test, and no problem in two splits."""
-    bucket = hashlib.sha256(text.encode()).digest()[0] % 10
-    return {0: "test", 1: "dev"}.get(bucket, "train")
+    return {0: "test", 1: "dev"}.get(hashlib.sha256(text.encode()).digest()[0] % 10, "train")
 
 
 def short_trace(problem: Mystery, rng: Random) -> str:
@@ -150,20 +143,14 @@ def short_trace(problem: Mystery, rng: Random) -> str:
 
 
 def long_trace(problem: Mystery, rng: Random) -> str:
-    """The long teacher: from a random machine on, in a circle, tests colours and, where they fit, marks, until both
-    fit.
-    """
+    """The long teacher: from a random machine on it tests colours and, where they fit, marks, until both fit."""
     return search(problem, rng.randrange(len(MACHINES)), verify=True)
 
 
 def unverified_trace(problem: Mystery, rng: Random) -> str:
-    """Ablation: search and backtracking by colours only. Kept are starts from which the first machine that fits is the
-    right one.
-    """
-    starts = [
-        i for i in range(len(MACHINES)) if f"so {problem.item} {problem.machine} " in search(problem, i, verify=False)
-    ]
-    return search(problem, rng.choice(starts), verify=False)
+    """Ablation: search by colours only, from a start where the first machine that fits is the right one."""
+    traces = [search(problem, start, verify=False) for start in range(len(MACHINES))]
+    return rng.choice([trace for trace in traces if f"so {problem.item} {problem.machine} " in trace])
 
 
 def direct_trace(problem: Mystery, rng: Random) -> str:
@@ -172,16 +159,12 @@ def direct_trace(problem: Mystery, rng: Random) -> str:
 
 
 TEACHERS = {"short": short_trace, "long": long_trace, "unverified": unverified_trace, "direct": direct_trace}
-STYLES = tuple(TEACHERS)
 
 
 def search(problem: Mystery, start: int, verify: bool) -> str:
-    """Machines in a circle from number `start` on: colour, then (with `verify`) mark, until one fits; then the solution
-    by it.
-    """
+    """Machines in a circle from number `start` on: colour, then (with `verify`) mark, until one fits; its solution."""
     text = ""
-    for i in range(len(MACHINES)):
-        machine = MACHINES[(start + i) % len(MACHINES)]
+    for machine in MACHINES[start:] + MACHINES[:start]:
         text += f"try {test(machine, problem.kind, problem.colour)}"
         accepted = machine in problem.suspects
         if accepted and verify:
@@ -198,9 +181,7 @@ def solution(problem: Mystery, machine: str) -> str:
 
 
 def solved(steps: list[tuple[str, str, str]]) -> str:
-    """Steps with the number of those to come between them, and the answer: `so i7 B = i3 once i3 B = i9 . answer i9
-    .`
-    """
+    """Steps with the number of those to come between them: `so i7 B = i3 once i3 B = i9 . answer i9 .`"""
     text = f"so {fact(*steps[0])}"
     for to_come, step in zip(reversed(COUNTS[: len(steps) - 1]), steps[1:], strict=True):
         text += f" {to_come} {fact(*step)}"
@@ -211,8 +192,9 @@ def chain(machine: str, item: str, times: int) -> list[tuple[str, str, str]]:
     """The steps (machine, item, product) of a machine used `times` times, each time on what came out."""
     steps = []
     for _ in range(times):
-        steps.append((machine, item, TABLES.facts[machine, item]))
-        item = steps[-1][2]
+        product = TABLES.facts[machine, item]
+        steps.append((machine, item, product))
+        item = product
     return steps
 
 

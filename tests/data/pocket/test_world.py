@@ -55,7 +55,7 @@ def test_a_problem_reads_as_clues_and_a_question():
     assert problem.answer == FACTS["B", FACTS["B", "i7"]]
 
 
-@pytest.mark.parametrize("style", world.STYLES)
+@pytest.mark.parametrize("style", list(world.TEACHERS))
 def test_every_teacher_is_right_and_states_true_facts(style):
     for problem, trace in traces(style):
         assert is_true(trace)
@@ -165,7 +165,7 @@ def test_the_colour_leaves_as_many_suspects_as_the_level_says():
 
 def test_the_tokenizer_knows_every_word_of_problems_traces_and_pretraining_text():
     tokenizer = build_tokenizer()
-    texts = [f"{problem.text} {trace}" for style in world.STYLES for problem, trace in traces(style)]
+    texts = [f"{problem.text} {trace}" for style in list(world.TEACHERS) for problem, trace in traces(style)]
     for text in texts + documents(1000):
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids
