@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mixdistill.grading.grade import equal
-from mixdistill.results.stats import problem_table, require, share
+from mixdistill.results.stats import counts, problem_table, require, share
 
 
 def sampled_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -35,7 +35,7 @@ def sampled_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             passed = pd.DataFrame(at_k[n_right], correct.index, correct.columns)
             for metric, estimate in (("pass", share(passed)), ("maj", share(problem_table(votes, k)))):
                 facts = dict(zip(by, name, strict=True)) | {"metric": metric, "k": k}
-                rows.append(facts | estimate.columns("value") | {"n_samples": n})
+                rows.append(facts | estimate.columns("value") | counts(group) | {"n_samples": n})
     return pd.DataFrame(rows)
 
 
