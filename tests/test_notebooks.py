@@ -12,8 +12,6 @@ from conftest import REPO
 from mixdistill.study.reproduce import NOTEBOOKS, execute, publish_notebook
 
 FOLDER = REPO / "notebooks"
-# The tour shows stored results, and those of the pocket scale are committed.
-SCALE = {"00_tour": "pocket"}
 
 
 def test_the_list_of_notebooks_is_complete():
@@ -24,7 +22,7 @@ def test_the_list_of_notebooks_is_complete():
 def test_each_notebook_runs_alone(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it does not depend on the working directory
     executed = tmp_path / "executed.ipynb"
-    execute(FOLDER / f"{name}.ipynb", executed, {"SCALE": SCALE.get(name, "smoke")})
+    execute(FOLDER / f"{name}.ipynb", executed, {"SCALE": "smoke"})
     outputs = [output for cell in nbformat.read(executed, 4).cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [output["text"] for output in outputs if output.get("name") == "stderr"]
