@@ -1,8 +1,4 @@
-"""Files of the run store: written whole and synced, locked while they are written, checked when they are read.
-
-flock is absent or broken on many file systems that machines share, so a lock is a file that only one process can
-create, and that its holder renews (`filelock.SoftFileLease`).
-"""
+"""Files of the run store: written whole and synced, locked while they are written, checked when they are read."""
 
 import contextlib
 import errno
@@ -11,94 +7,112 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import psutil
-from filelock import SoftFileLease, Timeout
 from safetensors import SafetensorError
 
 # Seconds without renewal, after which a lock is taken over; a network file system may show times a minute late.
 STALE = 120
+# This machine, and which processes it has: containers may share a name.
+HOST = f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino if os.path.exists('/proc/self/ns/pid') else 0}"
+waits = ContextVar("waits", default=True)  # whether `lock` waits for its turn
+
+Record = dict[str, Any]
+
+
+class Held(Exception):
+    """Another process holds the folder; says which, and how long ago it renewed its lock."""
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, wait: bool | None = None) -> Iterator[None]:
     """Hold a folder while it is written, so that no two processes or threads do the same work; waits for its turn.
 
-    A process of this machine that is gone loses its lock at once, any other that has not renewed it for two minutes of
-    our clock.
+    The lock is a file that only one process can create, and that its holder renews, as flock is absent or broken on
+    many file systems that machines share. (filelock's lease takes over none on NFS.) A holder of this machine that is
+    gone loses it at once, any other that has not renewed it for two minutes of our clock.
 
-    Raises OSError where the folder can not be written.
+    Raises:
+        OSError: the folder can not be written.
+        Held: another holds it and `wait` is False; None means what `waits` says.
     """
+    path, ours, released = folder / ".lock", f"{HOST} {os.getpid()} {uuid.uuid4().hex}", threading.Event()
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    lease = SoftFileLease(folder / ".lock", lease_duration=STALE, thread_local=False)
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lease.acquire(timeout=0)
-        except Timeout:
-            _say_who_works(folder, lease)
-            while not _acquired(lease, folder / ".lock"):
-                pass
+        _take_turn(path, ours, waits.get() if wait is None else wait)
+    threading.Thread(target=_renew, args=(path, released), daemon=True).start()
     try:
         yield
     finally:
-        lease.release()
-        with contextlib.suppress(OSError):  # refused work leaves no folder
-            for path in made:
-                path.rmdir()
+        released.set()
+        with contextlib.suppress(OSError):
+            if path.read_text() == ours:  # and not another's, who took it over while this machine slept
+                path.unlink()
+            for empty in made:  # refused work leaves no folder
+                empty.rmdir()
 
 
-def _say_who_works(folder: Path, lease: SoftFileLease) -> None:
-    name = "/".join(folder.parts[-3:] if folder.parent.name == "evaluations" else folder.parts[-1:])
-    who = f"process {lease.owner.pid} of {lease.owner.hostname.split('?')[0]}" if lease.owner else "unknown"
-    with contextlib.suppress(OSError):
-        who += f", renewed {max(0, time.time() - (folder / '.lock').stat().st_mtime):.0f} s ago"
-    print(f"waiting: another process works on {name} ({who}; taken over {STALE} s after the last renewal)", flush=True)
+def _take_turn(path: Path, ours: str, wait: bool) -> None:
+    """Create the lock when nobody holds it, or write ours into one whose holder is gone."""
+    before, since, said = None, time.monotonic(), False
+    while True:
+        with contextlib.suppress(FileExistsError), path.open("x") as file:
+            file.write(ours)
+            return
+        with contextlib.suppress(FileNotFoundError):  # it has just been released
+            found, renewed = path.read_text(errors="replace"), path.stat().st_mtime
+            if before != (found, renewed):
+                before, since = (found, renewed), time.monotonic()
+            host, pid, *_ = *found.split(), "unknown", "unknown"
+            # One that says nothing is of a process that was killed before it could.
+            gone = host == HOST and pid.isdigit() and _is_gone(int(pid))
+            if gone or time.monotonic() - since >= (STALE if found else 2):
+                path.write_text(ours)
+                time.sleep(1)  # of several that take it over, the last holds it
+                if path.read_text() == ours:
+                    return
+                continue
+            who = f"process {pid} of {host.split('/')[0]}, renewed {max(0, time.time() - renewed):.0f} s ago"
+            held = f"another process works on {'/'.join(path.parent.parts[-3:])} ({who})"
+            if not wait:
+                raise Held(held)
+            if not said:
+                print(f"waiting: {held}; taken over {STALE} s after the last renewal", flush=True)
+            said = True
+        time.sleep(0.2)
 
 
-def _acquired(lease: SoftFileLease, path: Path) -> bool:
-    """Wait some seconds for a lock; breaks one that says nothing, of a holder killed before it could, and a
-    zombie's.
-    """
-    before = _inode_if_empty(path)
+def _is_gone(pid: int) -> bool:
     try:
-        lease.acquire(timeout=3, poll_interval=0.2)
-    except Timeout:
-        owner = lease.owner
-        if (before and before == _inode_if_empty(path)) or (owner and _is_zombie(owner.pid, owner.hostname)):
-            lease.force_break()
-    return lease.is_locked
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
-def _inode_if_empty(path: Path) -> int | None:
-    with contextlib.suppress(FileNotFoundError):
-        stat = path.stat()
-        return None if stat.st_size else stat.st_ino
-
-
-def _is_zombie(pid: int, host: str) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return host.split("?")[0] == socket.gethostname() and psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    return False
+def _renew(path: Path, released: threading.Event) -> None:
+    while not released.wait(STALE / 6):
+        with contextlib.suppress(OSError):  # a network file system has hiccups
+            os.utime(path)
 
 
 def sweep_up(folder: Path, held: Path | None = None) -> None:
     """Delete what killed processes left in a folder and below, temporaries and locks; `held` is locked by us."""
     for path in [*folder.rglob(".*.tmp"), *folder.rglob(".lock")]:
-        if path.parent != held:
-            lease = SoftFileLease(path.parent / ".lock", lease_duration=STALE)
-            with contextlib.suppress(OSError), lease.acquire(timeout=0):  # not where another works
-                if path.name != ".lock":  # which goes with the release
-                    delete(path)
-        elif path.name != ".lock":
-            delete(path)
+        ours = contextlib.nullcontext() if path.parent == held else lock(path.parent, wait=False)
+        with contextlib.suppress(OSError, Held), ours:  # not where another works
+            if path.name != ".lock":  # which goes when it is released
+                delete(path)
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: Record) -> None:
     """Write a JSON file whole: a temporary file, synced to disk, takes its place."""
     text = json.dumps(content, indent=2) + "\n"
     replace(path, lambda temporary: temporary.write_text(text))
@@ -106,42 +120,25 @@ def write_json(path: Path, content: dict) -> None:
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` write a temporary file or folder, bring it to the disk, and put it in the place of `path` in one
-    step.
-    """
-    temporary, old = _temporary(path), _temporary(path)
+    step. Its files get the modes that the umask gives (safetensors writes 600)."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     with storing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(temporary)
-            _sync(temporary)
-            if path.is_dir():
-                path.rename(old)
+            for part in [*temporary.rglob("*"), temporary]:
+                if part.is_file() and part != temporary:
+                    part.chmod(temporary.stat().st_mode & 0o666)
+                _sync(part)
+            if path.is_dir():  # of a run that has not finished, else nobody would write it again
+                shutil.rmtree(path)
             os.replace(temporary, path)
-            _sync(path.parent, inner=False)
+            _sync(path.parent)
         finally:  # of a full disk, too: what is half written helps nobody
             delete(temporary)
-            delete(old)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-
-
-def delete(path: Path) -> None:
-    """Delete a file or folder that nobody needs, if the disk lets us."""
-    with contextlib.suppress(OSError):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-
-
-def _sync(path: Path, inner: bool = True) -> None:
-    """Bring a file, or a folder and all in it, to the disk, with the modes that the umask gives (safetensors writes
-    600).
-    """
-    if path.is_dir() and inner:
-        for child in path.iterdir():
-            if child.is_file():
-                child.chmod(path.stat().st_mode & 0o666)
-            _sync(child)
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -152,12 +149,15 @@ def _sync(path: Path, inner: bool = True) -> None:
         os.close(descriptor)
 
 
+def delete(path: Path) -> None:
+    """Delete a file or folder that nobody needs, if the disk lets us."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """A disk that is full, read-only or failing ends in one sentence.
-
-    torch and safetensors have errors of their own where a write fails.
-    """
+    """A disk that is full, read-only or failing ends in one OSError; torch and safetensors have errors of their own."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -171,58 +171,50 @@ def storing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """ValueError for a file that is missing; OSError for one that may not or can not be read, which is no damage."""
+    """ValueError for a file that is missing or damaged; OSError for one that may not or can not be read, which is no
+    damage."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise damaged(path, error.strerror) from error
     except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot read {str(path)!r} ({error.strerror}): ask its owner for the right to read it, or look after the "
-            "disk",
-        ) from error
+        advice = "ask its owner for the right to read it, or look after the disk"
+        raise OSError(error.errno, f"cannot read {str(path)!r} ({error.strerror}): {advice}") from error
+    except (ValueError, RecursionError) as error:  # json has both
+        raise damaged(path, error) from error
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> Record:
     """A JSON object that `write_json` wrote."""
     with reading(path):
-        text = path.read_bytes()
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, error) from error
-    if not isinstance(content, dict):
-        raise damaged(path, f"it holds a {type(content).__name__}, no object")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, no object")
     return content
 
 
-def read_rows(path: Path, owner: str) -> list[dict]:
-    """The rows of a JSON Lines file that `append_rows` wrote, up to one that was cut or changed, or is another
-    owner's.
-    """
-    rows, text = [], b""
-    if path.exists():
-        with reading(path):
-            text = path.read_bytes()
-    for line in text.split(b"\n"):
+def read_rows(path: Path, owner: str) -> list[Record]:
+    """The rows of a JSON Lines file that `append_rows` wrote, up to one that was cut or changed, or is of another
+    owner; none where there is no file."""
+    rows: list[Record] = []
+    with reading(path):
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in lines:
         try:
             row = json.loads(line)
-            check = row.pop("check")
+            whole = row.pop("check") == _check(owner, len(rows), row)
         except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
             break
-        if check != key({"owner": owner, "row": len(rows), "is": row}):
+        if not whole:
             break
         rows.append(row)
     return rows
 
 
-def append_rows(path: Path, rows: Iterable[dict], owner: str, at: int) -> None:
+def append_rows(path: Path, rows: Iterable[Record], owner: str, at: int) -> None:
     """Append rows to a JSON Lines file that has `at`, each with a hash of itself, its place and its owner; 0 begins a
-    new file.
-    """
-    checks = [row | {"check": key({"owner": owner, "row": i, "is": row})} for i, row in enumerate(rows, start=at)]
-    text = "".join(json.dumps(row) + "\n" for row in checks)
+    new file."""
+    text = "".join(json.dumps(row | {"check": _check(owner, i, row)}) + "\n" for i, row in enumerate(rows, start=at))
     if at == 0:
         return replace(path, lambda temporary: temporary.write_text(text))
     with storing(path), path.open("a") as file:
@@ -231,21 +223,23 @@ def append_rows(path: Path, rows: Iterable[dict], owner: str, at: int) -> None:
         os.fsync(file.fileno())
 
 
+def _check(owner: str, at: int, row: Record) -> str:
+    return key({"owner": owner, "row": at, "is": row})
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def key(config: dict) -> str:
+def key(config: Record) -> str:
     """Hash of a configuration: 16 hexadecimal digits of its canonical JSON's SHA-256."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def damaged(path: Path, reason: object, folder: Path | None = None) -> ValueError:
-    """What to raise for a file that is missing or not what was written. The one step that heals: delete the folder,
-    call again.
-    """
-    folder = folder or path.parent
-    return ValueError(f"{str(path)!r} is damaged ({reason}): delete the folder {str(folder)!r} and call again")
+    """The error for a file that is missing or was changed. One step heals: delete the folder, call again."""
+    where = str(folder or path.parent)
+    return ValueError(f"{str(path)!r} is damaged ({reason}): delete the folder {where!r} and call again")

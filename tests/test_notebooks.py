@@ -9,7 +9,8 @@ import papermill
 import pytest
 from conftest import REPO
 
-from mixdistill.study.reproduce import NOTEBOOKS, execute, publish_notebook
+from mixdistill.study.reproduce import NOTEBOOKS, execute
+from publish import publish_notebook
 
 FOLDER = REPO / "notebooks"
 

@@ -74,7 +74,7 @@ def test_threads_take_turns(tmp_path):
     assert log[::2] == log[1::2]
 
 
-FOREIGN = "filelock/2\npid=7\nhost=elsewhere\nmode=lease\ntoken=abc\nduration=1\nstart=3\n"
+FOREIGN = "elsewhere/1 7 abc"
 
 
 @pytest.mark.parametrize("left", ["", "garbage", FOREIGN], ids=["empty", "garbage", "of another host"])
@@ -83,7 +83,7 @@ def test_a_lock_that_nobody_renews_is_taken_over_and_its_holder_is_named(left, t
     (tmp_path / ".lock").write_text(left)
     with files.lock(tmp_path):
         said = capsys.readouterr().out
-    assert f"another process works on {tmp_path.name}" in said
+    assert f"/{tmp_path.name} (process" in said
     assert ("process 7 of elsewhere, renewed 0 s ago" in said) == (left == FOREIGN)
 
 
@@ -163,9 +163,7 @@ def test_files_follow_the_umask(store):
     assert {path.stat().st_mode & 0o777 for path in store.rglob("*") if path.is_file()} == {0o664}
 
 
-def test_the_same_student_is_the_same_run_wherever_it_lies_and_no_path_of_it_is_stored(
-    tmp_path, qwen, math_traces, monkeypatch
-):
+def test_the_same_student_is_the_same_run_wherever_it_lies_and_no_path_of_it_is_stored(tmp_path, qwen, math_traces):
     shutil.copytree(qwen, tmp_path / "here")
     train = load_traces(str(math_traces), columns={"question": "problem", "response": "solution"})
     problems = [Problem("1", "What is 1 plus 1?", "2", "", "sums", "math")]
@@ -176,7 +174,6 @@ def test_the_same_student_is_the_same_run_wherever_it_lies_and_no_path_of_it_is_
     assert all(str(tmp_path) not in path.read_text() for path in stored)
 
     shutil.move(tmp_path / "here", tmp_path / "there")
-    monkeypatch.setattr(runs, "_places", {})  # as in another process
     with pytest.raises(
         ValueError, match=r"local student 'here' .*: say where it lies with open_run\(folder, student=...\)"
     ):

@@ -12,10 +12,10 @@ from huggingface_hub.errors import GatedRepoError
 
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.data.students import n_params, student_source
+from mixdistill.data.tables import local_path
 from mixdistill.runs import read_json, runs_dir
 from mixdistill.study.scales import REVISIONS, Arm, Scale, TraceSet, alpha_arms, control_arms, gap_arms
-from mixdistill.study.sweep import evaluation_problems, run_arm, same_work, trace_set
-from mixdistill.study.workers import n_cores
+from mixdistill.study.sweep import evaluation_problems, n_cores, run_arm, same_work, trace_set
 
 NEEDS_GPU = 400_000_000  # parameters: larger students are not for a CPU
 # FLOP/s, where nothing was measured: an H100 at 40% of its dense bfloat16 peak; one CPU core with tiny students.
@@ -36,9 +36,10 @@ class Plan:
 
     def __str__(self) -> str:
         scale, total = self.scale, self.students.sum(numeric_only=True)
+        alphas = ", ".join(f"{alpha:g}" for alpha in scale.alphas)
         lines = [
             f"Scale {scale.name}: seeds {scale.n_seeds}, recipes {', '.join(scale.recipes)}, alpha of "
-            f"{scale.alpha_student} {', '.join(f'{alpha:g}' for alpha in scale.alphas)}\n",
+            f"{scale.alpha_student} {alphas}\n",
             self.students.to_string(index=False, float_format="{:,.3g}".format, na_rep="-") + "\n",
             f"In all {total['trainings']:.0f} trainings, {total['evaluations']:.0f} evaluations, {total['hours']:.2g} "
             f"hours, {total['download GB']:.0f} GB of weights to download, {total['runs GB']:.1f} GB of runs.",
@@ -56,17 +57,18 @@ def plan(scale: Scale) -> Plan:
     """
     arms, gpus, speeds, rows = all_arms(scale), torch.cuda.device_count(), _measured(), []
     traces = {part: _examples(getattr(scale, part), scale) for arm in arms for part in (arm.hard, arm.easy)}
-    n_problems = sum(_n_problems(name, scale) for name in scale.benchmarks)
+    n, n_problems = min(n for n, _ in traces.values()), sum(_n_problems(name, scale) for name in scale.benchmarks)
     for student in scale.students:
-        (size, here), flops = _size(student), 6 if student in scale.full else 4
+        size, here = _size(student)
+        train_flops = 6 if student in scale.full else 4
         trained = [arm for arm in arms if arm.student == student and arm.alpha is not None]
         n_evaluations = sum(arm.student == student for arm in arms)
-        n = min(count for count, _ in traces.values())
-        means = [arm.alpha * traces[arm.hard][1] + (1 - arm.alpha) * traces[arm.easy][1] for arm in trained]
-        tokens = scale.epochs * n * sum(means)
-        answers = n_problems * n_evaluations * sum(means) / len(means)  # as long as the traces that a student learns
+        mean = sum(a.alpha * traces[a.hard][1] + (1 - a.alpha) * traces[a.easy][1] for a in trained) / len(trained)
+        tokens = scale.epochs * n * len(trained) * mean
+        answers = n_problems * n_evaluations * mean  # as long as the traces that a student learns
         rate = n_cores() * CORE_RATE if size < NEEDS_GPU and not gpus else max(1, gpus) * GPU_RATE
-        speed = speeds[student] * n_cores() if student in speeds else rate / (flops * size)
+        speed = speeds[student] * n_cores() if student in speeds else rate / (train_flops * size)
+        run_bytes = size * (4 if student in scale.full else 0.04)
         rows.append(
             {
                 "student": student,
@@ -78,7 +80,7 @@ def plan(scale: Scale) -> Plan:
                 "answer tokens": answers,
                 "measured tokens/s": speeds.get(student),
                 "hours": (tokens / speed + 2 * size * answers / rate) / 3600,
-                "runs GB": (len(trained) * size * (4 if flops == 6 else 0.04) + answers * BYTES_PER_TOKEN) / 1e9,
+                "runs GB": (len(trained) * run_bytes + answers * BYTES_PER_TOKEN) / 1e9,
                 "download GB": 0.0 if here else 2 * size / 1e9,
             }
         )
@@ -113,18 +115,18 @@ def _all_stored(scale: Scale) -> bool:
 
 def _examples(traces: TraceSet, scale: Scale) -> tuple[int, float]:
     """Examples of a trace set, and their mean tokens; in the pocket world, where a word is one, of the first 100."""
-    pocket, local = traces.source.startswith("pocket/"), Path(traces.source).exists()
-    if not pocket and not local:
+    pocket = traces.source.startswith("pocket/")
+    if not pocket and not local_path(traces.source).exists():
         n, size = HUB_LONG if traces.source.endswith("_long_cot") else HUB_SHORT
         return min(n, scale.n_train or n), size / BYTES_PER_TOKEN
-    rows = trace_set(traces, min(100, scale.n_train) if pocket else scale.n_train, 0)
+    rows = trace_set(traces, min(100, scale.n_train or 100) if pocket else scale.n_train, 0)
     texts = [f"{row['question']} {row['response']}" for row in rows]
     tokens = [len(text.split()) + 3 if pocket else len(text.encode()) / BYTES_PER_TOKEN for text in texts]
-    return scale.n_train if pocket else len(rows), sum(tokens) / len(tokens)
+    return scale.n_train if pocket and scale.n_train else len(rows), sum(tokens) / len(tokens)
 
 
 def _n_problems(benchmark: str, scale: Scale) -> int:
-    if benchmark.startswith("pocket/") or Path(benchmark).exists():
+    if benchmark.startswith("pocket/") or local_path(benchmark).exists():
         return len(evaluation_problems(benchmark, scale.n_problems, None))
     return min(N_PROBLEMS.get(benchmark, 1000), scale.n_problems or 10**9)
 
@@ -132,20 +134,20 @@ def _n_problems(benchmark: str, scale: Scale) -> int:
 def _measured() -> dict[str, float]:
     """Tokens a second of training by student, over the finished runs of the store that were not all start-up."""
     size_of = {base: size for size, bases in POCKET_BASES.items() for base in bases}
-    runs = []
+    rows = []
     for path in runs_dir().glob("*/manifest.json"):
         student, manifest = read_json(path.with_name("config.json"))["student"], read_json(path)
-        if manifest["tokens"] > 100_000:
-            runs.append((size_of.get(student, student), manifest["tokens"], manifest["seconds"]))
-    sums = pd.DataFrame(runs, columns=["student", "tokens", "seconds"]).groupby("student").sum()
+        rows.append((size_of.get(student, student), manifest["tokens"], manifest["seconds"]))
+    runs = pd.DataFrame(rows, columns=["student", "tokens", "seconds"]).query("tokens > 100_000")
+    sums = runs.groupby("student").sum()
     return (sums["tokens"] / sums["seconds"].clip(lower=1)).to_dict()
 
 
 def _size(student: str) -> tuple[int, bool]:
     """Parameters, by the configuration if it is here, otherwise as the name says; and whether the weights are here."""
     revision, local = REVISIONS.get(student), Path(student_source(student)).exists()
-    files = ("config.json", "model.safetensors", "model.safetensors.index.json")
-    config, *weights = [local or isinstance(try_to_load_from_cache(student, f, revision=revision), str) for f in files]
+    names = ("config.json", "model.safetensors", "model.safetensors.index.json")
+    config, *weights = (local or isinstance(try_to_load_from_cache(student, n, revision=revision), str) for n in names)
     if config:
         return n_params(student, revision), any(weights)
     if said := re.search(r"(\d+(?:\.\d+)?)([BM])\b", student):
@@ -155,21 +157,16 @@ def _size(student: str) -> tuple[int, bool]:
 
 def _obstacles(students: pd.DataFrame) -> list[str]:
     """What keeps these students from running on this machine, each with what to do."""
-    found, gpus, largest = [], torch.cuda.device_count(), students["parameters"].max()
-    memory = sum(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus))
-    if largest >= NEEDS_GPU and not gpus:
+    found = []
+    if students["parameters"].max() >= NEEDS_GPU and not torch.cuda.device_count():
         found.append("there is no CUDA GPU: take a smaller scale, such as pocket, which needs none")
-    elif gpus and 2 * largest > memory:
-        found.append(
-            f"weights of {2 * largest / 1e9:.0f} GB on GPUs of {memory / 1e9:.0f}: use more, or smaller students"
-        )
     needs = {"HF_HOME": (constants.HF_HUB_CACHE, "download GB"), "MIXDISTILL_RUNS": (runs_dir(), "runs GB")}
     for variable, (folder, column) in needs.items():
         existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
         free, needed = shutil.disk_usage(existing).free / 1e9, students[column].sum()
         if needed > free:
             found.append(f"disk: {needed:.0f} GB are needed and {free:.0f} free: point {variable} to a larger disk")
-    unreachable = {}
+    unreachable: dict[str, list[str]] = {}
     for student in students[students["download GB"] > 0]["student"]:
         try:
             HfApi().auth_check(student)

@@ -1,16 +1,17 @@
 """A set of arms -> one table of graded items. What the run store has is read; the rest is trained and evaluated."""
 
-import gc
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import lru_cache
+from typing import Any
 
 import pandas as pd
 import torch
 from datasets import Dataset
 
+from mixdistill import files
 from mixdistill.arguments import instance, whole
 from mixdistill.data.mix import mix
 from mixdistill.data.problems import Problem, load_problems
@@ -21,7 +22,7 @@ from mixdistill.finetuning.finetune import LoRA, finetune
 from mixdistill.finetuning.memory import Placement
 from mixdistill.results.evaluate import Scores, evaluate, untouched
 from mixdistill.study.scales import REVISIONS, Arm, Scale, TraceSet
-from mixdistill.study.workers import n_cores, side_by_side
+from mixdistill.study.workers import End, in_turn, n_cores, side_by_side
 
 STOPPED = "stopped: what was finished is stored, the same call goes on from there"
 
@@ -29,14 +30,14 @@ STOPPED = "stopped: what was finished is stored, the same call goes on from ther
 def sweep(arms: Iterable[Arm], scale: Scale, split: str | None = None, workers: int | None = None) -> pd.DataFrame:
     """Train and evaluate every arm that the run store lacks, and return the graded items of all.
 
-    An arm that fails does not stop the others: the error comes when all the others are stored.
+    An arm that fails stops no other: the error comes when all the others are stored. An arm that another process works
+    on, of this machine or of another that shares the store, is looked at again at the end.
 
     Arguments:
         workers: arms that run at a time, each in a process with one thread. None: on a CPU as many as there are cores;
             on a GPU one after the other in this process. Several small students share a GPU well.
 
-    Returns: one row an arm, problem and sample, with the columns of `evaluate.Scores.items` and student, params,
-        recipe, alpha, base, seed.
+    Returns: one row an arm, problem and sample: `evaluate.Scores.items` and student, params, recipe, alpha, base, seed.
 
     Raises:
         ValueError: there are no arms, or an arm's student, benchmark or data is unknown; before anything is trained.
@@ -52,10 +53,52 @@ def sweep(arms: Iterable[Arm], scale: Scale, split: str | None = None, workers: 
     scores = {key: run_arm(arm, scale, split, stored_only=True) for key, arm in work.items()}
     todo = [arm for key, arm in work.items() if scores[key] is None]
     print(f"{len(work)} arms: {len(work) - len(todo)} in the run store, {len(todo)} to run", flush=True)
-    if todo:
-        _run_all(todo, scale, split, workers)
-        scores = {key: run_arm(arm, scale, split) for key, arm in work.items()}
-    return pd.concat([_items(arm, scale.base(arm), scores[same_work(arm)]) for arm in arms], ignore_index=True)
+    failed = run_all(todo, scale, split, workers)
+    for arm, error in failed.items():
+        raise RuntimeError(
+            f"{len(failed)} of {len(todo)} arms failed; the first, {name_of(arm)}: {error}. "
+            "The others are stored: mend the cause and run again"
+        ) from error
+    scores |= {same_work(arm): run_arm(arm, scale, split) for arm in todo}
+    return pd.concat([_items(arm, scale, scores[same_work(arm)]) for arm in arms], ignore_index=True)
+
+
+def run_all(
+    arms: list[Arm], scale: Scale, split: str | None = None, workers: int | None = None
+) -> dict[Arm, BaseException]:
+    """Run the arms, as in `sweep`, and say how each ended; returns the errors of those that failed."""
+    cost = {arm: _cost(arm) for arm in arms}
+    waiting = sorted(arms, key=lambda arm: -cost[arm])  # the long ones first, so that no core waits for one at the end
+    started, failed = time.monotonic(), {}
+    try:
+        with closing(_ends(waiting, scale, split, workers)) as ends:
+            for (arm, *_), seconds, error in ends:
+                if isinstance(error, files.Held):
+                    print(f"{name_of(arm)}: {error}; looked at again at the end", flush=True)
+                    continue
+                waiting.remove(arm)
+                if error:
+                    failed[arm], said = error, f"FAILED: {error}"
+                else:
+                    said = f"{run_arm(arm, scale, split).accuracy:.1%} right, {seconds:.0f} s"
+                left = sum(cost[a] for a in waiting)
+                minutes = (time.monotonic() - started) * left / (sum(cost.values()) - left) / 60
+                progress = f"[{len(arms) - len(waiting)}/{len(arms)}] {name_of(arm)}"
+                print(f"{progress}: {said}; about {minutes:.1f} min left", flush=True)
+    except KeyboardInterrupt:
+        print(STOPPED, flush=True)
+        raise KeyboardInterrupt(STOPPED) from None
+    return failed
+
+
+def _ends(waiting: list[Arm], scale: Scale, split: str | None, workers: int | None) -> Iterator[End]:
+    """The ends of all tasks: first of the arms that nobody works on, then of those that still wait."""
+    for wait in (False, True):
+        tasks = [(arm, scale, split, wait) for arm in waiting]
+        if torch.cuda.is_available() and workers is None:
+            yield from in_turn(_run, tasks)
+        elif tasks:
+            yield from side_by_side(_run, tasks, name_of, workers or n_cores())
 
 
 def run_arm(arm: Arm, scale: Scale, split: str | None = None, stored_only: bool = False) -> Scores | None:
@@ -63,7 +106,7 @@ def run_arm(arm: Arm, scale: Scale, split: str | None = None, stored_only: bool 
 
     Raises ValueError for an unknown student, benchmark or trace set.
     """
-    base, revision = scale.base(arm), REVISIONS.get(arm.student)
+    base, revision, cuda = scale.base(arm), REVISIONS.get(arm.student), torch.cuda.is_available()
     run = untouched(base, revision)
     if arm.alpha is not None:
         run = finetune(
@@ -78,18 +121,13 @@ def run_arm(arm: Arm, scale: Scale, split: str | None = None, stored_only: bool 
             seed=arm.seed,
             revision=revision,
             on=Placement(gpus=1 if n_params(base, revision) < TINY else max(1, torch.cuda.device_count())),
-            progress=torch.cuda.is_available(),
+            progress=cuda,
             stored_only=stored_only,
         )
     if run is None:
         return None
-    return evaluate(
-        run,
-        [evaluation_problems(name, scale.n_problems, split) for name in scale.benchmarks],
-        max_new_tokens=scale.max_new_tokens,
-        progress=torch.cuda.is_available(),
-        stored_only=stored_only,
-    )
+    problems = [evaluation_problems(name, scale.n_problems, split) for name in scale.benchmarks]
+    return evaluate(run, problems, max_new_tokens=scale.max_new_tokens, progress=cuda, stored_only=stored_only)
 
 
 def training_set(arm: Arm, scale: Scale) -> Dataset:
@@ -108,27 +146,38 @@ def training_set(arm: Arm, scale: Scale) -> Dataset:
             f"the scale {scale.name!r} has no trace set for {' and '.join(missing)}, which {arm.recipe!r} needs: "
             f"use one of {', '.join(scale.recipes)}, or give it one with replace(scale, {missing[0]}=TraceSet(...))"
         )
-    return _mixed(hard, easy, arm.alpha, scale.n_train, arm.seed, (_stamp(hard.source), _stamp(easy.source)))
+    return _kept(_mixed, _stamp(hard.source, easy.source), hard, easy, arm.alpha, scale.n_train, arm.seed)
 
 
 def trace_set(traces: TraceSet, n: int | None, seed: int) -> Dataset:
     """The traces that play a part at a scale, such as `scale.long`; of files the first `n`, None means all."""
-    return _trace_set(traces, n, seed, _stamp(traces.source))
+    return _kept(_traces, _stamp(traces.source), traces, n, seed)
 
 
 def evaluation_problems(benchmark: str, n: int | None, split: str | None) -> list[Problem]:
     """`load_problems`, read once as long as nothing on disk changes."""
-    return _problems(benchmark, n, split, (_stamp(benchmark), _stamp(os.environ.get("MIXDISTILL_DATA", ""))))
+    stamp = _stamp(benchmark, os.environ.get("MIXDISTILL_DATA", ""))
+    return _kept(load_problems, stamp, benchmark, n=n, split=split)
 
 
-# These keep what they have read. `stamp` is not used: with another one they read again.
 @lru_cache(maxsize=256)
-def _mixed(hard: TraceSet, easy: TraceSet, alpha: float, n: int | None, seed: int, stamp: tuple) -> Dataset:
+def _kept(read: Callable[..., Any], stamp: tuple, *arguments: Any, **options: Any) -> Any:
+    """What has been read before; with another stamp it is read again."""
+    return read(*arguments, **options)
+
+
+def _stamp(*sources: str) -> tuple:
+    """Sizes and times of local files and of those in folders; empty for what is not on disk."""
+    paths = [local_path(source) for source in sources if source]
+    found = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
+    return tuple((str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino) for file in found for stat in [file.stat()])
+
+
+def _mixed(hard: TraceSet, easy: TraceSet, alpha: float, n: int | None, seed: int) -> Dataset:
     return mix(trace_set(hard, n, seed), trace_set(easy, n, seed), alpha, seed)
 
 
-@lru_cache(maxsize=64)
-def _trace_set(traces: TraceSet, n: int | None, seed: int, stamp: tuple) -> Dataset:
+def _traces(traces: TraceSet, n: int | None, seed: int) -> Dataset:
     if traces.source.startswith("pocket/"):
         return load_traces(traces.source, n=n, seed=seed)
     columns = {"question": traces.question, "response": traces.response}
@@ -136,73 +185,23 @@ def _trace_set(traces: TraceSet, n: int | None, seed: int, stamp: tuple) -> Data
     return load_traces(traces.source, n=n, columns=columns, **reading)
 
 
-@lru_cache(maxsize=16)
-def _problems(benchmark: str, n: int | None, split: str | None, stamp: tuple) -> list[Problem]:
-    return load_problems(benchmark, n=n, split=split)
-
-
-def _stamp(source: str) -> tuple:
-    """Sizes and times of a local file or of those in a folder; empty for what is not on disk."""
-    path = local_path(source)
-    if not source or not path.exists():
-        return ()
-    facts = [(str(file), file.stat()) for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in facts)
-
-
 def same_work(arm: Arm) -> tuple:
     """What an arm trains, whatever its recipe is called: equal for alpha=0 and short."""
     return (arm.student, arm.alpha, arm.seed) + ((arm.hard, arm.easy) if arm.alpha is not None else ())
 
 
-def _run_all(arms: list[Arm], scale: Scale, split: str | None, workers: int | None) -> None:
-    """Run the arms, say how each ended, and raise RuntimeError at the end if some failed."""
-    cost = {arm: _cost(arm) for arm in arms}
-    arms = sorted(arms, key=cost.get, reverse=True)  # the long ones first, so that no core waits for one at the end
-    started, waiting, errors = time.time(), list(arms), {}
-    tasks = [(arm, scale, split) for arm in arms]
-    in_turn = torch.cuda.is_available() and workers is None
-    workers = min(len(tasks), workers or n_cores())
-    runs = _in_turn(tasks) if in_turn else side_by_side(_timed, tasks, _name, workers)
+def name_of(arm: Arm, *_: object) -> str:
+    return f"{arm.student} {arm.recipe} seed {arm.seed}"
+
+
+def _run(arm: Arm, scale: Scale, split: str | None, wait: bool) -> float:
+    """Run an arm; returns the seconds. With `wait` False, raises Held in the place of waiting for another process."""
+    started, before = time.monotonic(), files.waits.set(wait)
     try:
-        with closing(runs) as ends:
-            for (arm, *_), seconds, error in ends:
-                waiting.remove(arm)
-                if error is None:
-                    result = f"{run_arm(arm, scale, split).accuracy:.1%} right, {seconds:.0f} s"
-                else:
-                    errors[arm], result = error, f"FAILED: {error}"
-                # Of those at work half is done, on average.
-                left = sum(cost[a] for a in waiting) - sum(cost[a] for a in waiting[:workers]) / 2
-                minutes = (time.time() - started) * left / (sum(cost.values()) - left) / 60
-                progress = f"[{len(arms) - len(waiting)}/{len(arms)}] {_name(arm)}"
-                print(f"{progress}: {result}; about {minutes:.1f} min left", flush=True)
-    except KeyboardInterrupt:
-        print(STOPPED, flush=True)
-        raise KeyboardInterrupt(STOPPED) from None
-    if errors:
-        arm, error = next(iter(errors.items()))
-        raise RuntimeError(
-            f"{len(errors)} of {len(arms)} arms failed; the first, {_name(arm)}: {error}. "
-            "The others are stored: mend the cause and run again"
-        ) from error
-
-
-def _in_turn(tasks: list[tuple[Arm, Scale, str]]) -> Iterator[tuple]:
-    """`side_by_side` for GPUs: one arm after the other in this process."""
-    for task in tasks:
-        try:
-            yield task, _timed(*task), None
-        except Exception as error:
-            yield task, None, error
-        gc.collect()
-        torch.cuda.empty_cache()  # what this arm's optimizer and cache held
-
-
-def _timed(arm: Arm, scale: Scale, split: str | None) -> float:
-    started = time.time()
-    run_arm(arm, scale, split)
-    return time.time() - started
+        run_arm(arm, scale, split)
+    finally:
+        files.waits.reset(before)
+    return time.monotonic() - started
 
 
 def _cost(arm: Arm) -> float:
@@ -211,11 +210,7 @@ def _cost(arm: Arm) -> float:
     return size ** (0.6 if size < TINY else 1) * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
 
 
-def _name(arm: Arm, *_: object) -> str:
-    return f"{arm.student} {arm.recipe} seed {arm.seed}"
-
-
-def _items(arm: Arm, base: str, scores: Scores) -> pd.DataFrame:
+def _items(arm: Arm, scale: Scale, scores: Scores) -> pd.DataFrame:
     params = n_params(arm.student, REVISIONS.get(arm.student))
-    facts = {"student": arm.student, "params": params, "recipe": arm.recipe, "alpha": arm.alpha, "base": base}
-    return scores.items.assign(**facts, seed=arm.seed)
+    facts = {"student": arm.student, "params": params, "recipe": arm.recipe, "alpha": arm.alpha}
+    return scores.items.assign(**facts, base=scale.base(arm), seed=arm.seed)

@@ -1,5 +1,6 @@
 """Work in several processes of this machine, each with one thread."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -11,10 +12,14 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import connection
 from types import ModuleType
+from typing import Any
+
+import torch
 
 from mixdistill.data import students
 
 HEARTBEAT = 30  # seconds without an end until a line says what is at work
+End = tuple[tuple, Any, BaseException | None]  # task, result or None, error or None
 
 
 def n_cores() -> int:
@@ -22,18 +27,28 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def side_by_side(work: Callable, tasks: Sequence[tuple], name: Callable, workers: int) -> Iterator[tuple]:
-    """Call `work(*task)` for every task in so many processes; tasks start in their order.
+def in_turn(work: Callable[..., Any], tasks: Sequence[tuple]) -> Iterator[End]:
+    """`side_by_side` for GPUs: one task after the other in this process."""
+    for task in tasks:
+        try:
+            yield task, work(*task), None
+        except Exception as error:
+            yield task, None, error
+        gc.collect()
+        torch.cuda.empty_cache()  # what this task's optimizer and cache held
 
-    An end from outside, such as an interrupt or closing this generator, ends the processes at once.
 
-    Yields: (task, result, None) or (task, None, error), in the order in which they end. `name(*task)` is what a line
-        says of the tasks at work.
+def side_by_side(
+    work: Callable[..., Any], tasks: Sequence[tuple], name: Callable[..., str], workers: int
+) -> Iterator[End]:
+    """Call `work(*task)` for every task in so many processes, and yield as they end; `name(*task)` is for people.
+
+    An interrupt, or closing this generator, ends the processes at once; so does the end of this process.
     """
-    others, started = set(multiprocessing.active_children()), time.time()
+    others, started = set(multiprocessing.active_children()), time.monotonic()
     # Spawned, as a fork of a process that has used torch may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start) as pool:
+    with ProcessPoolExecutor(max(1, min(workers, len(tasks))), context, initializer=_start) as pool:
         with _unseen_by_workers():
             futures = {pool.submit(work, *task): task for task in tasks}
         try:
@@ -44,7 +59,7 @@ def side_by_side(work: Callable, tasks: Sequence[tuple], name: Callable, workers
                     yield futures.pop(future), None if error else future.result(), error
                 if not ended:
                     names = ", ".join(name(*task) for task in list(futures.values())[:workers])
-                    print(f"    {time.time() - started:.0f} s, at work: {names}", flush=True)
+                    print(f"    {time.monotonic() - started:.0f} s, at work: {names}", flush=True)
         except BaseException:
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
@@ -54,11 +69,8 @@ def side_by_side(work: Callable, tasks: Sequence[tuple], name: Callable, workers
 
 @contextmanager
 def _unseen_by_workers() -> Iterator[None]:
-    """Processes that start in here know nothing of the caller's script, and leave Ctrl-C to this process.
-
-    A spawned process runs the file of `sys.modules["__main__"]` again, which is why scripts need a `__main__` guard;
-    ours need nothing of it. What is ignored when a process starts, it ignores too.
-    """
+    """Processes that start in here do not run the caller's script, so it needs no `__main__` guard, and ignore Ctrl-C,
+    which is for this process (what is ignored when a process starts, it ignores too)."""
     main, in_main_thread = sys.modules["__main__"], threading.current_thread() is threading.main_thread()
     sys.modules["__main__"] = ModuleType("__main__")
     answer = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None

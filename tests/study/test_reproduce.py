@@ -8,12 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 from conftest import REPO
 
-from mixdistill.study.reproduce import sockets_folder, with_results
+from mixdistill.study.reproduce import execute
+from publish import with_results
 
+PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
 REPRODUCE = [sys.executable, "-m", "mixdistill", "reproduce", "--scale", "smoke", "--seeds", "1"]
 TRAIN = """
 from mixdistill import evaluate, finetune, load_traces
@@ -145,16 +148,13 @@ def test_the_readme_example_runs_as_it_stands(capsys):
 
 
 def test_sockets_have_a_short_path_and_a_killed_process_leaves_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 30)))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    short = tmp_path / "t"
-    left, own = short / f"mixdistill-{ended.pid}-a", short / f"mixdistill-{os.getpid()}-b"
-    for folder in (left, own):
-        folder.mkdir(parents=True)
-    monkeypatch.setattr("tempfile.tempdir", str(short))
-    monkeypatch.setattr("mixdistill.study.reproduce.LONGEST", 1000)
-    assert sockets_folder() == str(short)
-    assert own.is_dir()
+    left, own = (Path(f"/tmp/mixdistill-kernel-{pid}-a") for pid in (ended.pid, os.getpid()))
+    left.mkdir()
+    own.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(metadata=PYTHON, cells=[]), tmp_path / "empty.ipynb")
+    execute(tmp_path / "empty.ipynb", tmp_path / "out.ipynb", {})
     assert not left.exists()
-    monkeypatch.setattr("mixdistill.study.reproduce.LONGEST", 3)
-    assert sockets_folder() == "/tmp"
+    own.rmdir()

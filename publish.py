@@ -1,0 +1,66 @@
+"""Replace what is committed, notebooks and tables of results, by the study as it is defined: `make publish`."""
+
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from mixdistill.results import stats
+from mixdistill.runs import REPO
+from mixdistill.study.reproduce import NOTEBOOKS, reproduce
+
+
+def publish() -> None:
+    """Execute the notebooks at the scale pocket, and put them and their results in the place of the committed ones."""
+    folder = reproduce("pocket")
+    for name in NOTEBOOKS:
+        publish_notebook(folder / f"{name}.ipynb", REPO / "notebooks" / f"{name}.ipynb")
+    for page in (REPO / "README.md", REPO / "docs" / "pocket-world.md"):
+        page.write_text(with_results(page.read_text()))
+
+
+def publish_notebook(executed: Path, target: Path) -> None:
+    """Put an executed notebook in the place of the committed one, without times and paths of this machine.
+
+    The cell that papermill has put in goes too: whoever runs the notebook next gets the parameters that it shows.
+    """
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
+    text = nbformat.writes(notebook)
+    for path in (REPO, Path.home()):
+        if str(path) in text:
+            raise RuntimeError(
+                f"{executed.name} shows the path {path}: print paths relative to the repo, then publish again"
+            )
+    target.write_text(text + "\n")
+
+
+def with_results(page: str) -> str:
+    """README or another page with its table of results, between two marks, as `figures/data/` has it."""
+    before, mark, rest = page.partition("<!-- results -->\n")
+    _, end, after = rest.partition("<!-- /results -->")
+    if not (mark and end):
+        raise ValueError("the page lacks the marks <!-- results --> and <!-- /results -->: put them around its table")
+    data = REPO / "figures" / "data"
+    accuracy = pd.read_csv(data / "learnability_gap.csv")
+    gaps = stats.readable_gaps(pd.read_csv(data / "gaps.csv")).set_index(["student", "contrast"])
+    wide = accuracy.pivot(index=["params", "student"], columns="recipe", values="accuracy")
+    columns = ["untouched", "short", "long", "mix_long"]
+    lines = [
+        "| student | " + " | ".join(columns) + " | long - short | mix_long - better of the two |",
+        "|---|" + "---|" * 6,
+    ]
+    for (params, student), row in wide.iterrows():
+        cells = [f"{student}, {params / 1000:.0f}k", *(f"{row[column]:.1%}" for column in columns)]
+        for contrast in ("long-short", "mix_long-best"):
+            cells.append(" ".join(gaps.loc[(student, contrast), ["points", "95% interval"]]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return before + mark + "\n".join(lines) + "\n" + end + after
+
+
+if __name__ == "__main__":
+    publish()
