@@ -5,18 +5,16 @@ ends an assistant's turn. The response is not read back from the rendered turn, 
 delete or trim the thinking of earlier turns.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from mixdistill import arguments
+from mixdistill import arguments, files
 from mixdistill.data.problems import PROMPTS, Problem
-from mixdistill.data.templates import THINK_TAG, Format, apply, format_of
+from mixdistill.data.templates import QUESTION, THINK_TAG, Format, format_of
 
 LONGEST = 16_000  # new tokens, where no limit is given: the paper's
 
@@ -35,7 +33,7 @@ class Example:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, question: str, response: str, answer_format: str, thinking: bool | None = None
+    tokenizer: Tokenizer, question: str, response: str, answer_format: str, thinking: bool | None = None
 ) -> Example:
     """One training example: prompt, response as it is written, and the chat template's stop token, which is trained.
 
@@ -47,78 +45,44 @@ def render(
     Raises ValueError as `templates.format_of` does, and for a text with control tokens, or with words that the student
     does not know.
     """
-    form = format_of(tokenizer, thinking)
-    response = arguments.text("response", response, empty=True)
-    prompt = prompt_text(tokenizer, question, answer_format, thinking)
-    _check_control_tokens(form, response)
-    example = _example(tokenizer, form, prompt, response)
-    _check_known(tokenizer, example.input_ids)
-    return example
-
-
-def _example(tokenizer: PreTrainedTokenizerBase, form: Format, prompt: str, response: str) -> Example:
-    text = form.before + _continued(prompt, response.strip() if form.trims else response) + form.after
+    form, prompt = format_of(tokenizer, thinking), prompt_text(tokenizer, question, answer_format, thinking)
+    response = _plain(form, "response", response)
+    text = form.before + _continued(prompt, response.strip() if form.trims_response else response) + form.after
     prompt_tokens, tokens = _ids(tokenizer, prompt), _ids(tokenizer, prompt + text)
     if tokens[: len(prompt_tokens)] != prompt_tokens:
         # A prompt that ends in a newline before a response that begins with one. What a student generates follows the
         # prompt's own tokens, so these stay, where the tokenizer can begin in the middle of a text.
         tokens = prompt_tokens + _ids(tokenizer, text)
         if tokenizer.decode(tokens, clean_up_tokenization_spaces=False) != prompt + text:
-            raise ValueError(
-                f"the tokens of the prompt change once the response follows (tokenizer of {tokenizer.name_or_path!r}): "
-                "end the generation prompt with a special token, a space or a newline"
-            )
+            what = f"the tokens of the prompt change once the response follows ({tokenizer.name_or_path!r})"
+            raise ValueError(f"{what}: end the generation prompt with a special token, a space or a newline")
     return Example(tokens, len(prompt_tokens))
 
 
-def _continued(prompt: str, response: str) -> str:
-    """The response behind this prompt: without its `<think>`, and the blanks after it, where the prompt ends with
-    them.
-    """
-    tag = re.match(rf"\s*({THINK_TAG.pattern})", response, re.IGNORECASE)
-    if tag is None or not prompt.rstrip().endswith(tag.group(1)):
-        return response
-    return response[tag.end() :].removeprefix(prompt[len(prompt.rstrip()) :])
-
-
-def prompt_text(
-    tokenizer: PreTrainedTokenizerBase, question: str, answer_format: str, thinking: bool | None = None
-) -> str:
+def prompt_text(tokenizer: Tokenizer, question: str, answer_format: str, thinking: bool | None = None) -> str:
     """The chat template's text up to where the assistant begins; raises as `render` does."""
-    prompt = PROMPTS[arguments.choice("answer_format", answer_format, PROMPTS)]
-    _check_control_tokens(format_of(tokenizer, thinking), arguments.text("question", question))
-    return apply(tokenizer, [prompt.format(question=question)], thinking)
+    form, prompt = format_of(tokenizer, thinking), PROMPTS[arguments.choice("answer_format", answer_format, PROMPTS)]
+    asked = prompt.format(question=_plain(form, "question", question))
+    return form.prompt.replace(QUESTION, asked.strip() if form.trims_question else asked)
 
 
-def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, question: str, answer_format: str, thinking: bool | None = None
-) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, question: str, answer_format: str, thinking: bool | None = None) -> list[int]:
     """The token ids of `prompt_text`."""
-    ids = _ids(tokenizer, prompt_text(tokenizer, question, answer_format, thinking))
-    _check_known(tokenizer, ids)
-    return ids
+    return _ids(tokenizer, prompt_text(tokenizer, question, answer_format, thinking))
 
 
-def stop_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def stop_token_id(tokenizer: Tokenizer) -> int:
     """The token that ends the assistant's turn: what training examples end with, and where generation stops."""
     return _ids(tokenizer, format_of(tokenizer, None).after)[-1]
 
 
-def prompt_fingerprint(tokenizer: PreTrainedTokenizerBase, thinking: bool | None = None) -> str:
-    """A hash of what fixed conversations render to, text and ids: runs and evaluations under one name saw the same
-    prompts.
-    """
-    form = format_of(tokenizer, thinking)
-    seen = []
-    for prompt in PROMPTS.values():
-        text = apply(tokenizer, [prompt.format(question="What is 7 + 8? find need i7 B :")], thinking)
-        example = _example(tokenizer, form, text, " So 7 + 8 = 15. so i7 B = i3 .\n")
-        seen.append([text, form.before, form.after, form.trims, example.input_ids, example.n_prompt])
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:32]
+def prompt_fingerprint(tokenizer: Tokenizer, thinking: bool | None = None) -> str:
+    """A hash of all that stands around questions and responses: under one name, runs and evaluations saw the same."""
+    return files.key({"asked": PROMPTS, "format": astuple(format_of(tokenizer, thinking))})
 
 
 def render_traces(
-    tokenizer: PreTrainedTokenizerBase, traces: Dataset, max_tokens: int, too_long: str, thinking: bool | None = None
+    tokenizer: Tokenizer, traces: Dataset, max_tokens: int, too_long: str, thinking: bool | None = None
 ) -> list[Example]:
     """All traces as examples of at most `max_tokens` tokens.
 
@@ -134,22 +98,18 @@ def render_traces(
             examples.append(replace(render(tokenizer, *trace, thinking), row=row))
         except ValueError as error:
             raise ValueError(f"row {row} of the traces: {error}") from error
-    long = [i for i, example in enumerate(examples) if len(example.input_ids) > max_tokens]
-    if long and too_long == "error":
-        longest = max(len(example.input_ids) for example in examples)
+    kept = [example for example in examples if len(example.input_ids) <= max_tokens]
+    n_long, longest = len(examples) - len(kept), max(len(example.input_ids) for example in examples)
+    if not kept or (n_long and too_long == "error"):
         raise ValueError(
-            f"{len(long)} of {len(examples)} examples have more than {max_tokens} tokens (the longest {longest}; the "
-            f"first: rows {long[:5]}): raise max_tokens up to the student's context, or leave them out with "
-            "too_long='drop'"
+            f"{n_long} of {len(examples)} examples have more than {max_tokens} tokens (the longest {longest}): raise "
+            "max_tokens up to the student's context, or leave some out with too_long='drop'"
         )
-    kept = [example for i, example in enumerate(examples) if i not in set(long)]
-    if not kept:
-        raise ValueError(f"all {len(examples)} examples have more than {max_tokens} tokens: raise max_tokens")
     return kept
 
 
 def render_prompts(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     problems: Sequence[Problem],
     context: int,
     max_new_tokens: int | None,
@@ -172,24 +132,32 @@ def render_prompts(
     room = max(1, min(LONGEST, context - longest)) if max_new_tokens is None else max_new_tokens
     long = [problem.id for problem, ids in zip(problems, prompts, strict=True) if len(ids) + room > context]
     if long:
-        raise ValueError(
-            f"{len(long)} of {len(problems)} prompts (the longest has {longest} tokens; the first: {long[:3]}) and "
-            f"{room} new tokens exceed the student's context of {context}: lower max_new_tokens or leave these "
-            "problems out"
-        )
+        prompts_of = f"{len(long)} of {len(problems)} prompts (the longest has {longest} tokens; the first: {long[:3]})"
+        too_much = f"{room} new tokens exceed the student's context of {context}"
+        raise ValueError(f"{prompts_of} and {too_much}: lower max_new_tokens or leave these problems out")
     return prompts, room
 
 
-def _check_control_tokens(form: Format, text: str) -> None:
-    spelt = sorted(set(form.control.findall(text)))
-    if spelt:
-        raise ValueError(
-            f"the text spells out control tokens of the student ({', '.join(map(repr, spelt))}), which would end a "
-            "turn or begin another: take them out, or leave this text out"
-        )
+def _plain(form: Format, name: str, text: str) -> str:
+    """A question or response, in which no control token is spelt out."""
+    text = arguments.text(name, text, empty=name == "response")
+    if spelt := [repr(token) for token in form.control if token in text]:
+        what = f"the text spells out control tokens of the student ({', '.join(spelt)})"
+        raise ValueError(f"{what}, which would end a turn or begin another: take them out, or leave this text out")
+    return text
 
 
-def _check_known(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> None:
+def _continued(prompt: str, response: str) -> str:
+    """The response behind a prompt: without its `<think>` and the blanks after it, where the prompt ends with them."""
+    tag = re.match(rf"\s*({THINK_TAG.pattern})", response, re.IGNORECASE)
+    if tag is None or not prompt.rstrip().endswith(tag.group(1)):
+        return response
+    return response[tag.end() :].removeprefix(prompt[len(prompt.rstrip()) :])
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    # The template has written the special tokens, so the tokenizer must not add a second BOS.
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     unknown = tokenizer.unk_token_id
     # A tokenizer without unknown words may name its eos token as the unknown one.
     if unknown not in (None, tokenizer.bos_token_id, tokenizer.eos_token_id) and unknown in ids:
@@ -198,8 +166,4 @@ def _check_known(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> None:
             f"({tokenizer.name_or_path!r}): give texts in the student's own language, or another student (pocket "
             "students know the pocket world only)"
         )
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # The template has written the special tokens, so the tokenizer must not add a second BOS.
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

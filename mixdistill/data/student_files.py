@@ -1,42 +1,35 @@
-"""Where a student's files are, what they say it is, and how whatever is wrong with them becomes one sentence."""
+"""Where a student's files are, what identifies them, and how whatever is wrong with them becomes one sentence."""
 
-import hashlib
-import importlib.util
 import json
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import logging as transformers_logging
-from transformers.utils import cached_file
 
-from mixdistill import arguments
+from mixdistill import arguments, files
 from mixdistill.data.pocket.bases import POCKET, base_folder
 
-# What a fingerprint covers. Pickled weights are never read, so they do not count.
-WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json")
-TOKENIZER = (
-    *(
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.*",
-        "merges.txt",
-    ),
-    *("*.model", "*.tiktoken", "tekken.json", "chat_template.*", "additional_chat_templates/*.jinja"),
-)
-
+# What a student is, of all that lies in its folder. Pickled weights are never read, so they do not count.
+WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+SETTINGS = ["config.json", "generation_config.json", "chat_template.*", "additional_chat_templates/*.jinja"]
+SETTINGS += ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"]
 # transformers builds a model under settings of the whole process (default dtype, log level), so threads take turns.
 _one_at_a_time = threading.RLock()
-_remembered: dict[tuple, Any] = {}
+
+
+CANNOT = "cannot load the student"
+
+
+def refused(name: str | Path, reason: str) -> ValueError:
+    return ValueError(f"{CANNOT} {str(name)!r}: {reason}")
 
 
 def student_source(name: str | Path) -> str:
@@ -45,72 +38,74 @@ def student_source(name: str | Path) -> str:
     if name.startswith("pocket/"):
         return str(base_folder(name))
     path = os.path.expanduser(name)
-    if os.path.isfile(path) and path.endswith(".gguf"):
-        if importlib.util.find_spec("gguf") is None:
-            raise refused(name, "a .gguf file is read by the package gguf: pip install -e '.[gguf]'")
-        return path
     if os.path.isdir(path):
-        if not os.path.isfile(f"{path}/config.json"):
-            raise ValueError(
-                f"the folder {name!r} holds no config.json: give a folder written by model.save_pretrained and "
-                "tokenizer.save_pretrained, or name the .gguf file in it"
-            )
-        if os.path.isfile(f"{path}/adapter_config.json"):
-            raise refused(name, "the folder holds an adapter: a student is a whole model, so merge it into one first")
+        if os.path.exists(f"{path}/config.json") and not os.path.exists(f"{path}/adapter_config.json"):
+            return path
+        what = "the folder holds an adapter, or no config.json"
+        raise refused(name, f"{what}: give a whole model as save_pretrained writes it, or name its .gguf file")
+    if path.endswith(".gguf") and os.path.isfile(path):
         return path
     if path.endswith(".gguf") or not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name):
-        raise ValueError(
-            f"unknown student {name!r}: use one of {', '.join(POCKET)}, a Hub id as owner/name, or an existing local "
-            "folder or .gguf file"
-        )
+        known = f"{', '.join(POCKET)}, a Hub id as owner/name, or an existing local folder or .gguf file"
+        raise ValueError(f"unknown student {name!r}: use one of {known}")
     return name
+
+
+def student_folder(name: str | Path, revision: str | None, weights: bool = False) -> tuple[Path, str | None]:
+    """The local folder of a student, and the name of its `.gguf` file in it or None.
+
+    A Hub model is downloaded, its weights if asked. Raises ValueError where that fails, and for a revision of others.
+    """
+    source = Path(student_source(name))
+    revision = arguments.text("revision", revision, optional=True)
+    if not source.exists():
+        return _downloaded(str(source), revision, weights), None
+    if revision is not None:
+        raise ValueError(f"revision is {revision!r}, but {str(name)!r} is not on the Hub: leave the revision away")
+    return (source.parent, source.name) if source.is_file() else (source, None)
+
+
+@lru_cache(maxsize=64)
+def _downloaded(hub_id: str, revision: str | None, weights: bool) -> Path:
+    """The folder, named by its commit: what the name means in this process, even if it moves on meanwhile."""
+    if weights:
+        revision = _downloaded(hub_id, revision, False).name
+    wanted = SETTINGS + WEIGHTS if weights else SETTINGS
+    with loading(hub_id, "repository"):  # some hold their weights twice
+        return Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns="consolidated*")
+        )
 
 
 def fingerprint(name: str | Path, revision: str | None = None) -> str:
     """What identifies a student: the Hub commit, or a hash of what its files hold, wherever they lie.
 
-    A run depends on it, so a changed model never meets an old result. A file is hashed again when it has changed.
+    A run depends on it, so a changed model never meets an old result.
     """
-    files = pretrained_files(name, revision)
-    source = Path(student_source(name))
-    if "revision" in files:
-        return f"hub:{files['revision']}"
-    folder = source if source.is_dir() else source.parent
-    patterns = (*WEIGHTS, *TOKENIZER) if source.is_dir() else TOKENIZER
-    paths = {path.relative_to(folder).as_posix(): path for pattern in patterns for path in folder.glob(pattern)}
-    if source.is_file():
-        paths["model.gguf"] = source  # whatever it is called
-    content = {file: once_per_content("sha256", path, lambda path=path: _sha256(path)) for file, path in paths.items()}
-    generation = folder / "generation_config.json"
-    if source.is_dir() and generation.is_file():  # of which only the stop tokens are used
-        with loading(name, "generation_config.json"):
+    folder, gguf = student_folder(name, revision)
+    if not os.path.exists(student_source(name)):
+        return f"hub:{folder.name}"
+    found = {file.relative_to(folder).as_posix(): file for glob in SETTINGS + WEIGHTS for file in folder.glob(glob)}
+    if gguf:
+        found = {"model.gguf": folder / gguf, "chat_template.jinja": folder / "chat_template.jinja"}
+    generation = found.pop("generation_config.json", None)
+    content = {what: _digest(file) for what, file in found.items() if file.is_file()}
+    if generation:
+        with loading(name, generation.name):  # of which only the stop tokens are used
             content["eos_token_id"] = json.loads(generation.read_text()).get("eos_token_id")
-    return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]}"
+    return f"sha256:{files.key(content)}"
 
 
-def pretrained_files(name: str | Path, revision: str | None) -> dict[str, str]:
-    """A student's files, as arguments of `from_pretrained`."""
-    source = Path(student_source(name))
-    revision = arguments.text("revision", revision, optional=True)
-    if revision is not None and source.exists():
-        raise ValueError(f"revision is {revision!r}, but {str(name)!r} is not on the Hub: leave the revision away")
-    if source.is_dir():
-        return {"pretrained_model_name_or_path": str(source)}
-    if source.is_file():
-        return {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    return {"pretrained_model_name_or_path": str(source), "revision": _commit(str(source), revision)}
-
-
-def once_per_content(what: str, path: Path, compute: Callable[[], Any]) -> Any:
-    """`compute()`, remembered until the file changes."""
+def _digest(path: Path) -> str:
     stat = path.stat()
-    key = (what, str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    if key not in _remembered:
-        value = compute()
-        if time.time() - stat.st_mtime < 2:  # it may be written again within one tick of the file system's clock
-            return value
-        _remembered[key] = value
-    return _remembered[key]
+    # Two writes within one tick of the file system's clock look alike, so a young file is read again every time.
+    young = time.time_ns() if time.time() - stat.st_mtime < 2 else 0
+    return _remembered_digest(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, young)
+
+
+@lru_cache(maxsize=1024)
+def _remembered_digest(path: Path, *state: int) -> str:
+    return files.digest(path)
 
 
 @contextmanager
@@ -125,47 +120,15 @@ def loading(name: str | Path, what: str) -> Iterator[None]:
         transformers_logging.set_verbosity_error()
         try:
             yield
-        except (MemoryError, torch.OutOfMemoryError, Refused):
-            raise
         except Exception as error:
-            raise refused(name, _reason(name, what, error)) from error
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or str(error).startswith(CANNOT):
+                raise
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            advice = "for a model of the Hub, check the name, the network and, where it is gated, `hf auth login`"
+            if "trust_remote_code" in said or "custom code" in said:
+                advice = "it needs code of its own, which is never run here, so take an architecture of transformers"
+            raise refused(name, f"its {what} cannot be used ({said[:300]}): {advice}") from error
         finally:
             transformers_logging.set_verbosity(verbosity)
             if bars:
                 transformers_logging.enable_progress_bar()
-
-
-class Refused(ValueError):
-    """A student that is not taken: the sentence is for its reader."""
-
-
-def refused(name: str | Path, reason: str) -> Refused:
-    return Refused(f"cannot load the student {str(name)!r}: {reason}")
-
-
-def _reason(name: str | Path, what: str, error: Exception) -> str:
-    if "trust_remote_code" in str(error):
-        return "it needs code of its own, which is never run here: take a student whose architecture transformers has"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    said = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
-    if not isinstance(error, (OSError, ValueError)):
-        said = f"{type(error).__name__}: {said}"
-    if os.path.exists(os.path.expanduser(name)) or str(name).startswith("pocket/"):
-        return f"its {what} cannot be used ({said})"
-    return (
-        f"its {what} cannot be used ({said}): check the name, the network, that it has safetensors weights, and for "
-        "a gated model `hf auth login`; or give a local folder"
-    )
-
-
-@lru_cache(maxsize=64)
-def _commit(hub_id: str, revision: str | None) -> str:
-    """The commit that a name of the Hub means in this process, even if the name moves on meanwhile."""
-    with loading(hub_id, "configuration"):
-        config = cached_file(hub_id, "config.json", revision=revision)
-    return Path(config).parent.name  # the cache keeps files in a folder named by the commit
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,36 +4,24 @@ A student's own files say what it is. Where transformers cannot load it exactly 
 before any work. No code that a student brings is ever run.
 """
 
+import copy
 import json
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 
+import tokenizers
 import torch
-from tokenizers import Tokenizer
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    GgufConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils import cached_file
+import transformers
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from mixdistill import arguments
 from mixdistill.data.chat import stop_token_id
-from mixdistill.data.gguf import from_header, gguf_tokenizer
-from mixdistill.data.student_files import (
-    fingerprint,
-    loading,
-    pretrained_files,
-    refused,
-    student_source,
-)
+from mixdistill.data.student_files import fingerprint, loading, refused, student_folder
+from mixdistill.data.student_files import student_source as student_source
 
 # Below so many parameters a student computes in float32 on a GPU too, so that it learns what it learns on a CPU. There
 # it computes on one thread: a second costs it more than it gives, and its sums come out the same on every run.
@@ -43,8 +31,10 @@ max_threads = torch.get_num_threads()  # for larger models on a CPU; a sweep's w
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 NO_LIMIT = 2**20  # the context of architectures without one, such as Mamba
 PROBE = "Hello, it's 12+345 = 357.\n\n  The café's  price:\t$\\frac{1}{2}$ <b>naïve</b> 你好 def f(x):\n    return x"
-
-_n_params: dict[str, int] = {}  # by configuration
+# How a byte-level vocabulary of a .gguf file wants its text split (the names in llama.cpp's src/llama-vocab.cpp).
+# transformers 5.23 knows those of `GGUF_PRE_TOKENIZER_SPLITS` and splits for all others as GPT-2 does.
+AS_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"}
+DIGIT_BY_DIGIT = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}  # then as GPT-2
 
 
 @dataclass
@@ -75,38 +65,32 @@ def load_student(name: str | Path, revision: str | None = None, device: str | No
         revision: commit of a Hub model.
         device: `cpu` to leave the weights there, in the type that they would have elsewhere.
 
-    Raises:
-        ValueError: no such student, weights missing or left over, no chat template or eos token, a model that is not a
-            decoder-only language model of transformers, or files that do not agree with each other.
+    Raises ValueError for no such student, weights missing or left over, no chat template or eos token, a model that is
+    not a decoder-only language model of transformers, or files that do not agree with each other.
     """
     name = arguments.text("name", name)
-    device = arguments.text("device", device, optional=True)
-    try:
-        torch.device(device or "cpu")
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}: give one of torch's, such as cpu or cuda") from error
-    files = pretrained_files(name, revision)
-    config, dtype = load_config(name, revision), student_dtype(name, revision)
-    tokenizer = load_tokenizer(name, revision)
+    device = arguments.choice("device", device, ("cpu", "cuda"), optional=True)
+    config, tokenizer = load_config(name, revision), load_tokenizer(name, revision)
     stops = stop_tokens_of(name, tokenizer, revision)
+    folder, gguf = student_folder(name, revision, weights=True)
+    cuda = torch.cuda.is_available()
     with loading(name, "weights"):
         model, report = AutoModelForCausalLM.from_pretrained(
-            **files,
+            folder,
+            gguf_file=gguf,
+            quantization_config=transformers.GgufConfig(dequantize=True) if gguf else None,
             config=config,
-            dtype=dtype,
+            dtype=student_dtype(name, revision),
             use_safetensors=True,  # no pickle
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
             trust_remote_code=False,
-            quantization_config=GgufConfig(dequantize=True) if "gguf_file" in files else None,
         )
     # transformers fills what is missing with random numbers and leaves out what is too much, and only logs it.
     for problem, keys in report.items():
         if keys:
-            first = min(str(key[0] if isinstance(key, tuple) else key) for key in keys)
-            kind = problem.partition("_")[0]
-            raise refused(name, f"its weights are not those of its configuration ({len(keys)} {kind}, such as {first})")
-    cuda = torch.cuda.is_available()
+            what = f"{len(keys)} {problem}, such as {min(map(str, keys))}"
+            raise refused(name, f"its weights are not those of its configuration ({what})")
     model.to(device or ("cuda" if cuda else "cpu")).eval()
     if not cuda:
         torch.set_num_threads(1 if model.num_parameters() < TINY else max_threads)
@@ -117,15 +101,9 @@ def load_student(name: str | Path, revision: str | None = None, device: str | No
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= n_tokens:
         tokenizer.pad_token = tokenizer.eos_token
     # The checkpoint's own sampling defaults (Qwen2.5: repetition_penalty 1.05) would change even greedy decoding.
-    model.generation_config = GenerationConfig(eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id)
-    return Student(
-        name=name,
-        fingerprint=fingerprint(name, revision),
-        model=model,
-        tokenizer=tokenizer,
-        context=context_of(model.config),
-        stop_tokens=stops,
-    )
+    ends = {"eos_token_id": list(stops), "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config = transformers.GenerationConfig(**ends)
+    return Student(name, fingerprint(name, revision), model, tokenizer, context_of(config), stops)
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -133,30 +111,22 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
 
     Raises ValueError if there is none, it gives other ids than that file, or it has no chat template or eos token.
     """
-    files = pretrained_files(name, revision)
+    folder, gguf = student_folder(name, revision)
+    file = folder / "tokenizer.json"
+    if not gguf and not file.is_file():
+        raise refused(name, "it has no tokenizer.json: write one into its folder with tokenizer.save_pretrained")
     with loading(name, "tokenizer"):
-        file = _file(files, "tokenizer.json")
-        if "gguf_file" in files:
-            path = Path(student_source(name))
-            tokenizer = from_header(path, "tokenizer", partial(gguf_tokenizer, path, str(name)))
+        if gguf:
+            tokenizer = _gguf_tokenizer(name, folder / gguf)
         else:
-            # AutoTokenizer 5.x takes the declared class, or the architecture's, which may split a text in another way.
-            loader = PreTrainedTokenizerFast if file else AutoTokenizer
-            tokenizer = loader.from_pretrained(**files, padding_side="left", trust_remote_code=False)
-        ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-        expected = Tokenizer.from_file(file).encode(PROBE, add_special_tokens=False).ids if file else ids
-    if ids != expected:
-        raise refused(
-            name, "its tokenizer_config.json or special_tokens_map.json changes the ids of its tokenizer.json"
-        )
-    if not ids:
-        raise refused(name, "it has no tokenizer: save one into its folder with tokenizer.save_pretrained")
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+            expected = tokenizers.Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
+            if tokenizer(PROBE, add_special_tokens=False)["input_ids"] != expected:
+                raise refused(name, "its tokenizer_config.json changes the ids of its tokenizer.json")
+    tokenizer.name_or_path, tokenizer.padding_side = str(name), "left"
     if not tokenizer.chat_template:
-        raise refused(
-            name,
-            "its tokenizer has no chat template: take the Instruct version, or put a file chat_template.jinja into its "
-            "local folder (beside a .gguf file)",
-        )
+        what = "take the Instruct version, or put a file chat_template.jinja into its folder (beside a .gguf file)"
+        raise refused(name, f"its tokenizer has no chat template: {what}")
     if tokenizer.eos_token_id is None:
         raise refused(name, "its tokenizer has no eos token: name one as eos_token in tokenizer_config.json")
     return tokenizer
@@ -167,12 +137,21 @@ def load_config(name: str | Path, revision: str | None = None) -> PreTrainedConf
 
     Raises ValueError if there is none, or none of a decoder-only language model that can be trained.
     """
-    files = pretrained_files(name, revision)
+    return copy.deepcopy(_definition(str(name), revision, fingerprint(name, revision))[0])
+
+
+def n_params(name: str | Path, revision: str | None = None) -> int:
+    """Parameters of a student, counted on an empty model: no weight is read. Raises as `load_config` does."""
+    return _definition(str(name), revision, fingerprint(name, revision))[1]
+
+
+@lru_cache(maxsize=64)
+def _definition(name: str, revision: str | None, fingerprint: str) -> tuple[PreTrainedConfig, int]:
+    """Configuration and number of parameters, remembered until the fingerprint changes."""
     with loading(name, "configuration"):
-        read = partial(AutoConfig.from_pretrained, **files, trust_remote_code=False)
-        gguf = "gguf_file" in files
-        config = from_header(Path(student_source(name)), "configuration", read) if gguf else read()
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        folder, gguf = student_folder(name, revision)
+        config = transformers.AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=False)
+    model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     text_config = config.get_text_config(decoder=True)
     if model_class is None or getattr(config, "is_encoder_decoder", False):
         raise refused(name, f"{config.model_type!r} is not a decoder-only language model: take one that is")
@@ -180,19 +159,20 @@ def load_config(name: str | Path, revision: str | None = None) -> PreTrainedConf
         raise refused(name, "its weights are quantized, and so cannot be trained: take the version that is not")
     if text_config is not config and model_class.config_class is not type(text_config):
         raise refused(name, f"{config.model_type!r} reads more than text: take a text-only model of its family")
-    return config
+    with loading(name, "configuration"), torch.device("meta"):
+        return config, AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
 
 
 def stop_tokens_of(
     name: str | Path, tokenizer: PreTrainedTokenizerBase, revision: str | None = None
 ) -> tuple[int, ...]:
     """All tokens that end an answer: of the chat template, the tokenizer, and the student's generation config."""
-    files, config = pretrained_files(name, revision), load_config(name, revision)
-    with loading(name, "chat template"):
-        stops = {stop_token_id(tokenizer), tokenizer.eos_token_id}
-    with loading(name, "generation_config.json"):
-        file = _file(files, "generation_config.json")
-        stated = json.loads(Path(file).read_text()) if file else config.get_text_config(decoder=True).to_dict()
+    stops = {stop_token_id(tokenizer), tokenizer.eos_token_id}
+    folder, gguf = student_folder(name, revision)
+    file = folder / "generation_config.json"
+    stated = load_config(name, revision).get_text_config(decoder=True).to_dict()
+    with loading(name, file.name):
+        stated = json.loads(file.read_text()) if file.is_file() and not gguf else stated
         ids = stated.get("eos_token_id")
         stops |= {int(token) for token in (ids if isinstance(ids, list) else [ids]) if token is not None}
     return tuple(sorted(stops))
@@ -212,24 +192,6 @@ def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     return next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == n)
 
 
-def n_params(name: str | Path, revision: str | None = None) -> int:
-    """Parameters of a student, counted on an empty model: no weight is read. Raises as `load_config` does."""
-    config = load_config(name, revision)
-    key = config.to_json_string(use_diff=False)
-    if key not in _n_params:
-        with loading(name, "configuration"), torch.device("meta"):
-            _n_params[key] = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
-    return _n_params[key]
-
-
-def _file(files: dict[str, str], name: str) -> str | None:
-    """The path of a file of the student's, None where there is none; a `.gguf` file holds what it needs."""
-    if "gguf_file" in files:
-        return None
-    where, commit = files["pretrained_model_name_or_path"], files.get("revision")
-    return cached_file(where, name, revision=commit, _raise_exceptions_for_missing_entries=False)
-
-
 def student_dtype(name: str | Path, revision: str | None = None) -> torch.dtype:
     """bfloat16 where it pays: on a GPU, and on a CPU with instructions for it; float32 elsewhere and for tiny students.
 
@@ -240,6 +202,22 @@ def student_dtype(name: str | Path, revision: str | None = None) -> torch.dtype:
     cpu = torch.cpu.get_capabilities()
     fast = torch.cuda.is_available() or cpu.get("avx512_bf16") or cpu.get("amx_bf16")
     return torch.bfloat16 if fast and n_params(name, revision) >= TINY else torch.float32
+
+
+def _gguf_tokenizer(name: str | Path, path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a `.gguf` file, which says how a text is split, with the chat template beside it if any."""
+    architecture, words, settings = get_gguf_tokenizer(str(path))
+    split = words.get("pre_tokenizer_type")
+    if words["tokenizer_type"] == "gpt2" and split not in AS_GPT2 | DIGIT_BY_DIGIT | GGUF_PRE_TOKENIZER_SPLITS.keys():
+        raise refused(name, f"how its tokenizer splits a text (tokenizer.ggml.pre is {split!r}) is not known here")
+    backend, _ = convert_gguf_tokenizer(architecture, words)
+    if split in DIGIT_BY_DIGIT:
+        parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    template = path.with_name("chat_template.jinja")
+    if template.is_file():
+        settings["chat_template"] = template.read_text()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
 
 
 def _check_outputs(name: str, model: torch.nn.Module, n_tokens: int) -> None:

@@ -1,26 +1,25 @@
-"""What a chat template writes around question and response, found out by rendering probes, within limits."""
+"""What a student's chat template writes around question and response, found out once by rendering probes.
 
-import datetime
+Prompts and examples are put together from this `Format`, so a stranger's template never sees them, and runs only in a
+process with limits (`template_worker`).
+"""
+
 import json
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from mixdistill import arguments
+from mixdistill.data import template_worker
 from mixdistill.data.pocket.tokenizer import CHAT_TEMPLATE
 
-# What a template is told for today: Llama 3.2 and SmolLM3 write the date into every prompt, and no run may depend on
-# its day. It is the date that Llama's own template falls back to. transformers passes no functions to a template, so
-# this is a macro in front of it.
-TODAY = datetime.datetime(2024, 7, 26)
-REPLACED = "".join(f" | replace('%{letter}', '{TODAY.strftime('%' + letter)}')" for letter in "aAbBdHIjmMpSyY")
-STRFTIME = f"{{% macro strftime_now(form) %}}{{{{ form | replace('%-', '%'){REPLACED} }}}}{{% endmacro %}}"
-QUESTION, RESPONSE = "Probe question 7", "Probe response 8"
+# What a template may do to a question, it does to this one: text, blank lines, mathematics, HTML, quotes.
+QUESTION = "Probe 7:  is\n\n  $\\frac{1}{2} <\t2$ <b>&amp;</b> {x} 'a' \"b\" naïve 你好?"
+RESPONSE = "Probe response 8"
 THINK_TAG = re.compile(r"[<\[]/?\|?[\w:/]*think\w*\|?[>\]]", re.IGNORECASE)  # <think>, </think>, [THINK], <seed:think>
 THINK_BLOCK = re.compile(rf"\s*({THINK_TAG.pattern}\s*)+\Z", re.IGNORECASE)  # opened or empty, at the end of a prompt
 
@@ -29,116 +28,76 @@ THINK_BLOCK = re.compile(rf"\s*({THINK_TAG.pattern}\s*)+\Z", re.IGNORECASE)  # o
 class Format:
     """What a template writes around question and response."""
 
-    before: str  # between generation prompt and response, such as gpt-oss's channel; trained
+    prompt: str  # up to where the assistant begins, with QUESTION in the question's place
+    before: str  # between prompt and response, such as gpt-oss's channel; trained
     after: str  # behind the response, up to the stop token
-    trims: bool  # whether the template cuts blanks off both ends of the response
-    control: re.Pattern  # control tokens, which only the template may write
+    trims_question: bool  # whether the template cuts off blanks at both ends
+    trims_response: bool
+    control: tuple[str, ...]  # tokens that only the template may write
 
 
 def format_of(tokenizer: PreTrainedTokenizerBase, thinking: bool | None) -> Format:
     """The format of the tokenizer's chat template.
 
-    Arguments:
-        thinking: the switch of a template that has one (`enable_thinking`, `thinking`); None leaves it to the template.
+    `thinking` is the switch of a template that has one (`enable_thinking`, `thinking`); None leaves it to the template.
 
     Raises ValueError for a template that is absent, has no such switch, writes no stop token, rewrites prompt or
     response, or takes too much time or memory.
     """
     arguments.flag("thinking", thinking, optional=True)
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: use the student's Instruct version, or "
-            "set tokenizer.chat_template and save the student to a local folder"
-        )
     return _format_of(tokenizer, tokenizer.get_chat_template(), thinking)
 
 
 @lru_cache(maxsize=64)
 def _format_of(tokenizer: PreTrainedTokenizerBase, template: str, thinking: bool | None) -> Format:
-    name = tokenizer.name_or_path
-    if template != CHAT_TEMPLATE and not _ends(template):
-        raise ValueError(
-            f"the chat template of {name!r} does not end within seconds on a short question, or takes too much memory: "
-            "it is broken or hostile, use another student"
-        )
-    try:
-        prompt, full = (apply(tokenizer, said, thinking) for said in ([QUESTION], [QUESTION, RESPONSE]))
-        padded = apply(tokenizer, [QUESTION, f" \n{RESPONSE} \n"], thinking)
-        switches = thinking is None or prompt != apply(tokenizer, [QUESTION], not thinking)
-    except Exception as error:  # a template is a program, which may fail in any way
-        raise ValueError(
-            f"the chat template of {name!r} does not render a question and its answer ({error})"
-        ) from error
-    if not switches:
-        raise ValueError(
-            f"thinking is {thinking}, but the chat template of {name!r} has no such switch: leave it at None"
-        )
-    before, after = _around(name, prompt, full)
-    control = _control_tokens(tokenizer, prompt + full)
-    stop = control.search(after)
-    if stop is None:  # GLM-4 ends a turn with the token that begins the user's next one
-        followed = apply(tokenizer, [QUESTION, RESPONSE, QUESTION], thinking)
-        after = followed.rpartition(RESPONSE)[2].partition(QUESTION)[0]
-        stop = control.search(after)
-    if stop is None:
-        raise ValueError(
-            f"the chat template of {name!r} writes no special token after the response, so the student would never "
-            "learn to stop: end the assistant's turn with the eos token"
-        )
-    return Format(before, after[: stop.end()], padded == full, control)
+    name = f"the chat template of {tokenizer.name_or_path!r}"
+    said = ([QUESTION], [f" \n{QUESTION} \n"], [QUESTION, RESPONSE], [QUESTION, f" \n{RESPONSE} \n"])
+    prompt, padded_prompt, full, padded_full = _rendered(tokenizer, template, thinking, *said)
+    if thinking is not None and [prompt] == _rendered(tokenizer, template, not thinking, [QUESTION]):
+        raise ValueError(f"thinking is {thinking}, but {name} has no such switch: leave it at None")
 
-
-def _around(name: str, prompt: str, full: str) -> tuple[str, str]:
-    """What stands between the generation prompt and the response, and behind it."""
     # R1's template opens a think block in the prompt and leaves it out of the turn.
-    stem = prompt if full.startswith(prompt) else THINK_BLOCK.sub("", prompt)
-    before, found, after = full[len(stem) :].partition(RESPONSE)
-    rewritten = stem != prompt and THINK_TAG.sub("", before).strip()
-    if not found or not full.startswith(stem) or rewritten:
-        raise ValueError(
-            f"the chat template of {name!r} does not put the response right behind the generation prompt: use a "
-            "template that leaves both as they are"
-        )
-    if stem != prompt:
-        return "", after
-    tag = THINK_TAG.search(before)
-    if tag and not THINK_TAG.sub("", before).strip():  # an empty block, with which Qwen3 shows a turn without thinking
-        return "" if "/" in tag.group() else before[: tag.start()], after
-    return before, after
+    kept = prompt if full.startswith(prompt) else THINK_BLOCK.sub("", prompt)
+    before, found, after = full.removeprefix(kept).partition(RESPONSE)
+    if not THINK_TAG.sub("", before).strip() and (kept != prompt or THINK_TAG.search(before)):
+        before = ""  # an empty block, with which Qwen3 shows a turn without thinking
+    if not found or not full.startswith(kept) or (before and kept != prompt) or QUESTION not in prompt:
+        rule = "write a question as it is, and the response right behind the generation prompt"
+        raise ValueError(f"{name} does not {rule}: use a template that leaves both as they are")
 
-
-def _control_tokens(tokenizer: PreTrainedTokenizerBase, written: str) -> re.Pattern:
-    """Special tokens, and added ones that the template writes; think tags are neither, as traces write them on
-    purpose.
-    """
     added = [token for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
-    names = {token.content for token in added if token.special or token.content in written}
-    names = {name for name in names | set(tokenizer.all_special_tokens) if not THINK_TAG.fullmatch(name)}
-    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+    names = {token.content for token in added if token.special or token.content in template + full}
+    # Think tags are no control tokens: traces write them on purpose.
+    control = tuple(sorted(token for token in names if not THINK_TAG.fullmatch(token)))
+    if not any(token in after for token in control):  # GLM-4 ends a turn with the token that begins the user's next one
+        (followed,) = _rendered(tokenizer, template, thinking, [QUESTION, RESPONSE, QUESTION])
+        after = followed.rpartition(RESPONSE)[2].partition(QUESTION)[0]
+    stops = [(after.index(token), after.index(token) + len(token)) for token in control if token in after]
+    if not stops:
+        what = "writes no special token after the response, so the student would never learn to stop"
+        raise ValueError(f"{name} {what}: end the assistant's turn with the eos token")
+    end = min(stops, key=lambda stop: (stop[0], -stop[1]))[1]
+    return Format(prompt, before, after[:end], padded_prompt == prompt, padded_full == full, control)
 
 
-def apply(tokenizer: PreTrainedTokenizerBase, said: list[str], thinking: bool | None) -> str:
-    """The text of a conversation, user and assistant by turns; one question alone gets the generation prompt."""
-    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
-    template = tokenizer.get_chat_template()
-    return tokenizer.apply_chat_template(
-        turns,
-        tokenize=False,
-        add_generation_prompt=len(said) == 1,
-        chat_template=(STRFTIME + template) if "strftime_now" in template else template,
-        **({} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}),
-    )
-
-
-@lru_cache(maxsize=64)
-def _ends(template: str) -> bool:
-    """Whether it renders some conversations within the limits of `template_limits`, tried in a process of its own."""
-    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate((QUESTION, RESPONSE) * 2)]
-    variables = [
-        {"messages": turns[:n], "add_generation_prompt": n == 1} | {"enable_thinking": on, "thinking": on}
-        for n in (1, 2, 3)
-        for on in (True, False)
-    ]
-    script = [sys.executable, str(Path(__file__).with_name("template_limits.py"))]
-    job = json.dumps({"template": template, "variables": variables})
-    return subprocess.run(script, input=job, text=True, stderr=subprocess.DEVNULL).returncode == 0
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, template: str, thinking: bool | None, *conversations: list[str]
+) -> list[str]:
+    """Conversations, user and assistant by turns, as text; one question alone gets the generation prompt."""
+    switch = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
+    variables = tokenizer.special_tokens_map | {"tools": None, "documents": None} | switch
+    asked = []
+    for said in conversations:
+        turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+        asked.append(variables | {"messages": turns, "add_generation_prompt": len(said) == 1})
+    if template == CHAT_TEMPLATE:  # our own
+        return template_worker.render(template, asked)
+    script, job = [sys.executable, template_worker.__file__], {"template": template, "conversations": asked}
+    done = subprocess.run(script, input=json.dumps(job), capture_output=True, text=True)
+    if done.returncode:
+        error = (done.stderr.strip().splitlines() or ["it was stopped"])[-1]
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path!r} does not render a question and its answer ({error}): it "
+            "is broken, does not end within seconds, or takes too much memory, so use another student"
+        )
+    return json.loads(done.stdout)

@@ -182,7 +182,7 @@ def test_what_utf8_can_not_write_is_refused(bpe_tokenizer):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (None, "has no chat template"),
+        (None, "chat_template is not set"),
         ("{% for m in messages %} {{ m['content'] }}{% endfor %}", "writes no special token after the response"),
         ("{% for m in messages %} {{ m['content'] | upper }} <eos>{% endfor %}", "right behind the generation prompt"),
         (
@@ -190,14 +190,14 @@ def test_what_utf8_can_not_write_is_refused(bpe_tokenizer):
             "{% if add_generation_prompt %} wait{% endif %}",
             "right behind the generation prompt",
         ),
-        ("{{ raise_exception('no users') }}", "does not render a question and its answer .no users."),
+        ("{{ raise_exception('no users') }}", "does not render a question and its answer .*no users"),
         ("{{ 'a' * 10 ** 30 }}", "does not render a question and its answer"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "does not render a question and its answer"),
         (
             "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
             "does not end within seconds",
         ),
-        ("{{ 'a' * 4000000000 }}", "does not end within seconds on a short question, or takes too much memory"),
+        ("{{ 'a' * 4000000000 }}", "does not end within seconds, or takes too much memory"),
         ("{{ 'a' | center(300000000) }}", "takes too much memory"),
     ],
 )
@@ -217,7 +217,7 @@ def test_long_examples_are_refused_or_dropped_never_cut(pocket_tokenizer):
         render_traces(pocket_tokenizer, traces, limit, "error")
     kept = render_traces(pocket_tokenizer, traces, limit, "drop")
     assert [len(example.input_ids) for example in kept] == [length for length in lengths if length <= limit]
-    with pytest.raises(ValueError, match="all 40 examples"):
+    with pytest.raises(ValueError, match="40 of 40 examples have more than 3 tokens"):
         render_traces(pocket_tokenizer, traces, 3, "drop")
     with pytest.raises(ValueError, match="use one of error, drop"):
         render_traces(pocket_tokenizer, traces, limit, "cut")
