@@ -1,13 +1,16 @@
 """One function a figure, each from data frames; `python -m mixdistill figures` redraws all from their CSV files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from mixdistill.arguments import instance, number
 from mixdistill.runs import REPO, shown
 
 PAPER = REPO / "figures" / "data" / "paper"
@@ -21,19 +24,35 @@ STYLE = {
     "small_teacher": ("#0072B2", "o", "small teacher"),
     "large_teacher": ("#D55E00", "^", "large teacher"),
     "mix_large": ("#009E73", "D", "Mix-Large"),
-    "unverified": ("#CC79A7", "v", "long CoT without its checks"),
-    "direct": ("#E69F00", "s", "short CoT without its steps"),
-}
-# Recipes and contrasts of the paper's two gaps, each of which has a figure.
-FAMILY = {
-    "long": ("untouched", "short", "long", "mix_long"),
-    "large": ("untouched", "small_teacher", "large_teacher", "mix_large"),
-}
-CONTRAST = {
+    "alpha": ("#009E73", "D", "mix of long and short CoT"),
     "long-short": ("#D55E00", "^", "long - short (the gap)"),
     "mix_long-best": ("#009E73", "D", "Mix-Long - better of the two"),
     "large_teacher-small_teacher": ("#D55E00", "^", "large - small teacher (the gap)"),
     "mix_large-best": ("#009E73", "D", "Mix-Large - better of the two"),
+    "unverified-short": ("#CC79A7", "v", "long without its checks - short (ablation)"),
+    "short-direct": ("#E69F00", "s", "short - short without its steps (finer steps, control)"),
+}
+# Recipes and contrasts of the paper's two gaps, each of which has a figure.
+FAMILY = {
+    "long": (["untouched", "short", "long", "mix_long"], ["long-short", "mix_long-best"]),
+    "large": (
+        ["untouched", "small_teacher", "large_teacher", "mix_large"],
+        ["large_teacher-small_teacher", "mix_large-best"],
+    ),
+}
+# Errors in answers, from honest ones to false proofs; right answers stay white.
+ERROR_COLORS = {
+    "wrong guess": "#56B4E9",
+    "gave up": "#b7dff5",
+    "wrong mark": "#D55E00",
+    "false proof": "#E69F00",
+    "wrong colour": "#CC79A7",
+    "missed mismatch": "#F0E442",
+    "false alarm": "#009E73",
+    "lost operand": "#0072B2",
+    "wrong step": "#000000",
+    "endless": "#999999",
+    "right": "#ffffff",
 }
 
 
@@ -49,13 +68,14 @@ def save_figure(figure: Figure, folder: Path, name: str) -> str:
     """Write a figure to `FOLDER/NAME.png`; returns its path."""
     path = folder / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the version in its metadata, an unchanged figure stays an unchanged file.
-    figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
+    # Twice as fine as pages show it, for screens of high resolution. Without the version in its metadata, an unchanged
+    # figure stays an unchanged file.
+    figure.savefig(path, dpi=200, bbox_inches="tight", metadata={"Software": None})
     return shown(path)
 
 
 def learnability_gap(
-    accuracy: pd.DataFrame, gaps: pd.DataFrame, guess: list[float | None] | None = None, family: str = "long"
+    accuracy: pd.DataFrame, gaps: pd.DataFrame, guess: Sequence[float | None] | None = None, family: str = "long"
 ) -> Figure:
     """Accuracy of every student by recipe, and the gaps by student size.
 
@@ -63,78 +83,51 @@ def learnability_gap(
         accuracy, gaps: the tables of learnability_gap.csv and gaps.csv.
         guess: the reader's own `long - short` in points, a student each; drawn beside the measurement where not None.
         family: `long` for long and short traces, `large` for large and small teachers.
+
+    Raises ValueError for another number of guesses than students, or one that is no number.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8))
-    sizes = accuracy.drop_duplicates("student").sort_values("params")
-    if guess is not None and len(guess) != len(sizes):
+    sizes = np.sort(accuracy["params"].unique())
+    guess = [None] * len(sizes) if guess is None else instance("guess", guess, Sequence)
+    if len(guess) != len(sizes):
         raise ValueError(f"guess has {len(guess)} numbers: give {len(sizes)}, one a student, smallest first, or None")
-    for i, recipe in enumerate(FAMILY[family]):
-        color, marker, label = STYLE[recipe]
-        rows = accuracy[accuracy["recipe"] == recipe].sort_values("params")
-        x = rows["params"] * 1.035 ** (i - 1.5)  # side by side, so that no bar hides another
-        _points(left, x, rows, "accuracy", color, marker, label, dashed=recipe == "untouched")
-    contrasts = [name for name in CONTRAST if name.startswith((family, f"mix_{family}"))]
-    for i, contrast in enumerate(contrasts):
-        color, marker, label = CONTRAST[contrast]
-        rows = gaps[gaps["contrast"] == contrast].sort_values("params")
-        _points(right, rows["params"] * 1.035 ** (i - 0.5), rows, "delta", color, marker, label)
-    if guess and any(value is not None for value in guess):
-        points = [np.nan if value is None else value / 100 for value in guess]
-        right.plot(sizes["params"], points, "*", ms=13, mfc="none", mec="black", label="your guess of long - short")
+    points = [np.nan if value is None else number("a guess", value) / 100 for value in guess]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    recipes, contrasts = FAMILY[family]
+    _lines(left, accuracy, "recipe", recipes, "accuracy")
+    _lines(right, gaps, "contrast", contrasts, "delta")
+    if not np.isnan(points).all():
+        right.plot(sizes, points, "*", ms=13, mfc="none", mec="black", label="your guess of long - short")
+    left.set(
+        ylim=(0, 1.02), ylabel="accuracy on test problems", title="What each student learns from each kind of trace"
+    )
+    right.set(ylabel="difference in accuracy", title="The gap, and what the mix adds")
     right.axhline(0, color="black", lw=0.8)
-    left.set_ylim(0, 1.02)
-    left.set_ylabel("accuracy on test problems")
-    right.set_ylabel("difference in accuracy")
-    left.set_title("What each student learns from each kind of trace")
-    right.set_title("The gap, and what the mix adds")
     for axes in (left, right):
-        _size_axis(axes, sizes)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    _caption(figure, gaps)
-    return figure
+        _size_axis(axes, accuracy)
+        axes.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+    return _noted(figure, gaps)
 
 
 def mix_distillation(alphas: pd.DataFrame, recipes: pd.DataFrame) -> Figure:
-    """Accuracy of one student against the share of long traces, and beside it the named recipes."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.3), width_ratios=[1.6, 1], sharey=True)
+    """Accuracy of one student against the share of long traces (alpha_sweep.csv), beside it the named recipes."""
+    layout = {"figsize": (10, 4.3), "width_ratios": [1.5, 1], "layout": "constrained"}
+    figure, (left, right) = plt.subplots(1, 2, sharey=True, **layout)
     student = alphas["student"].iloc[0]
-    _points(left, alphas["alpha"], alphas, "accuracy", "#009E73", "D", "mix of long and short CoT")
-    untouched = recipes[recipes["recipe"] == "untouched"]["accuracy"].iloc[0]
-    left.axhline(untouched, color="#7f7f7f", ls="--", lw=1, label="untouched student")
+    _lines(left, alphas.assign(recipe="alpha"), "recipe", ["alpha"], "accuracy", "alpha")
+    untouched = recipes.set_index("recipe").loc["untouched", "accuracy"]
+    left.axhline(untouched, color=STYLE["untouched"][0], ls="--", lw=1, label="untouched student")
     left.axvline(0.2, color="black", ls=":", lw=1, label="best share in the paper (Fig. 6)")
-    left.set_xlabel("share of the problems with the long trace, alpha")
-    left.set_ylabel("accuracy on test problems")
+    left.set(xlabel="share of the problems with the long trace, alpha", ylabel="accuracy on test problems")
     left.set_title(f"{student}: from all short (0) to all long (1)")
     left.legend(fontsize=9)
-    for i, row in enumerate(recipes.itertuples()):
-        color, _, label = STYLE[row.recipe]
-        right.bar(i, row.accuracy, color=color, width=0.7, label=label)
-        low, high = row.accuracy - row.ci_low, row.ci_high - row.accuracy
-        right.errorbar(i, row.accuracy, [[max(0, low)], [max(0, high)]], color="black", capsize=4)
-        right.text(i, 0.015, f"{row.accuracy:.1%}", ha="center", color="white", fontsize=9, fontweight="bold")
-    right.set_xticks(range(len(recipes)), [STYLE[recipe][2] for recipe in recipes["recipe"]])
+    colors = [STYLE[recipe][0] for recipe in recipes["recipe"]]
+    labels = [f"{STYLE[row.recipe][2]}\n{row.accuracy:.1%}" for row in recipes.itertuples()]
+    right.bar(labels, recipes["accuracy"], 0.7, color=colors, yerr=_bars(recipes, "accuracy"), capsize=4)
     right.set_title(f"{student}: Mix-Long against its parts")
-    left.set_ylim(0, max(0.1, min(1.02, 1.25 * max(alphas["ci_high"].max(), recipes["ci_high"].max()))))
+    top = max(alphas["ci_high"].max(), recipes["ci_high"].max())
+    left.set_ylim(0, max(0.1, min(1.02, 1.25 * top)))
     left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _caption(figure, alphas)
-    return figure
-
-
-# Errors in answers, from honest ones to false proofs; right answers stay white.
-ERROR_COLORS = {
-    "right": "#ffffff",
-    "wrong guess": "#56B4E9",
-    "gave up": "#b7dff5",
-    "wrong mark": "#D55E00",
-    "false proof": "#E69F00",
-    "wrong colour": "#CC79A7",
-    "missed mismatch": "#F0E442",
-    "false alarm": "#009E73",
-    "lost operand": "#0072B2",
-    "wrong step": "#000000",
-    "endless": "#999999",
-}
+    return _noted(figure, alphas)
 
 
 def error_shares(table: pd.DataFrame) -> Figure:
@@ -143,134 +136,84 @@ def error_shares(table: pd.DataFrame) -> Figure:
     Arguments:
         table: errors.csv: student, params, recipe, and a share for each key of `pocket.errors.ERRORS`.
     """
-    recipes = list(dict.fromkeys(table["recipe"]))
-    figure, panels = plt.subplots(1, len(recipes), figsize=(11, 4.6), sharey=True, squeeze=False)
-    kinds = [name for name in ERROR_COLORS if name != "right" and table[name].max() >= 0.005] + ["right"]
+    recipes = table["recipe"].unique()
+    figure, panels = plt.subplots(1, len(recipes), figsize=(10, 4.6), sharey=True, squeeze=False, layout="constrained")
+    kinds = [name for name in ERROR_COLORS if name == "right" or table[name].max() >= 0.005]
     for axes, recipe in zip(panels[0], recipes, strict=True):
-        rows = table[table["recipe"] == recipe].sort_values("params")
-        bottom = np.zeros(len(rows))
-        for name in kinds:
-            style = {"color": ERROR_COLORS[name], "edgecolor": "#555555", "lw": 0.5}
-            axes.bar(range(len(rows)), rows[name], 0.8, bottom, label=name, **style)
-            bottom += rows[name].to_numpy()
+        rows = table[table["recipe"] == recipe].sort_values("params").set_index("student")
+        colors = [ERROR_COLORS[name] for name in kinds]
+        rows[kinds].plot.bar(ax=axes, stacked=True, width=0.8, color=colors, edgecolor="#555555", lw=0.5, legend=False)
         for i, right in enumerate(rows["right"]):
-            axes.text(i, 1 - right / 2, f"{right:.0%}", ha="center", va="center", fontsize=8)
-        axes.set_xticks(range(len(rows)), _student_labels(rows), fontsize=7.5)
-        axes.set_title(STYLE[recipe][2])
+            axes.text(i, 1 - right / 2, f"{right:.0%}", ha="center", va="center", fontsize=9)
+        axes.set_xticks(range(len(rows)), _student_labels(rows.reset_index()), fontsize=8.5, rotation=0)
+        axes.set(xlabel="", title=STYLE[recipe][2])
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[0, 0].set_ylabel("share of all answers")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="first false step", loc="center right", fontsize=9)
-    figure.tight_layout(rect=(0, 0, 0.84, 1))
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), title="first false step", loc="outside right center")
     return figure
 
 
 def controls(gaps: pd.DataFrame) -> Figure:
     """By student size: the gap of long traces, that of long ones without their checks, and that of finer steps."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.3))
-    contrasts = {
-        "long-short": ("#D55E00", "^", "long - short (the gap)"),
-        "unverified-short": ("#CC79A7", "v", "long without its checks - short (ablation)"),
-        "short-direct": ("#E69F00", "s", "short - short without its steps (finer steps, control)"),
-    }
-    sizes = gaps.drop_duplicates("student").sort_values("params")
-    for i, (contrast, (color, marker, label)) in enumerate(contrasts.items()):
-        rows = gaps[gaps["contrast"] == contrast].sort_values("params")
-        _points(axes, rows["params"] * 1.035 ** (i - 1), rows, "delta", color, marker, label)
+    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    _lines(axes, gaps, "contrast", ["long-short", "unverified-short", "short-direct"], "delta")
     axes.axhline(0, color="black", lw=0.8)
-    axes.set_ylabel("difference in accuracy")
-    axes.set_title("The gap, without its checks, and of finer steps only")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _size_axis(axes, sizes)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.3 * (high - low), high)  # room for the legend below the bars
-    axes.legend(fontsize=9, loc="lower left")
-    _caption(figure, gaps)
-    return figure
+    axes.set(ylabel="difference in accuracy", title="The gap, without its checks, and of finer steps only")
+    _size_axis(axes, gaps)
+    figure.legend(fontsize=9, loc="outside upper center")
+    return _noted(figure, gaps)
 
 
 def trace_lengths(lengths: pd.DataFrame) -> Figure:
-    """Histogram of tokens a trace, by style."""
-    figure, axes = plt.subplots(figsize=(7, 3.6))
+    """Histogram of tokens a trace (columns `tokens`, `style`)."""
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
     bins = np.arange(0, lengths["tokens"].max() + 6, 4)
-    for style, group in lengths.groupby("style"):
+    for style, tokens in lengths.groupby("style")["tokens"]:
         color, _, label = STYLE[style]
-        text = f"{label}: mean {group['tokens'].mean():.0f} tokens"
-        axes.hist(group["tokens"], bins=bins, color=color, alpha=0.65, label=text)
-    axes.set_xlabel("tokens a trace, stop token included")
-    axes.set_ylabel("traces")
-    axes.set_title("Long traces hold search and checks")
+        axes.hist(tokens, bins, color=color, alpha=0.65, label=f"{label}: mean {tokens.mean():.0f} tokens")
+    axes.set(xlabel="tokens a trace, stop token included", ylabel="traces", title="Long traces hold search and checks")
     axes.legend()
-    axes.text(
-        0, -0.2, f"n = {len(lengths)} traces of {len(lengths) // 2} problems", transform=axes.transAxes, fontsize=8
-    )
-    figure.tight_layout()
+    figure.supxlabel(f"n = {len(lengths)} traces of {len(lengths) // 2} problems", fontsize=9, x=0.01, ha="left")
     return figure
 
 
 def paper_gap(table: pd.DataFrame) -> Figure:
     """The paper's Table 1: long minus short by student size. The paper gives no error bars."""
-    figure, axes = plt.subplots(figsize=(7, 3.6))
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for family, marker, color in (("qwen2.5", "o", "#0072B2"), ("llama3", "s", "#CC79A7")):
         rows = table[table["family"] == family]
         axes.plot(rows["params_b"], rows["delta_long"], marker=marker, color=color, label=family)
     axes.axhline(0, color="black", lw=0.8)
     axes.axvspan(axes.get_xlim()[0], 3.3, color="black", alpha=0.06, lw=0)
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlabel="parameters of the student", ylabel="long - short, points")
+    axes.set_title("The paper's Table 1 (mean of five benchmarks, no error bars given)")
     axes.set_xticks([0.5, 1, 3, 7, 14, 32, 70], ["0.5B", "1B", "3B", "7B", "14B", "32B", "70B"])
     axes.minorticks_off()
-    axes.set_xlabel("parameters of the student")
-    axes.set_ylabel("long - short, points")
-    axes.set_title("The paper's Table 1 (mean of five benchmarks, no error bars given)")
     axes.legend(loc="lower right")
-    figure.tight_layout()
     return figure
 
 
 def redraw(folder: Path) -> list[str]:
-    """Draw every figure of a folder again from the CSV files in its `data/`; returns the paths of the figures.
+    """Draw again every figure whose CSV files are in the folder's `data/`; returns the paths of the figures.
 
-    Raises ValueError if a CSV file is missing.
+    Raises ValueError if there is none.
     """
-    tables = {path.stem: pd.read_csv(path) for path in (folder / "data").glob("*.csv")}
-    missing = {"trace_lengths", "learnability_gap", "gaps", "alpha_sweep", "mix_recipes"} - set(tables)
-    if missing:
-        raise ValueError(f"{shown(folder)}/data lacks {', '.join(sorted(missing))}: run make reproduce first")
-    figures = {
-        "01_trace_lengths": trace_lengths(tables["trace_lengths"]),
-        "02_learnability_gap": learnability_gap(tables["learnability_gap"], tables["gaps"]),
-        "02_paper_table1": paper_gap(pd.read_csv(PAPER / "table1_long_cot_gap.csv")),
-        "03_mix_distillation": mix_distillation(tables["alpha_sweep"], tables["mix_recipes"]),
+    drawn_from = {
+        "01_trace_lengths": (trace_lengths, ["trace_lengths"]),
+        "02_learnability_gap": (learnability_gap, ["learnability_gap", "gaps"]),
+        "03_mix_distillation": (mix_distillation, ["alpha_sweep", "mix_recipes"]),
+        "04_errors": (error_shares, ["errors"]),
+        "04_controls": (controls, ["controls"]),
     }
-    if "errors" in tables:
-        figures["04_errors"] = error_shares(tables["errors"])
-    if "controls" in tables:
-        figures["04_controls"] = controls(tables["controls"])
-    if "large_teacher" in set(tables["learnability_gap"]["recipe"]):
-        figures["02_teacher_gap"] = learnability_gap(tables["learnability_gap"], tables["gaps"], family="large")
-    return [save_figure(figure, folder, name) for name, figure in figures.items()]
-
-
-def _points(
-    axes, x, rows: pd.DataFrame, column: str, color: str, marker: str, label: str, dashed: bool = False
-) -> None:
-    bars = [rows[column] - rows["ci_low"], rows["ci_high"] - rows[column]]
-    style = {"color": color, "marker": marker, "ls": "--" if dashed else "-", "capsize": 3, "lw": 1.5, "ms": 6}
-    axes.errorbar(x, rows[column], np.clip(bars, 0, None), label=label, **style)
-
-
-def _size_axis(axes, sizes: pd.DataFrame) -> None:
-    axes.set_xscale("log")
-    axes.set_xticks(sizes["params"], _student_labels(sizes), fontsize=7.5)
-    axes.minorticks_off()
-    axes.set_xlabel("student, parameters")
-
-
-def _student_labels(rows: pd.DataFrame) -> list[str]:
-    return [
-        f"{student.split('/')[-1].removesuffix('-Instruct')}\n{size_text(params)}"
-        for student, params in zip(rows["student"], rows["params"], strict=True)
-    ]
+    tables = {path.stem: pd.read_csv(path) for path in (folder / "data").glob("*.csv")}
+    drawn = {name: draw(*map(tables.get, of)) for name, (draw, of) in drawn_from.items() if set(of) <= tables.keys()}
+    if not drawn:
+        needed = sorted(name for _, of in drawn_from.values() for name in of)
+        raise ValueError(f"{shown(folder)}/data lacks {', '.join(needed)}: run make reproduce first")
+    drawn["02_paper_table1"] = paper_gap(pd.read_csv(PAPER / "table1_long_cot_gap.csv"))
+    if "02_learnability_gap" in drawn and "large_teacher" in set(tables["learnability_gap"]["recipe"]):
+        drawn["02_teacher_gap"] = learnability_gap(tables["learnability_gap"], tables["gaps"], family="large")
+    return [save_figure(figure, folder, name) for name, figure in drawn.items()]
 
 
 def size_text(params: int) -> str:
@@ -280,18 +223,43 @@ def size_text(params: int) -> str:
     return f"{params / 1e6:.1f}M" if params < 1e8 else f"{params / 1e9:.1f}B"
 
 
-def _caption(figure: Figure, table: pd.DataFrame) -> None:
+def _bars(rows: pd.DataFrame, y: str) -> np.ndarray:
+    return np.clip([rows[y] - rows["ci_low"], rows["ci_high"] - rows[y]], 0, None)
+
+
+def _lines(axes: Axes, table: pd.DataFrame, by: str, names: list[str], y: str, x: str = "params") -> None:
+    """A line of points with their intervals for each name in column `by`, side by side so that no bar hides another."""
+    for i, name in enumerate(names):
+        (color, marker, label), rows = STYLE[name], table[table[by] == name].sort_values(x)
+        shifted = rows[x] * 1.035 ** (i - (len(names) - 1) / 2)
+        style = {"color": color, "marker": marker, "ls": "--" if name == "untouched" else "-", "lw": 1.5, "ms": 6}
+        axes.errorbar(shifted, rows[y], _bars(rows, y), capsize=3, label=label, **style)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _size_axis(axes: Axes, table: pd.DataFrame) -> None:
+    sizes = table.drop_duplicates("student")
+    axes.set(xscale="log", xlabel="student, parameters")
+    axes.set_xticks(sizes["params"], _student_labels(sizes), fontsize=8.5)
+    axes.minorticks_off()
+
+
+def _student_labels(rows: pd.DataFrame) -> list[str]:
+    names = [student.split("/")[-1].removesuffix("-Instruct") for student in rows["student"]]
+    return [f"{name}\n{size_text(params)}" for name, params in zip(names, rows["params"], strict=True)]
+
+
+def _noted(figure: Figure, table: pd.DataFrame) -> Figure:
     """Say n, seeds, bases, and what the intervals cover: with one seed, or one base, nothing but the problems."""
-    n_seeds, n_bases = table["n_seeds"].max(), table.get("n_bases", table["n_seeds"])
-    fewest, most = n_bases.min(), n_bases.max()
+    n_seeds, fewest, most = table["n_seeds"].max(), table["n_bases"].min(), table["n_bases"].max()
     if n_seeds == 1 or most == 1:
         cover = f"over problems only, of {'one seed' if n_seeds == 1 else 'one base a size'}"
     else:
         cover = "over seeds, bases and problems" + (", problems only at sizes with one base" if fewest == 1 else "")
     bases = "" if most == 1 else f" on {fewest if fewest == most else f'{fewest} to {most}'} bases a size"
-    text = (
+    note = (
         f"n = {table['n_problems'].max()} test problems, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'} of data and "
         f"training{bases}; bars: 95% intervals {cover}"
     )
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
-    figure.text(0.01, 0.01, text, fontsize=8)
+    figure.supxlabel(note, fontsize=9, x=0.01, ha="left")
+    return figure

@@ -1,3 +1,4 @@
+from pathlib import Path
 from shutil import copytree
 
 import matplotlib.pyplot as plt
@@ -58,6 +59,17 @@ def test_the_headline_figure_shows_all_recipes_with_error_bars_and_the_guess(acc
     assert len(left.containers) == 4
     assert len(right.containers) == 2
     assert "your guess of long - short" in [text.get_text() for text in right.get_legend().get_texts()]
+
+
+def test_a_scale_without_some_tables_has_the_figures_of_the_others(tmp_path):
+    copytree(FIGURES / "pocket-large" / "data", tmp_path / "data")
+    drawn = {Path(path).stem for path in figures.redraw(tmp_path)}
+    assert drawn == {"02_learnability_gap", "02_paper_table1", "04_errors", "04_controls"}
+
+
+def test_a_guess_that_is_no_number_is_refused(accuracy, gaps):
+    with pytest.raises(ValueError, match="a guess is 'much': it is a finite number"):
+        figures.learnability_gap(accuracy, gaps, guess=[1, 2, "much", 4, 5])
 
 
 @pytest.mark.parametrize("guess", [[-30, -20], [0] * 6, []])
