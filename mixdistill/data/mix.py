@@ -13,9 +13,7 @@ from mixdistill.data.traces import COLUMNS, check_traces, trace_set
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an SFT set is made: the share of problems with the hard trace, and the parts (fields of a `Scale`, which says
-    what trace set plays each) that are the hard and the easy trace set.
-    """
+    """The share of problems with the hard trace, and the fields of a `Scale` that name the hard and easy trace set."""
 
     alpha: float
     hard: str = "long"

@@ -119,26 +119,23 @@ def load_problems(
     answer_format: str | None = None,
     revision: str | None = None,
 ) -> list[Problem]:
-    """Load the first `n` problems of a benchmark. An option that the source does not use is refused.
+    """Load problems. An option that the source does not use is refused.
 
     Arguments:
         source: a name in `POCKET_TIERS` or `BENCHMARKS`; a .json, .jsonl, .csv or .parquet file, here or in
             `$MIXDISTILL_DATA`; a folder written by `Dataset.save_to_disk`; or a Hub data set as owner/name.
-        n: at most how many; None means all (200 in the pocket world).
-        split: of a benchmark, `test` (None) or, where there is one, `train` (the pocket world has `dev` too); of a
-            folder or another Hub data set its own.
+        n: the first so many; None means all (200 in the pocket world).
+        split: `test` (None), `train` or, in the pocket world, `dev`; of a folder or another Hub data set its own.
         file: a file with the published columns of the benchmark `source`. Without it, the benchmark's file in
             `$MIXDISTILL_DATA` is read if there is one, else the Hub at a pinned commit.
         prompt: how to ask, a name in `PROMPTS`; empty means as the answer_format is asked.
-        columns: names of the columns that hold `question`, `answer` and, if there are, `id`, `level` and `subject`; for
-            sources that are no benchmark. Without an `id`, name and row of the source are the identity.
+        columns: of sources that are no benchmark, names of the columns that hold `question`, `answer` and, if there
+            are, `id`, `level` and `subject`. Without an `id`, name and row of the source are the identity.
         answer_format: how to ask and grade problems of such sources: `math` (None) or `gsm8k`.
         revision: commit of a Hub data set, for a benchmark in the place of the pinned one.
 
-    A benchmark's row without a gold answer is left out, with a warning that counts it.
-
-    Raises ValueError: unknown source, split, answer_format or column; a question or answer that is empty; two problems
-    of one id; an option that the source does not use; more pocket problems than there are.
+    Raises ValueError: unknown source or option; a question or answer that is empty (a benchmark's row without a gold is
+    left out instead, with a warning); two problems of one id; more pocket problems than there are.
     """
     source, n = text("source", source), whole("n", n, optional=True)
     split, revision = text("split", split, optional=True), text("revision", revision, optional=True)
@@ -179,16 +176,17 @@ def load_problems(
             f"{without[:5]})",
             stacklevel=2,
         )
-    levels, subjects = (table.get(names.get(label, ""), [None] * len(rows)) for label in ("level", "subject"))
+    labels = [table.get(names.get(label, ""), [None] * len(rows)) for label in ("level", "subject")]
+    levels, subjects = [["" if value is None else str(value) for value in label] for label in labels]
     return [
         Problem(
             id=of_row + ids[row],
             question=questions[row],
             answer=answers[row],
-            level=_label(levels[row]).removeprefix("Level "),  # MATH writes `Level 5`, MATH-500 `5`
+            level=levels[row].removeprefix("Level "),  # MATH writes `Level 5`, MATH-500 `5`
             source=name,
             answer_format=answer_format or "math",
-            subject=_label(subjects[row]),
+            subject=subjects[row],
             prompt=prompt,
         )
         for row in rows
@@ -211,10 +209,6 @@ def _benchmark_table(name: str, split: str, file: str | None, revision: str | No
         )
     where = {"split": benchmark.hub_split or split, "revision": revision or pinned, "config": benchmark.config}
     return read_table(hub, needed, labels, **where)
-
-
-def _label(value: object) -> str:
-    return "" if value is None else str(value)
 
 
 def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> list[world.Mystery]:

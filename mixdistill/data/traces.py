@@ -42,9 +42,8 @@ def load_traces(
     Arguments:
         source: `pocket/long`, `pocket/short` or a control (`world.TEACHERS`); a file, folder or Hub data set as in
             `load_problems`, such as `UWNSL/MATH_training_split_long_cot` (columns `problem` and `solution`).
-        n: at most how many; None means all (1,600 in the pocket world).
-        seed: pocket world only: which problems are drawn, and where the long teacher begins. The pocket trace sets of
-            one seed are about the same problems.
+        n: the first so many; None means all (1,600 in the pocket world).
+        seed: of the pocket world, whose sets of one seed are about the same problems.
         split, revision: of a folder or a Hub data set (None: `train`), and the commit of the latter.
         columns: names of the columns that hold `question`, `response` and, if there is one, `problem_id`, a text or a
             number. Without a `problem_id` the question's text is the identity.
@@ -94,7 +93,7 @@ def _pocket_traces(style: str, n: int, seed: int) -> Dataset:
 
 
 def trace_set(rows: Iterable[Mapping[str, object]]) -> Dataset:
-    """A trace set of rows that need no check; ids become text."""
+    """A trace set of rows that were checked; ids become text."""
     traces = Dataset.from_list([{**row, "problem_id": str(row["problem_id"])} for row in rows])
     CHECKED.add(traces)
     return traces
