@@ -60,13 +60,12 @@ def decode(
 
     Raises MemoryError or torch.OutOfMemoryError if the cache does not fit.
     """
-    student = PlainStudent(model, prompts, max_new_tokens)
-    device = student.device
-    stop_ids = torch.tensor(stops, device=device)
-    answers = torch.full((len(prompts), max_new_tokens), stops[0], device=device)
-    rows = torch.arange(len(prompts), device=device)  # the prompt that each row of the batch answers
+    unread, mask = pad_left(prompts, next(model.parameters()).device)
+    student = PlainStudent(model, mask, max_new_tokens)
+    stop_ids = mask.new_tensor(stops)
+    answers = mask.new_full((len(prompts), max_new_tokens), stops[0])
+    rows = torch.arange(len(prompts), device=mask.device)  # the prompt that each row of the batch answers
     ended = torch.zeros_like(rows, dtype=torch.bool)
-    unread = pad_left(prompts, device)[0]
     for step in range(max_new_tokens):
         tokens = choose(student.read(unread), rows, step)
         answers[rows, step] = tokens
@@ -92,18 +91,14 @@ def pad_left(prompts: Sequence[list[int]], device: torch.device) -> tuple[torch.
 
 
 class PlainStudent:
-    """A Llama-like model and the keys and values of the texts that it reads: for each layer [rows, heads, positions,
-    size].
-    """
+    """A Llama-like model and, by layer, the keys and values of what it has read [rows, heads, positions, size]."""
 
-    def __init__(self, model: torch.nn.Module, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
+    def __init__(self, model: torch.nn.Module, mask: torch.Tensor, max_new_tokens: int) -> None:
         adapted = hasattr(model, "peft_config")
         base = model.get_base_model() if adapted else model
-        self.body, config = base.model, base.config
-        embeddings = self.body.embed_tokens.weight
-        self.device, self.dtype = embeddings.device, embeddings.dtype
+        self.body, config, embeddings = base.model, base.config, base.model.embed_tokens.weight
         # Below float32 the sum of weights and adapters would be rounded away; a larger model gains nothing by a copy.
-        fold = self.dtype == torch.float32 and (adapted or base.num_parameters() < TINY)
+        fold = embeddings.dtype == torch.float32 and (adapted or base.num_parameters() < TINY)
         self.head = joint([base.lm_head], fold)
         self.projections = [
             (
@@ -116,22 +111,20 @@ class PlainStudent:
         ]
         self.n_heads, self.n_kv = config.num_attention_heads, config.num_key_value_heads
         self.size = self.body.layers[0].self_attn.head_dim
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        self.width = int(lengths.max())
-        places = torch.arange(self.width + max_new_tokens, device=self.device) - (self.width - lengths)[:, None]
+        n_rows, width = mask.shape
+        places = torch.arange(width + max_new_tokens, device=mask.device)
+        self.cos, sin = (table[0] for table in self.body.rotary_emb(embeddings, places[None]))
+        places = places - (mask == 0).sum(1, keepdim=True)
         self.positions = places.clamp(min=0)  # of the tokens in their texts: [rows, positions of the cache]
         # Added to attention, where there is padding: the lowest number, as minus infinity would make NaN of its rows.
-        lowest = embeddings.new_tensor(torch.finfo(self.dtype).min)
-        padding = (places < 0)[:, None, None]
-        self.bias = padding * lowest if padding.any() else None
-        all_positions = torch.arange(places.shape[1], device=self.device)[None]
-        self.cos, sin = (table[0] for table in self.body.rotary_emb(embeddings, all_positions))
+        lowest = embeddings.new_tensor(torch.finfo(embeddings.dtype).min)
+        self.bias = (places < 0)[:, None, None] * lowest if (places < 0).any() else None
         # The rotation's first half has a minus sign, (x1, x2) -> (-x2, x1), which lies in the table.
         self.sin = torch.cat([-sin[:, : self.size // 2], sin[:, self.size // 2 :]], dim=-1)
         self.end = 0  # positions of the cache that are in use
-        nothing = torch.empty(len(prompts), self.n_kv, 0, self.size, device=self.device, dtype=self.dtype)
+        nothing = embeddings.new_empty(n_rows, self.n_kv, 0, self.size)
         self.keys, self.values = ([nothing] * len(self.body.layers) for _ in range(2))
-        self._reserve(self.width + min(FIRST_ROOM, max_new_tokens))
+        self._reserve(width + min(FIRST_ROOM, max_new_tokens))
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows only."""
@@ -142,9 +135,9 @@ class PlainStudent:
     def _reserve(self, capacity: int) -> None:
         """Give the cache room for so many positions; what it holds is copied."""
         shape = (len(self.positions), self.n_kv, capacity, self.size)
-        n_bytes = 2 * len(self.keys) * math.prod(shape) * self.dtype.itemsize
+        n_bytes = 2 * len(self.keys) * math.prod(shape) * self.keys[0].itemsize
         # Linux promises more memory than there is, and then kills the process that takes it.
-        if self.device.type == "cpu" and n_bytes > psutil.virtual_memory().available:
+        if self.keys[0].device.type == "cpu" and n_bytes > psutil.virtual_memory().available:
             raise MemoryError(f"a cache of {n_bytes / 1e9:.1f} GB for {shape[0]} rows of {capacity} tokens")
         # Short heads are multiplied faster where the positions of one dimension lie side by side (8 wide: 3 times).
         for cache, turned in ((self.keys, self.size <= 32), (self.values, False)):
@@ -196,10 +189,8 @@ class PlainStudent:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Attention of one scaled query a head, [rows, heads, 1, size], to keys and values [rows, shared heads, positions,
-    size].
-
-    On a CPU two batched products take half the time of `scaled_dot_product_attention`.
+    """Attention of one query a head [rows, heads, 1, size] to keys and values [rows, shared heads, positions, size]:
+    on a CPU in half the time of `scaled_dot_product_attention`.
     """
     rows, shared, positions, size = k.shape
     # The heads that share keys stand as if they were several positions of one head.

@@ -7,9 +7,9 @@
 Neither stops at a piece of text: a completion ends with a stop token or at its limit.
 """
 
-import importlib.util
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,8 +22,7 @@ from mixdistill.generation.decode import Progress, decode, is_plain, pad_left
 from mixdistill.generation.sampling import Choose, Sampling, chooser
 
 ENGINES = ("static", "vllm")
-LOOP_TOKENS = 60  # a tail of at least so many tokens ...
-LOOP_TIMES = 3  # ... that says the same at least so many times is a loop
+LOOP_TOKENS, LOOP_TIMES = 60, 3  # a tail of so many tokens that says the same so many times is a loop
 LOOP_WINDOW = 1500  # tokens of the tail that are looked at
 
 # The rows of a batch that a model was seen to have memory for, where that was not all of them.
@@ -50,21 +49,18 @@ class Completion:
 
 def default_engine(n_params: int) -> str:
     """`vllm` where it is installed and there is a GPU, for a student that is not tiny; else `static`."""
-    served = torch.cuda.is_available() and n_params >= TINY and importlib.util.find_spec("vllm")
-    return "vllm" if served else "static"
+    return "vllm" if torch.cuda.is_available() and n_params >= TINY and find_spec("vllm") else "static"
 
 
 def check_engine(engine: str) -> None:
     """Raise ValueError for an engine that does not exist or is not installed."""
     arguments.choice("engine", engine, ENGINES)
-    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
+    if engine == "vllm" and find_spec("vllm") is None:
         raise ValueError("the engine 'vllm' needs the package vllm: pip install -e '.[vllm]', or use 'static'")
 
 
 def length_sorted_batches(prompts: Sequence[list[int]], batch_size: int) -> list[list[int]]:
-    """Places of the prompts in batches of similar length, the longest first, so that what does not fit fails at
-    once.
-    """
+    """Places of the prompts in batches of similar length, the longest first: what does not fit fails at once."""
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
@@ -87,9 +83,7 @@ def complete(
         seeds: one a prompt, from 0 to 2**63, for its random numbers (`Sampling.seed_of`); none for greedy decoding.
         progress: print a line every 30 seconds.
 
-    Raises:
-        ValueError: an argument out of its range.
-        RuntimeError: a single row does not fit into memory.
+    Raises ValueError for an argument out of its range, RuntimeError if a single row does not fit into memory.
     """
     arguments.whole("max_new_tokens", max_new_tokens)
     seeds = [arguments.whole("a seed", seed, low=0, high=2**63) for seed in seeds]

@@ -15,8 +15,7 @@ Choose = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: greedily at temperature 0, else sampled with `top_p` and `seed`; `n` completions a
-    prompt.
+    """Greedy at temperature 0, else sampled with `top_p` and `seed`; `n` completions a prompt.
 
     Raises ValueError for a negative temperature, a `top_p` outside 0..1, a seed outside 0..2**63, `n` below 1, or
     several greedy completions.
@@ -33,33 +32,35 @@ class Sampling:
         object.__setattr__(self, "top_p", arguments.number("Sampling's top_p", self.top_p, above=0, high=1))
         object.__setattr__(self, "seed", arguments.whole("Sampling's seed", self.seed, low=0, high=2**63))
         object.__setattr__(self, "n", arguments.whole("Sampling's n", self.n))
-        if self.temperature == 0 and self.n > 1:
+        if self.greedy and self.n > 1:
             raise ValueError(f"{self}: greedy completions of one prompt are all the same, give a temperature above 0")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
 
-    def seed_of(self, *completion: object) -> int:
-        """A seed below 2**63 for one completion, such as a benchmark, a problem's id, and the sample's number."""
+    def seed_of(self, *completion: str | int) -> int:
+        """A seed below 2**63 for one completion: its benchmark, problem id and number say which."""
         text = repr((self.seed, *completion))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
 
 def chooser(sampling: Sampling, seeds: Sequence[int], n: int, device: torch.device) -> Choose:
-    """The function that chooses the next token of every row, for at most n steps, with one seed a prompt.
+    """What chooses the next token of every row in up to n steps: the most probable one, or the one at which the
+    cumulated probabilities pass the next random number of the prompt's seed.
 
-    It takes the most probable token, or the one at which the cumulated probabilities pass the prompt's random number of
-    this step.
+    Random numbers are Philox's, which is the same on every machine (Salmon et al. 2011, "Parallel random numbers: as
+    easy as 1, 2, 3").
     """
     if sampling.greedy:
         return lambda logits, prompts, step: logits.argmax(-1)
-    uniform = uniforms(seeds, n).to(device)
+    streams = [np.random.Generator(np.random.Philox(key=seed)).random(n) for seed in seeds]
+    uniform = torch.from_numpy(np.stack(streams)).to(device)
 
     def choose(logits: torch.Tensor, prompts: torch.Tensor, step: int) -> torch.Tensor:
-        logits = logits.double()
         # The maximum goes first, so that a temperature near 0 cannot overflow.
-        probabilities = ((logits - logits.amax(-1, keepdim=True)) / sampling.temperature).softmax(-1)
+        logits = logits.double() - logits.amax(-1, keepdim=True)
+        probabilities = (logits / sampling.temperature).softmax(-1)
         if sampling.top_p < 1:
             # The smallest set of tokens whose probabilities add up to at least top_p.
             descending, order = probabilities.sort(descending=True, stable=True)
@@ -70,12 +71,3 @@ def chooser(sampling: Sampling, seeds: Sequence[int], n: int, device: torch.devi
         return torch.searchsorted(cumulated, threshold, right=True).squeeze(-1)
 
     return choose
-
-
-def uniforms(seeds: Sequence[int], n: int) -> torch.Tensor:
-    """Random numbers in [0, 1), [seeds, n] in float64: every row is drawn from its seed alone.
-
-    Philox, a generator by counter and key, is the same on every machine (Salmon et al. 2011, "Parallel random numbers:
-    as easy as 1, 2, 3").
-    """
-    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(key=seed)).random(n) for seed in seeds]))

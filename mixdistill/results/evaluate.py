@@ -140,8 +140,9 @@ def evaluate(
         return None
     # Not part of the name, so that a laptop reads what a GPU has computed.
     how = {"engine": engine, "batch_size": batch_size}
-    runs.once(folder, "scores.json", partial(_evaluate, run, problems, config, folder, how, progress))
-    return _read_scores(run, config, folder)
+    owner = f"{runs.run_key(run.config)}/{folder.name}"  # of the rows: this run and this evaluation
+    runs.once(folder, "scores.json", partial(_evaluate, run, problems, config, folder, owner, how, progress))
+    return _read_scores(folder, config, owner)
 
 
 def untouched(student: str | Path, revision: str | None = None) -> Run:
@@ -197,10 +198,16 @@ def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[
 
 
 def _evaluate(
-    run: Run, problems: list[Problem], config: dict[str, Any], folder: Path, how: dict[str, Any], progress: bool
+    run: Run,
+    problems: list[Problem],
+    config: dict[str, Any],
+    folder: Path,
+    owner: str,
+    how: dict[str, Any],
+    progress: bool,
 ) -> dict[str, Any]:
     """Decode, grade and store what is missing, batch by batch; returns the summary for `scores.json`."""
-    path, file, owner = folder / "config.json", folder / "generations.jsonl", _owner(run, folder)
+    path, file = folder / "config.json", folder / "generations.jsonl"
     if path.is_file():  # an evaluation goes on as it began
         how = _read_config(folder, config)
     engine = how.get("engine") or default_engine(n_params(run.student, run.config["revision"]))
@@ -232,7 +239,7 @@ def _evaluate(
         rows += new
         if progress:
             print(f"{run.folder.name}: {number}/{len(batches)} batches decoded", flush=True)
-    scores = Scores(folder, _items(rows))
+    scores = _scores(folder, rows)
     summary = {row.pop("benchmark"): row for row in scores.table().to_dict("records")}
     files.write_json(folder / "manifest.json", {"max_new_tokens": room} | runs.machine())
     return {"accuracy": scores.accuracy, "benchmarks": summary}
@@ -240,19 +247,17 @@ def _evaluate(
 
 def _open(run: Run, engine: str) -> tuple[PreTrainedTokenizerBase, int, Complete]:
     """The run's tokenizer, its context, and the function that completes a batch of prompts."""
-    if engine != "vllm":
+    if engine == "static":
         student = load_trained(run)
         return student.tokenizer, student.context, partial(complete, student)
-    source, revision = student_source(run.student), run.config["revision"]
-    if not run.trained:
-        return open_vllm(source, revision, None, 0)
-    if run.config["lora"] is None:
-        return open_vllm(str(runs.trained_folder(run)), None, None, 0)
-    return open_vllm(source, revision, runs.trained_folder(run), run.config["lora"]["r"])
+    trained, lora = runs.trained_folder(run) if run.trained else None, run.config.get("lora")
+    if trained and lora is None:
+        return open_vllm(str(trained), None, None, 0)
+    return open_vllm(student_source(run.student), run.config["revision"], trained, lora["r"] if lora else 0)
 
 
 def _graded(problems: Sequence[Problem], completions: Sequence[Completion]) -> list[Grade]:
-    grades: dict[int, Grade] = {}
+    grades: dict[int, Grade] = {}  # by place
     for answer_format in {problem.answer_format for problem in problems}:
         places = [at for at, problem in enumerate(problems) if problem.answer_format == answer_format]
         responses, golds = [completions[at].response for at in places], [problems[at].answer for at in places]
@@ -284,23 +289,16 @@ def _read_config(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def _owner(run: Run, folder: Path) -> str:
-    """Whose rows they are: of this run and this evaluation."""
-    return f"{runs.run_key(run.config)}/{folder.name}"
-
-
-def _read_scores(run: Run, config: dict[str, Any], folder: Path) -> Scores:
+def _read_scores(folder: Path, config: dict[str, Any], owner: str) -> Scores:
     _read_config(folder, config)
-    summary, n = files.read_json(folder / "scores.json"), config["n_problems"] * config["sampling"]["n"]
-    rows = files.read_rows(folder / "generations.jsonl", _owner(run, folder))
+    rows, n = files.read_rows(folder / "generations.jsonl", owner), config["n_problems"] * config["sampling"]["n"]
     if len(rows) != n:
         raise files.damaged(folder / "generations.jsonl", f"row {len(rows) + 1} of {n} is missing or was changed")
-    scores = Scores(folder, _items(rows))
-    accuracy = summary.get("accuracy")
+    scores, accuracy = _scores(folder, rows), files.read_json(folder / "scores.json").get("accuracy")
     if not isinstance(accuracy, float) or not math.isclose(accuracy, scores.accuracy):
         raise files.damaged(folder / "scores.json", f"its accuracy is {accuracy}, that of the rows {scores.accuracy}")
     return scores
 
 
-def _items(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows).sort_values("index", ignore_index=True).drop(columns="index")
+def _scores(folder: Path, rows: list[dict[str, Any]]) -> Scores:
+    return Scores(folder, pd.DataFrame(rows).sort_values("index", ignore_index=True).drop(columns="index"))

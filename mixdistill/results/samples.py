@@ -10,23 +10,19 @@ from mixdistill.grading.grade import equal
 from mixdistill.results.stats import counts, problem_table, require, share
 
 
-def sampled_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def sampled_table(items: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """pass@k and maj@k for every k up to the number n of samples, with intervals by problem as accuracies have them.
 
     One row a metric (`pass`, `maj`) and k for each value of the columns `by` (none: one group); without `benchmark` in
     `by` it is the mean over the benchmarks. pass@1 is the accuracy, avg@n. pass@k uses all n samples, maj@k the first
-    k.
-
-    Arguments:
-        items: one row a seed, problem and sample, with columns benchmark, problem_id, sample, correct, answer, and seed
-            where there are several: `scores.items`, or what `sweep` returned.
+    k. `items` has one row a seed, problem and sample: `scores.items`, or what `sweep` returned.
 
     Raises ValueError where `stats.accuracy` does, and for a missing column.
     """
     items = items if "seed" in items else items.assign(seed=0)
     require(items, *by, "answer")
     rows = []
-    for name, group in items.groupby(by, sort=False) if by else [((), items)]:
+    for name, group in items.groupby(list(by), sort=False) if by else [((), items)]:
         correct = problem_table(group)
         n = len(group) // correct.size
         n_right, votes = (correct * n).round().astype(int), _votes(group)
@@ -40,13 +36,7 @@ def sampled_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The unbiased estimate of pass@k from `c` right ones of `n` samples, 1 - C(n - c, k) / C(n, k) (Chen et al., 2021,
-    eq. 1).
-
-    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
-    """
-    if not (0 <= c <= n and 1 <= k <= n):
-        raise ValueError(f"pass@{k} of {c} right ones among {n} samples: take k from 1 to the number of samples")
+    """The unbiased estimate of pass@k, 1 <= k <= n, from c right ones of n samples (Chen et al., 2021, eq. 1)."""
     return 1 - comb(n - c, k) / comb(n, k)
 
 
@@ -57,20 +47,15 @@ def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> list[flo
     right answers are not merged more readily than wrong ones. No answer (None) has no vote; where nobody votes, maj@k
     is 0. A tie is the share of right answers among the tied ones: what drawing one of them would give on average.
     """
-    votes: list[int] = []
-    known: list[tuple[str, bool]] = []  # the first answer of each class, with its grade
-    class_of: dict[str, int] = {}
+    votes: dict[str, int] = {}  # of the first answer of each class
+    is_right: dict[str, bool] = {}
     scores = []
     for answer, right in zip(answers, correct, strict=True):
         if isinstance(answer, str):
-            if answer not in class_of:
-                same = (i for i, (first, _) in enumerate(known) if equal(first, answer))
-                class_of[answer] = next(same, len(known))
-                if class_of[answer] == len(known):
-                    known.append((answer, bool(right)))
-                    votes.append(0)
-            votes[class_of[answer]] += 1
-        tied = [right for (_, right), count in zip(known, votes, strict=True) if count == max(votes)]
+            first = answer if answer in votes else next((known for known in votes if equal(known, answer)), answer)
+            votes[first] = votes.get(first, 0) + 1
+            is_right.setdefault(first, bool(right))
+        tied = [is_right[first] for first, count in votes.items() if count == max(votes.values())]
         scores.append(sum(tied) / len(tied) if tied else 0.0)
     return scores
 
@@ -78,8 +63,8 @@ def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> list[flo
 def _votes(items: pd.DataFrame) -> pd.DataFrame:
     """One row a seed and problem; column k holds maj@k."""
     keys = ["seed", "benchmark", "problem_id"]
-    groups = items.sort_values("sample", kind="stable").groupby(keys, sort=False)
-    scores = {key: majority(group["answer"].tolist(), group["correct"].tolist()) for key, group in groups}
-    table = pd.DataFrame.from_dict(scores, orient="index")
-    table.index = pd.MultiIndex.from_tuples(table.index, names=keys)
-    return table.rename(columns=lambda i: i + 1).reset_index().assign(sample=0)
+    rows = []
+    for key, group in items.sort_values("sample", kind="stable").groupby(keys, sort=False):
+        scores = majority(group["answer"].tolist(), group["correct"].tolist())
+        rows.append(dict(zip(keys, key, strict=True)) | {"sample": 0} | dict(enumerate(scores, start=1)))
+    return pd.DataFrame(rows)

@@ -1,4 +1,3 @@
-import importlib.util
 import time
 from types import SimpleNamespace
 
@@ -188,7 +187,7 @@ def test_every_completion_has_a_seed_of_its_own():
 )
 def test_vllm_is_the_engine_where_it_is_installed_and_can_serve_the_student(cuda, vllm, n_params, engine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: vllm or None)
+    monkeypatch.setattr(generate_module, "find_spec", lambda name: vllm or None)
     assert default_engine(n_params) == engine
 
 
