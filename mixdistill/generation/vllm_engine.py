@@ -4,7 +4,7 @@ Weights go from disk into vLLM and adapters are served as they are, unmerged. Wi
 as many as divide its attention heads (tensor parallel).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mixdistill.data.students import context_of, load_config, load_tokenizer, stop_tokens_of
 from mixdistill.generation.generate import Completion, completion
+from mixdistill.generation.sampling import Sampling
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's max_lora_rank may be
 DTYPE = "bfloat16"
@@ -53,7 +54,13 @@ def open_vllm(
     )
     request = LoRARequest("adapter", 1, str(adapter)) if adapter else None
 
-    def complete(prompts, max_new_tokens, sampling, seeds=(), progress=False) -> list[Completion]:
+    def complete(
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        sampling: Sampling,
+        seeds: Sequence[int] = (),
+        progress: bool = False,
+    ) -> list[Completion]:
         choices = [
             SamplingParams(
                 temperature=sampling.temperature,

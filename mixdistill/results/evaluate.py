@@ -42,17 +42,9 @@ Benchmarks = str | Path | Problem | Sequence["Benchmarks"]
 class Scores:
     """The result of an evaluation; a notebook shows it as a table.
 
-    `items` has one row a completion, as `generations.jsonl` in `folder` has it:
-
-    | columns                                   | what                                                              |
-    |-------------------------------------------|-------------------------------------------------------------------|
-    | benchmark, problem_id, level, subject     | the problem                                                       |
-    | question, gold                            | its text and its right answer                                     |
-    | sample                                    | 0, or which of the several completions of the problem             |
-    | n_prompt_tokens                           | tokens of the prompt                                              |
-    | response, n_tokens, finish_reason, loop   | the completion                                                    |
-    | engine, dtype, batch                      | how it was decoded (`generate.Completion`)                        |
-    | correct, answer, reason                   | the grade (`grade.Grade`)                                         |
+    `items` has one row a completion, as `generations.jsonl` in `folder`: the problem (benchmark, problem_id, level,
+    subject, question, gold), which sample of it, n_prompt_tokens, the completion (response, n_tokens, finish_reason,
+    loop, engine, dtype, batch: see `generate.Completion`), and the grade (correct, answer, reason: see `grade.Grade`).
     """
 
     folder: Path
@@ -110,10 +102,10 @@ def evaluate(
         stored_only: evaluate nothing; return None if the store has no such evaluation.
 
     Raises:
-        ValueError: a bad argument, no benchmark, an unknown one, the same problem twice, a problem without gold answer,
-            a prompt longer than the context, an engine that is not here, or a run that is damaged or not finished.
+        ValueError: a bad argument, an unknown benchmark, the same problem twice, a problem without gold answer, a
+            prompt longer than the context, an engine that is not here, or a run that is damaged or not finished.
         OSError: the store can not be read or written.
-        RuntimeError: an engine has left prompts without completion; what was finished before is stored.
+        RuntimeError: memory has no room for one answer, or vLLM gave one up; what was finished before is stored.
     """
     arguments.whole("n", n, optional=True)
     arguments.text("split", split, optional=True)

@@ -137,7 +137,7 @@ def test_threads_evaluate_one_after_the_other():
         ({"run": "pocket/xs", "benchmarks": [5]}, "benchmarks holds 5: give a benchmark's name"),
         ({"run": None, "benchmarks": "pocket/easy"}, "run is None"),
         ({"run": "pocket/xs", "benchmarks": []}, "nothing to evaluate"),
-        ({"run": "pocket/xs", "benchmarks": ["pocket/none"]}, "unknown benchmark 'pocket/none'"),
+        ({"run": "pocket/xs", "benchmarks": ["pocket/none"]}, "source is 'pocket/none': use one of"),
         ({"run": "pocket/xs", "benchmarks": ["pocket/easy", "pocket/easy"]}, "give each once"),
         (
             {"run": "pocket/xs", "benchmarks": ["pocket/easy"], "max_new_tokens": 250},
@@ -163,9 +163,9 @@ def test_damaged_run_folders_are_refused_with_what_to_do(store, tmp_path):
 
     empty = store / "empty"
     empty.mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"empty' is empty: give the folder of a finished run"):
+    with pytest.raises(ValueError, match=r"empty' is no run's folder .*: give one, or call finetune"):
         evaluate(str(empty), ["pocket/easy"])
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="nothing' is no run's folder"):
         open_run(store / "nothing")
 
     (scores.folder / "generations.jsonl").write_text('{"index": 0}\n')
