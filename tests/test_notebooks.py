@@ -63,7 +63,7 @@ def check_tables(data: Path, n_students: int, n_seeds: int, n_problems: int) -> 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"SCALE": "galaxy"}, "unknown scale 'galaxy': use one of smoke, pocket"),
+        ({"SCALE": "galaxy"}, "scale is 'galaxy': use one of smoke, pocket"),
         (
             {"SCALE": "smoke", "ALPHAA": 0.3},
             "unknown notebook parameter ALPHAA: this notebook takes SCALE, SEEDS, STUDENT, ALPHA",

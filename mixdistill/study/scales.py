@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixdistill import runs
-from mixdistill.arguments import instance, whole
+from mixdistill.arguments import choice, instance, whole
 from mixdistill.data.mix import CONTROLS, RECIPES
 from mixdistill.data.pocket.bases import LARGE, POCKET, POCKET_BASES
 from mixdistill.data.problems import POCKET_TIERS
@@ -42,13 +42,13 @@ class Scale:
 
     name: str
     students: tuple[str, ...]  # from small to large
-    n_seeds: int
-    n_train: int | None  # problems, of files the first so many of each trace set; None: all
-    epochs: int
-    benchmarks: tuple[str, ...]
-    n_problems: int | None  # of each benchmark; None: all
-    alphas: tuple[float, ...]  # of the sweep
     alpha_student: str  # who is swept
+    benchmarks: tuple[str, ...]
+    n_seeds: int = 3
+    n_train: int | None = None  # problems, of files the first so many of each trace set; None: all
+    epochs: int = 2
+    n_problems: int | None = None  # of each benchmark; None: all
+    alphas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the sweep
     # The trace sets of `mix.RECIPES`; without large and small there are no recipes of these teachers.
     long: TraceSet = TraceSet("pocket/long")
     short: TraceSet = TraceSet("pocket/short")
@@ -86,8 +86,7 @@ class Scale:
         differs. `changed` holds what a notebook's reader has set beside the scale.
         """
         own = SCALES.get(self.name, self)
-        mine = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed = {name: value for name, value in mine.items() if value != getattr(own, name)} | changed
+        changed = {name: value for name, value in vars(self).items() if value != getattr(own, name)} | changed
         if self.name in SCALES and not changed:
             return runs.REPO / "figures" / ("" if self.name == "pocket" else self.name)
         parts = [f"{name}={value}" for name, value in changed.items()]
@@ -115,33 +114,32 @@ REVISIONS = {
 QWEN = tuple(student for student in REVISIONS if student.startswith("Qwen/"))  # from small to large
 LLAMA = tuple(student for student in REVISIONS if student.startswith("meta-llama/"))
 
+MATH_TRACES = "UWNSL/MATH_training_split_"
 PUBLISHED = {"question": "problem", "response": "solution", "unusable": "drop"}
-REAL = Scale(
+GPU = Scale(
     name="gpu",
     students=QWEN[:4],
-    n_seeds=3,
-    n_train=None,
-    epochs=2,
-    benchmarks=("math500", "gsm8k", "amc23", "aime24", "olympiadbench"),
-    n_problems=None,
-    alphas=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
     alpha_student="Qwen/Qwen2.5-3B-Instruct",
-    long=TraceSet(
-        "UWNSL/MATH_training_split_long_cot", **PUBLISHED, revision="307eaa221cc715bceeb74e07ed55d1296312c7e4"
-    ),
-    short=TraceSet(
-        "UWNSL/MATH_training_split_short_cot", **PUBLISHED, revision="90f97787754fb742749bf54cfc81f9af9329fe76"
-    ),
-    large=TraceSet("UWNSL/MATH_training_split_distill_large_teacher", **PUBLISHED),
-    small=TraceSet("UWNSL/MATH_training_split_distill_small_teacher", **PUBLISHED),
+    benchmarks=("math500", "gsm8k", "amc23", "aime24", "olympiadbench"),
+    long=TraceSet(f"{MATH_TRACES}long_cot", **PUBLISHED, revision="307eaa221cc715bceeb74e07ed55d1296312c7e4"),
+    short=TraceSet(f"{MATH_TRACES}short_cot", **PUBLISHED, revision="90f97787754fb742749bf54cfc81f9af9329fe76"),
+    large=TraceSet(f"{MATH_TRACES}distill_large_teacher", **PUBLISHED),
+    small=TraceSet(f"{MATH_TRACES}distill_small_teacher", **PUBLISHED),
     batch_size=8,  # the paper's: 4 GPUs of 2 examples
     max_tokens=16_384,
     too_long="drop",  # counted in the manifest
     max_new_tokens=16_000,
 )
-
-# Small real students on word problems, with traces of real teachers on the same problems. `docs/real-models.md` says
-# where the files come from; they are looked for in `$MIXDISTILL_DATA`.
+# All students of the paper (Tables 1-3), trained as in the paper (Table 5 and model cards): all weights below 14B.
+PAPER = replace(
+    GPU,
+    name="paper",
+    students=QWEN + LLAMA,
+    benchmarks=("math", "gsm8k", "amc23", "aime24", "olympiadbench"),
+    full=QWEN[:4] + LLAMA[:3],
+)
+# Small real students on word problems, with traces of real teachers on the same problems: hours on a CPU, minutes on a
+# GPU. `docs/real-models.md` says where the files come from; they are looked for in `$MIXDISTILL_DATA`.
 LAPTOP = Scale(
     name="laptop",
     students=(
@@ -150,67 +148,34 @@ LAPTOP = Scale(
         "HuggingFaceTB/SmolLM2-360M-Instruct",
         "Qwen/Qwen2.5-0.5B-Instruct",
     ),
-    n_seeds=3,
-    n_train=None,
-    epochs=2,
-    benchmarks=("svamp",),
-    n_problems=None,
-    alphas=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
     alpha_student="HuggingFaceTB/SmolLM2-135M-Instruct",
+    benchmarks=("svamp",),
     long=TraceSet("svamp_llama_level4.jsonl", answer_format="gsm8k"),
     short=TraceSet("svamp_llama_level1.jsonl", answer_format="gsm8k"),
     large=TraceSet("svamp_gpt35.jsonl", answer_format="gsm8k"),
     small=TraceSet("svamp_flant5large.jsonl", answer_format="gsm8k"),
     max_new_tokens=400,
 )
-
+# The default: the study of the pocket world on a laptop.
 POCKET_STUDY = Scale(
     name="pocket",
     students=POCKET,
+    alpha_student="pocket/xs",
+    benchmarks=tuple(POCKET_TIERS),
     n_seeds=6,
     n_train=1600,
     epochs=4,
-    benchmarks=tuple(POCKET_TIERS),
     n_problems=340,
-    alphas=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
-    alpha_student="pocket/xs",
     unverified=TraceSet("pocket/unverified"),
     direct=TraceSet("pocket/direct"),
     batch_size=16,
 )
-
-SCALES = {
-    # As small as goes through every line: for tests.
-    "smoke": Scale(
-        name="smoke",
-        students=("pocket/xs", "pocket/s"),
-        n_seeds=2,
-        n_train=32,
-        epochs=1,
-        benchmarks=tuple(POCKET_TIERS),
-        n_problems=8,
-        alphas=(0.0, 0.2, 1.0),
-        alpha_student="pocket/xs",
-        unverified=TraceSet("pocket/unverified"),
-        direct=TraceSet("pocket/direct"),
-    ),
-    # The default: the study on a laptop.
-    "pocket": POCKET_STUDY,
-    # The same with two larger sizes, to 2.9 million parameters; what the store holds of `pocket` is read.
-    "pocket-large": replace(POCKET_STUDY, name="pocket-large", students=POCKET + LARGE),
-    # Real models of 0.1B to 0.5B on short word problems: hours on a CPU, minutes on a GPU.
-    "laptop": LAPTOP,
-    # Real models on one GPU: LoRA at every size.
-    "gpu": REAL,
-    # All students of the paper (Tables 1-3), trained as in the paper (Table 5 and model cards): all weights below 14B.
-    "paper": replace(
-        REAL,
-        name="paper",
-        students=QWEN + LLAMA,
-        benchmarks=("math", "gsm8k", "amc23", "aime24", "olympiadbench"),
-        full=QWEN[:4] + LLAMA[:3],
-    ),
-}
+# The same with two larger sizes, to 2.9 million parameters; what the store holds of `pocket` is read.
+POCKET_LARGE = replace(POCKET_STUDY, name="pocket-large", students=POCKET + LARGE)
+# As small as goes through every line: for tests.
+SMALLEST = {"n_seeds": 2, "n_train": 32, "epochs": 1, "n_problems": 8, "alphas": (0.0, 0.2, 1.0), "batch_size": 32}
+SMOKE = replace(POCKET_STUDY, name="smoke", students=("pocket/xs", "pocket/s"), **SMALLEST)
+SCALES = {scale.name: scale for scale in (SMOKE, POCKET_STUDY, POCKET_LARGE, LAPTOP, GPU, PAPER)}
 
 
 def get_scale(name: str, n_seeds: int = 0) -> Scale:
@@ -218,9 +183,8 @@ def get_scale(name: str, n_seeds: int = 0) -> Scale:
 
     Raises ValueError for an unknown name or a bad number.
     """
-    if not isinstance(name, str) or name not in SCALES:
-        raise ValueError(f"unknown scale {name!r}: use one of {', '.join(SCALES)}")
-    return replace(SCALES[name], n_seeds=whole("n_seeds", n_seeds, low=0) or SCALES[name].n_seeds)
+    scale = SCALES[choice("scale", name, SCALES)]
+    return replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0) or scale.n_seeds)
 
 
 @dataclass(frozen=True)
@@ -240,9 +204,7 @@ class Arm:
 
 def gap_arms(scale: Scale) -> list[Arm]:
     """Every student untouched (each of its bases), and under every recipe of the scale with every seed."""
-    return untouched_arms(scale, scale.students) + [
-        recipe_arm(s, recipe, i) for i in range(scale.n_seeds) for s in scale.students for recipe in scale.recipes
-    ]
+    return untouched_arms(scale, scale.students) + _recipe_arms(scale, scale.recipes)
 
 
 def untouched_arms(scale: Scale, students: Sequence[str]) -> list[Arm]:
@@ -253,11 +215,10 @@ def untouched_arms(scale: Scale, students: Sequence[str]) -> list[Arm]:
 
 def control_arms(scale: Scale) -> list[Arm]:
     """Every student under the controls of `mix.CONTROLS` with every seed; none where the scale has no such traces."""
-    names = [name for name, control in CONTROLS.items() if getattr(scale, control.hard)]
-    return [recipe_arm(s, name, i) for i in range(scale.n_seeds) for s in scale.students for name in names]
+    return _recipe_arms(scale, [name for name, control in CONTROLS.items() if getattr(scale, control.hard)])
 
 
-def alpha_arms(scale: Scale, student: str, alphas: tuple[float, ...]) -> list[Arm]:
+def alpha_arms(scale: Scale, student: str, alphas: Sequence[float]) -> list[Arm]:
     """One student over shares of long traces with every seed."""
     return [Arm(student, f"alpha={alpha:g}", alpha, seed) for seed in range(scale.n_seeds) for alpha in alphas]
 
@@ -265,10 +226,14 @@ def alpha_arms(scale: Scale, student: str, alphas: tuple[float, ...]) -> list[Ar
 def recipe_arm(student: str, recipe: str, seed: int) -> Arm:
     """The arm of a named recipe. Raises ValueError for an unknown one."""
     known = RECIPES | CONTROLS
-    if recipe not in known:
-        raise ValueError(f"unknown recipe {recipe!r}: use one of {', '.join(known)}")
-    made = known[recipe]
+    made = known[choice("recipe", recipe, known)]
     return Arm(student, recipe, made.alpha, seed, made.hard, made.easy)
+
+
+def _recipe_arms(scale: Scale, recipes: Sequence[str]) -> list[Arm]:
+    instance("scale", scale, Scale)
+    seeds = range(scale.n_seeds)
+    return [recipe_arm(student, recipe, seed) for seed in seeds for student in scale.students for recipe in recipes]
 
 
 def check_parameters(namespace: Mapping[str, object], **types: type) -> None:
@@ -279,13 +244,10 @@ def check_parameters(namespace: Mapping[str, object], **types: type) -> None:
     instance("namespace", namespace, Mapping)
     cells = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]  # papermill's mark
     injected = {name for cell in cells for name in re.findall(r"^(\w+) = ", cell, re.MULTILINE)}
-    unknown = sorted(injected - set(types))
-    if unknown:
+    if unknown := sorted(injected - set(types)):
         raise ValueError(f"unknown notebook parameter {', '.join(unknown)}: this notebook takes {', '.join(types)}")
     for name, wanted in types.items():
         value = namespace[name]
         allowed = (int, float) if wanted is float else wanted
         if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
-            raise ValueError(
-                f"the notebook parameter {name} is {value!r}, a {type(value).__name__}: give a {wanted.__name__}"
-            )
+            raise ValueError(f"{name} is {value!r}, a {type(value).__name__}: give a {wanted.__name__}")

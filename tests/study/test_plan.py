@@ -143,7 +143,7 @@ def test_a_student_whose_size_is_not_known_is_refused():
     [
         (["plan", "--scale", "smoke", "--seeds", "1"], 0, "Scale smoke: seeds 1, recipes short, long, mix_long"),
         (["plan", "gpu"], 1, "It can not run here: there is no CUDA GPU"),
-        (["plan", "galaxy"], f"error: unknown scale 'galaxy': use one of {', '.join(SCALES)}", ""),
+        (["plan", "galaxy"], f"error: scale is 'galaxy': use one of {', '.join(SCALES)}", ""),
         (["plan", "--seeds", "-2"], "error: n_seeds is -2: it is a whole number, at least 0", ""),
         (["figures", "--scale", "smoke", "--seeds", "1"], "run make reproduce first", ""),
     ],

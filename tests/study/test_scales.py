@@ -107,14 +107,14 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
     [
         (
             lambda: get_scale("galaxy"),
-            "unknown scale 'galaxy': use one of smoke, pocket, pocket-large, laptop, gpu, paper",
+            "scale is 'galaxy': use one of smoke, pocket, pocket-large, laptop, gpu, paper",
         ),
         (lambda: get_scale("pocket", -1), "n_seeds is -1: it is a whole number, at least 0"),
         (lambda: get_scale("pocket", 1.5), "n_seeds is 1.5"),
         (lambda: get_scale("pocket", True), "n_seeds is True"),
         (
             lambda: recipe_arm("pocket/xs", "medium", 0),
-            "unknown recipe 'medium': use one of short, long, mix_long, .*, unverified, direct",
+            "recipe is 'medium': use one of short, long, mix_long, .*, unverified, direct",
         ),
     ],
 )
