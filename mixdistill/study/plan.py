@@ -35,11 +35,10 @@ class Plan:
     obstacles: tuple[str, ...]
 
     def __str__(self) -> str:
-        scale, total = self.scale, self.students.sum(numeric_only=True)
-        alphas = ", ".join(f"{alpha:g}" for alpha in scale.alphas)
+        total = self.students.sum(numeric_only=True)
         lines = [
-            f"Scale {scale.name}: seeds {scale.n_seeds}, recipes {', '.join(scale.recipes)}, alpha of "
-            f"{scale.alpha_student} {alphas}\n",
+            f"Scale {self.scale.name}: seeds {self.scale.n_seeds}, recipes {', '.join(self.scale.recipes)}, alpha of "
+            f"{self.scale.alpha_student} {', '.join(f'{alpha:g}' for alpha in self.scale.alphas)}\n",
             self.students.to_string(index=False, float_format="{:,.3g}".format, na_rep="-") + "\n",
             f"In all {total['trainings']:.0f} trainings, {total['evaluations']:.0f} evaluations, {total['hours']:.2g} "
             f"hours, {total['download GB']:.0f} GB of weights to download, {total['runs GB']:.1f} GB of runs.",
@@ -59,31 +58,21 @@ def plan(scale: Scale) -> Plan:
     traces = {part: _examples(getattr(scale, part), scale) for arm in arms for part in (arm.hard, arm.easy)}
     n, n_problems = min(n for n, _ in traces.values()), sum(_n_problems(name, scale) for name in scale.benchmarks)
     for student in scale.students:
-        size, here = _size(student)
-        train_flops = 6 if student in scale.full else 4
+        (size, here), full = _size(student), student in scale.full
         trained = [arm for arm in arms if arm.student == student and arm.alpha is not None]
         n_evaluations = sum(arm.student == student for arm in arms)
         mean = sum(a.alpha * traces[a.hard][1] + (1 - a.alpha) * traces[a.easy][1] for a in trained) / len(trained)
         tokens = scale.epochs * n * len(trained) * mean
         answers = n_problems * n_evaluations * mean  # as long as the traces that a student learns
         rate = n_cores() * CORE_RATE if size < NEEDS_GPU and not gpus else max(1, gpus) * GPU_RATE
-        speed = speeds[student] * n_cores() if student in speeds else rate / (train_flops * size)
-        run_bytes = size * (4 if student in scale.full else 0.04)
-        rows.append(
-            {
-                "student": student,
-                "parameters": size,
-                "gated": "yes" if student.startswith("meta-llama/") else "no",
-                "trainings": len(trained),
-                "evaluations": n_evaluations,
-                "training tokens": tokens,
-                "answer tokens": answers,
-                "measured tokens/s": speeds.get(student),
-                "hours": (tokens / speed + 2 * size * answers / rate) / 3600,
-                "runs GB": (len(trained) * run_bytes + answers * BYTES_PER_TOKEN) / 1e9,
-                "download GB": 0.0 if here else 2 * size / 1e9,
-            }
-        )
+        speed = speeds[student] * n_cores() if student in speeds else rate / ((6 if full else 4) * size)
+        row = {"student": student, "parameters": size, "gated": "yes" if student.startswith("meta-llama/") else "no"}
+        row |= {"trainings": len(trained), "evaluations": n_evaluations}
+        row |= {"training tokens": tokens, "answer tokens": answers, "measured tokens/s": speeds.get(student)}
+        row["hours"] = (tokens / speed + 2 * size * answers / rate) / 3600
+        row["runs GB"] = (len(trained) * size * (4 if full else 0.04) + answers * BYTES_PER_TOKEN) / 1e9
+        row["download GB"] = 0.0 if here else 2 * size / 1e9
+        rows.append(row)
     students = pd.DataFrame(rows)
     return Plan(scale, students, tuple(_obstacles(students)))
 
@@ -160,21 +149,18 @@ def _obstacles(students: pd.DataFrame) -> list[str]:
     found = []
     if students["parameters"].max() >= NEEDS_GPU and not torch.cuda.device_count():
         found.append("there is no CUDA GPU: take a smaller scale, such as pocket, which needs none")
-    needs = {"HF_HOME": (constants.HF_HUB_CACHE, "download GB"), "MIXDISTILL_RUNS": (runs_dir(), "runs GB")}
+    needs = {"HF_HOME": (Path(constants.HF_HUB_CACHE), "download GB"), "MIXDISTILL_RUNS": (runs_dir(), "runs GB")}
     for variable, (folder, column) in needs.items():
-        existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         free, needed = shutil.disk_usage(existing).free / 1e9, students[column].sum()
         if needed > free:
             found.append(f"disk: {needed:.0f} GB are needed and {free:.0f} free: point {variable} to a larger disk")
-    unreachable: dict[str, list[str]] = {}
     for student in students[students["download GB"] > 0]["student"]:
         try:
             HfApi().auth_check(student)
         except GatedRepoError:
             found.append(f"{student} is gated: accept its licence at https://huggingface.co/{student}, `hf auth login`")
         except Exception as error:  # no such model, no network, HF_HUB_OFFLINE, the Hub is down: each has its own
-            unreachable.setdefault(type(error).__name__, []).append(student)
-    for reason, names in unreachable.items():
-        advice = "check the name and the network, or copy the cache of another machine"
-        found.append(f"{', '.join(names)}: not in the cache, and the Hub does not give it ({reason}): {advice}")
+            reason = f"not in the cache, and the Hub does not give it ({type(error).__name__})"
+            found.append(f"{student}: {reason}: check name and network, or copy the cache of another machine")
     return found

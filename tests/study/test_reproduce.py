@@ -148,7 +148,9 @@ def test_the_readme_example_runs_as_it_stands(capsys):
 
 
 def test_sockets_have_a_short_path_and_a_killed_process_leaves_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 30)))
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left, own = (Path(f"/tmp/mixdistill-kernel-{pid}-a") for pid in (ended.pid, os.getpid()))
