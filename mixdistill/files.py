@@ -74,7 +74,7 @@ def _take_turn(path: Path, ours: str, wait: bool) -> None:
             host, pid, *_ = *found.split(), "unknown", "unknown"
             # One that says nothing is of a process that was killed before it could.
             gone = host == HOST and pid.isdigit() and _is_gone(int(pid))
-            if gone or time.monotonic() - since >= (STALE if found else 2):
+            if gone or time.monotonic() - since >= (STALE if found else 5):
                 path.write_text(ours)
                 time.sleep(1)  # of several that take it over, the last holds it
                 if path.read_text() == ours:

@@ -1,21 +1,17 @@
 """The run store: one folder a trained student, named by the hash of what it was trained with.
 
     runs/pocket-xs-1f2e.../
-        config.json       what the hash covers: data, hyper-parameters, the student's fingerprint; and its name, which
-                          the hash leaves out
+        config.json       what the hash covers, and the student's name, which it leaves out
         checkpoint.pt     while training; a killed run goes on from it
         metrics.jsonl     loss curve
         adapter/          LoRA weights as safetensors (or model/ after full fine-tuning)
-        manifest.json     versions, commit, hardware, times, tokens, digests of the files; written last: with it the
-                          training is finished
+        manifest.json     versions, hardware, times, tokens, digests of the files; written when all else is on the disk
         evaluations/HASH/ config.json, generations.jsonl (every completion), scores.json (written last)
-    runs/.students/       where students that are local folders lie on this machine: the only file with paths, no part
-                          of any run
+    runs/.students/       where local students lie on this machine: the only files with paths, no part of any run
 
-Files are replaced whole, never rewritten in place, and are on the disk before the last one says finished, so a kill at
-any moment leaves the last good state. What is read is checked: the folder's name against its config.json, files against
-the digests of the manifest, rows against the evaluation that they belong to. A damaged run heals by one step, which the
-error says: delete its folder, call again.
+Files are replaced whole, so a kill at any moment leaves the last good state. What is read is checked: the folder's name
+against its config.json, files against the manifest, rows against the evaluation that they belong to. A damaged run
+heals by one step, which the error says: delete its folder, call again.
 """
 
 import contextlib

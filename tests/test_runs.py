@@ -87,6 +87,13 @@ def test_a_lock_that_nobody_renews_is_taken_over_and_its_holder_is_named(left, t
     assert ("process 7 of elsewhere, renewed 0 s ago" in said) == (left == FOREIGN)
 
 
+def test_who_does_not_want_to_wait_is_told_who_holds_the_lock(tmp_path):
+    (tmp_path / ".lock").write_text(FOREIGN)
+    with pytest.raises(files.Held, match=f"/{tmp_path.name} .process 7 of elsewhere, renewed 0 s ago"):
+        files.lock(tmp_path, wait=False).__enter__()
+    assert (tmp_path / ".lock").read_text() == FOREIGN
+
+
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
     script = "import os, sys; from pathlib import Path; from mixdistill import files; "
     script += "held = files.lock(Path(sys.argv[1])); held.__enter__(); os._exit(9)"

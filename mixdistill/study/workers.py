@@ -45,10 +45,9 @@ def side_by_side(
 
     An interrupt, or closing this generator, ends the processes at once; so does the end of this process.
     """
-    others, started = set(multiprocessing.active_children()), time.monotonic()
-    # Spawned, as a fork of a process that has used torch may hang.
-    context = multiprocessing.get_context("spawn")
+    started, context = time.monotonic(), multiprocessing.get_context("spawn")  # a fork after torch was used may hang
     with ProcessPoolExecutor(max(1, min(workers, len(tasks))), context, initializer=_start) as pool:
+        others = set(multiprocessing.active_children())
         with _unseen_by_workers():
             futures = {pool.submit(work, *task): task for task in tasks}
         try:

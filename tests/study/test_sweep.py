@@ -1,7 +1,10 @@
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -9,7 +12,7 @@ import psutil
 import pytest
 from conftest import REPO, write_jsonl
 
-from mixdistill import LoRA, finetune, get_scale, load_traces, mix, open_run, sweep
+from mixdistill import LoRA, files, finetune, get_scale, load_traces, mix, open_run, sweep
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.finetuning.finetune import default_lr
 from mixdistill.study.scales import Arm, TraceSet, alpha_arms, control_arms, gap_arms, recipe_arm
@@ -51,6 +54,30 @@ def test_a_failing_arm_costs_no_other(store, capfd):
     ):
         sweep(arms, SMOKE)
     assert run_arm(arms[1], SMOKE, stored_only=True) is not None
+
+
+def test_an_arm_that_another_holds_is_looked_at_again_at_the_end(store, capfd):
+    arms = [Arm("pocket/xs", "short", 0.0, seed) for seed in range(2)]
+    folder, holding = run_arm(arms[0], SMOKE).folder.parents[1], threading.Event()
+    shutil.rmtree(folder)
+
+    def hold() -> None:
+        with files.lock(folder):
+            holding.set()
+            while not list(store.rglob("scores.json")):  # of the other arm
+                time.sleep(0.05)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    holding.wait()
+    assert len(sweep(arms, SMOKE, workers=1)) == 48
+    holder.join()
+    said = capfd.readouterr().out
+    assert re.search(
+        rf"pocket/xs short seed 0: another process works on .*{folder.name} \(process {os.getpid()} ", said
+    )
+    assert said.index("looked at again at the end") < said.index("[1/2] pocket/xs short seed 1")
+    assert said.index("[1/2] pocket/xs short seed 1") < said.index("[2/2] pocket/xs short seed 0")
 
 
 def test_an_arm_is_the_run_of_a_finetune_call_with_the_same_mix_and_the_base_of_its_seed(store):
