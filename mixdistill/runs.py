@@ -106,8 +106,10 @@ class Run:
 
 
 def run_key(config: Record) -> str:
-    """Hash of a run: its student is known by its fingerprint, whatever it is called and wherever it lies."""
-    return key({name: value for name, value in config.items() if name not in ("student", "revision")})
+    """Hash of a run: its student is known by its fingerprint, whatever it is called and wherever it lies; and whether
+    it thinks by the prompt, whatever switch wrote it.
+    """
+    return key({name: value for name, value in config.items() if name not in ("student", "revision", "thinking")})
 
 
 def run_of(config: Record) -> Run:

@@ -23,8 +23,6 @@ SETTINGS = ["config.json", "generation_config.json", "chat_template.*", "additio
 SETTINGS += ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"]
 # transformers builds a model under settings of the whole process (default dtype, log level), so threads take turns.
 _one_at_a_time = threading.RLock()
-
-
 CANNOT = "cannot load the student"
 
 

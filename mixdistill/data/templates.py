@@ -66,7 +66,8 @@ def _format_of(tokenizer: PreTrainedTokenizerBase, template: str, thinking: bool
         raise ValueError(f"{name} does not {rule}: use a template that leaves both as they are")
 
     added = [token for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
-    names = {token.content for token in added if token.special or token.content in template + full}
+    written = template + full.replace(QUESTION, "").replace(RESPONSE, "")
+    names = {token.content for token in added if token.special or token.content in written}
     # Think tags are no control tokens: traces write them on purpose.
     control = tuple(sorted(token for token in names if not THINK_TAG.fullmatch(token)))
     if not any(token in after for token in control):  # GLM-4 ends a turn with the token that begins the user's next one

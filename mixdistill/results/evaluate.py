@@ -113,6 +113,7 @@ def evaluate(
     if engine is not None:
         check_engine(engine)
     batch_size = arguments.whole("batch_size", batch_size, optional=True)
+    arguments.flag("thinking", thinking, optional=True)
     arguments.flag("progress", progress)
     arguments.flag("stored_only", stored_only)
     problems = _problems(benchmarks, n, split)
@@ -124,14 +125,13 @@ def evaluate(
         "max_new_tokens": arguments.whole("max_new_tokens", max_new_tokens, optional=True),
         # Greedily, neither seed nor top_p changes anything.
         "sampling": asdict(Sampling() if sampling.greedy else sampling),
-        "thinking": arguments.flag("thinking", thinking, optional=True),
         "prompts": _prompts_seen(run.student, run.config["revision"], run.config["fingerprint"], thinking),
     }
     folder = run.folder / "evaluations" / files.key(config)
     if stored_only and not (folder / "scores.json").is_file():
         return None
-    # Not part of the name, so that a laptop reads what a GPU has computed.
-    how = {"engine": engine, "batch_size": batch_size}
+    # Not part of the name, so that a laptop reads what a GPU has computed; the name holds what the switch writes.
+    how = {"engine": engine, "batch_size": batch_size, "thinking": thinking}
     owner = f"{runs.run_key(run.config)}/{folder.name}"  # of the rows: this run and this evaluation
     runs.once(folder, "scores.json", partial(_evaluate, run, problems, config, folder, owner, how, progress))
     return _read_scores(folder, config, owner)
@@ -163,7 +163,7 @@ def as_run(run: Run | str | Path, revision: str | None = None) -> Run:
 
 @lru_cache(maxsize=256)
 def _prompts_seen(student: str, revision: str | None, fingerprint: str, thinking: bool | None) -> str:
-    return prompt_fingerprint(load_tokenizer(student_source(student), revision), thinking)
+    return prompt_fingerprint(load_tokenizer(student, revision), thinking)
 
 
 def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[Problem]:
@@ -201,12 +201,12 @@ def _evaluate(
     """Decode, grade and store what is missing, batch by batch; returns the summary for `scores.json`."""
     path, file = folder / "config.json", folder / "generations.jsonl"
     if path.is_file():  # an evaluation goes on as it began
-        how = _read_config(folder, config)
+        how = _read_config(folder, config) | {"thinking": how["thinking"]}
     engine = how.get("engine") or default_engine(n_params(run.student, run.config["revision"]))
     check_engine(engine)
     batch_size = arguments.whole("batch_size", how.get("batch_size") or BATCH_SIZE[engine])
     tokenizer, context, complete_batch = _open(run, engine)
-    prompts, room = render_prompts(tokenizer, problems, context, config["max_new_tokens"], config["thinking"])
+    prompts, room = render_prompts(tokenizer, problems, context, config["max_new_tokens"], how["thinking"])
     sampling = Sampling(**config["sampling"])
     asked = zip(problems, prompts, strict=True)
     requests = [(problem, prompt, sample) for problem, prompt in asked for sample in range(sampling.n)]
@@ -216,7 +216,7 @@ def _evaluate(
     if not run.trained:
         with files.lock(run.folder):
             runs.start(run)
-    files.write_json(path, config | {"engine": engine, "batch_size": batch_size})
+    files.write_json(path, config | {"engine": engine, "batch_size": batch_size, "thinking": how["thinking"]})
     rows = files.read_rows(file, owner)
     done = len(rows) // batch_size if len(rows) < len(requests) else len(batches)
     rows = rows[: done * batch_size]

@@ -16,6 +16,7 @@ from mixdistill.data.chat import (
     stop_token_id,
 )
 from mixdistill.data.pocket.tokenizer import build_tokenizer
+from mixdistill.data.students import load_tokenizer
 
 QUESTION, THOUGHT = "What is 12 plus 30?", "<think>\nLet me think.\n</think>\n\nIt is 42."
 
@@ -149,6 +150,35 @@ def test_control_tokens_that_a_text_spells_out_are_refused_with_the_row(question
     traces = Dataset.from_list([dict(zip(("question", "response", "answer_format"), row, strict=True)) for row in rows])
     with pytest.raises(ValueError, match=rf"row 1 of the traces: the text spells out control tokens .*{named}"):
         render_traces(words, traces, 256, "error")
+
+
+@pytest.mark.parametrize("written", ["m['content'] | lower", "m['content'][:20]", "m['content'].split() | join"])
+def test_a_template_that_rewrites_the_question_is_refused(written):
+    words = tokenizer(FAMILIES["qwen2.5"])
+    words.chat_template = words.chat_template.replace("m['content'] + '", f"({written}) + '")
+    with pytest.raises(ValueError, match="does not write a question as it is"):
+        prompt_ids(words, QUESTION, "gsm8k")
+
+
+def test_a_template_never_sees_what_it_is_asked():
+    words = tokenizer(FAMILIES["qwen2.5"])
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    words.chat_template = f"{{% if '12 plus' in messages[0]['content'] %}}{loop}{{% endif %}}" + words.chat_template
+    assert QUESTION in prompt_text(words, QUESTION, "gsm8k")
+
+
+def test_added_tokens_that_the_template_names_are_control_tokens_and_others_are_text():
+    words = tokenizer(FAMILIES["qwen2.5"])
+    words.add_tokens(["<tool_call>", "<b>"])
+    words.chat_template = "{% if tools %}<tool_call>{% endif %}" + words.chat_template
+    assert "<b>12</b>" in prompt_text(words, "What is <b>12</b>?", "gsm8k")
+    with pytest.raises(ValueError, match=r"control tokens of the student \('<tool_call>'\)"):
+        prompt_text(words, "What is <tool_call>?", "gsm8k")
+
+
+def test_a_pocket_tokenizer_goes_by_the_name_of_its_student():
+    with pytest.raises(ValueError, match=r"unknown to the student's tokenizer \('pocket/xs'\)"):
+        prompt_ids(load_tokenizer("pocket/xs"), "What is 7 plus 8?", "pocket")
 
 
 def test_think_tags_may_be_special_tokens_and_turn_tokens_may_not():
