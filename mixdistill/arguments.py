@@ -7,6 +7,7 @@ None passes.
 
 import math
 import numbers
+import sys
 import os
 import re
 from collections.abc import Collection
@@ -36,7 +37,7 @@ def number(
 ) -> float:
     """A finite number with low <= value <= high and above < value."""
     good = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not good or not (low <= value <= high and above < value < math.inf):
+    if not good or not (low <= value <= high and above < value <= sys.float_info.max):
         bounds = {"at least": low, "above": above, "at most": high}
         rule = [f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound)]
         raise _refused(name, value, ", ".join(["it is a finite number", *rule]))

@@ -1,11 +1,13 @@
 """One function a figure, each from data frames; `python -m mixdistill figures` redraws all from their CSV files."""
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -263,3 +265,10 @@ def _noted(figure: Figure, table: pd.DataFrame) -> Figure:
     )
     figure.supxlabel(note, fontsize=9, x=0.01, ha="left")
     return figure
+
+
+def text_table(table: pd.DataFrame) -> HTML:
+    """A table of running text. Its styles stand in the cells: an untrusted notebook loses every `<style>` element."""
+    style = "text-align:left;white-space:pre-wrap"
+    cells = table.map(lambda text: f'<div style="{style}">{html.escape(str(text))}</div>')
+    return HTML(cells.to_html(escape=False))
