@@ -7,9 +7,9 @@ None passes.
 
 import math
 import numbers
-import sys
 import os
 import re
+import sys
 from collections.abc import Collection
 from typing import TypeVar, overload
 
