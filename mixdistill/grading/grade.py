@@ -1,7 +1,7 @@
 """Does a completion end in the right answer? Extraction, then equality, both by the rules of `docs/grading.md`.
 
-What is identical or two plain numbers is decided here; the rest goes to processes of their own
-(`mixdistill.grading.worker`), which start at the first such pair.
+The same text and plain numbers are compared here; the rest goes to processes of their own (`worker`), which start at
+the first such pair.
 """
 
 import atexit
@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 from mixdistill.arguments import choice, flag, shown
 from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, number_value
@@ -29,14 +30,10 @@ N_WORKERS = min(8, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Grade:
-    """`answer` is what was extracted, None without one. The answer is `correct` where the reason is one of
+    """`answer` is what was extracted, None without one. The answer is `correct` for the first two of these reasons:
 
     - `equal`;
-    - `no box`: equal too, but found without a box, as other harnesses read it. The paper counts it as wrong: see
-      `strict`;
-
-    and wrong where it is one of
-
+    - `no box`: equal too, but found without a box. The paper counts it as wrong: see `strict`;
     - `different`;
     - `no_answer`: the completion holds none;
     - `unparsable`: not the same text, and gold or answer could not be read as mathematics;
@@ -69,37 +66,30 @@ def grade_all(
     Raises ValueError where `grade` does, for a single text, and unless there is one gold answer for each response.
     """
     for name, given in (("responses", responses), ("golds", golds)):
-        if isinstance(given, (str, bytes, Set, Mapping)) or not hasattr(given, "__len__"):
+        if isinstance(given, str | bytes | Set | Mapping) or not hasattr(given, "__len__"):
             raise ValueError(f"{name} is {shown(given)}: give a list of texts, or use grade for a single one")
     if len(responses) != len(golds):
         raise ValueError(f"{len(responses)} responses for {len(golds)} gold answers: give one gold answer a response")
     choice("answer_format", answer_format, ANSWER_FORMATS)
     flag("strict", strict)
-    golds = [_gold_text("a gold answer", gold) for gold in golds]
+    texts = [_gold_text("a gold answer", gold) for gold in golds]
     for response in responses:
         if not isinstance(response, str):
             raise ValueError(f"a response is {response!r}: it is the text of a completion")
+    if answer_format == "gsm8k":  # whose golds may be worked solutions
+        texts = [final_answer(text, "gsm8k") or text for text in texts]
     answers = [final_answer(response, answer_format, strict) for response in responses]
-    if answer_format == "pocket":
-        reasons = ["equal" if gold == answer else "different" for gold, answer in zip(golds, answers, strict=True)]
-    else:
-        if answer_format == "gsm8k":  # whose golds may be worked solutions
-            golds = [final_answer(gold, "gsm8k") or gold for gold in golds]
-        reasons = _verdicts(list(zip(golds, answers, strict=True)))
+    reasons = _verdicts(list(zip(texts, answers, strict=True)), as_texts=answer_format == "pocket")
     grades = []
     for response, answer, reason in zip(responses, answers, reasons, strict=True):
-        if answer is None:
-            reason = "no_answer"
-        elif answer_format == "math" and reason == "equal" and final_answer(response, "math", strict=True) is None:
+        if answer_format == "math" and reason == "equal" and final_answer(response, "math", strict=True) is None:
             reason = "no box"
         grades.append(Grade(reason in ("equal", "no box"), answer, reason))
     return grades
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether two final answers are the same by the policy in `docs/grading.md`. Raises ValueError for a missing
-    one.
-    """
+    """Whether two final answers are the same by `docs/grading.md`. Raises ValueError for a missing one."""
     return _verdicts([(_gold_text("gold", gold), _gold_text("answer", answer))]) == ["equal"]
 
 
@@ -111,32 +101,31 @@ def _gold_text(name: str, value: object) -> str:
     return value.strip()
 
 
-def _verdicts(pairs: list[tuple[str, str | None]]) -> list[str]:
-    """`equal`, `different`, `unparsable` or `limit` for each pair of gold and answer; None gives `different`."""
-    verdicts = {pair: "different" if pair[1] is None else _plain_verdict(*pair) for pair in set(pairs)}
+def _verdicts(pairs: list[tuple[str, str | None]], as_texts: bool = False) -> list[str]:
+    """The reason for each pair of gold and answer."""
+    verdicts = {pair: _plain_verdict(*pair, as_texts) for pair in set(pairs)}
     open_pairs = [pair for pair, verdict in verdicts.items() if verdict is None]
     verdicts |= zip(open_pairs, _threads(os.getpid()).map(_ask_worker, open_pairs), strict=True)
-    return [verdicts[pair] for pair in pairs]
+    return [cast(str, verdicts[pair]) for pair in pairs]
 
 
-def _plain_verdict(gold: str, answer: str) -> str | None:
+def _plain_verdict(gold: str, answer: str | None, as_texts: bool) -> str | None:
     """What is decided without a worker: the same text, two plain numbers, answers that are too long."""
+    if answer is None:
+        return "no_answer"
     gold, answer = _without_brackets(gold), _without_brackets(answer)
-    if gold == answer:
-        return "equal"
+    if gold == answer or as_texts:
+        return "equal" if gold == answer else "different"
     if max(len(gold), len(answer)) > MAX_CHARS:
         return "limit"
-    if re.fullmatch(r"[A-Za-z]\d+", gold) and re.fullmatch(r"[A-Za-z]\d+", answer):
-        return "different"  # two names, such as those of the pocket world
     left, right = number_value(gold), number_value(answer)
     return None if left is None or right is None else "equal" if left == right else "different"
 
 
 def _without_brackets(text: str) -> str:
     """`((5))` as `5`, however deep."""
-    depth = len(text) - len(text.lstrip("("))
-    core = text[depth : len(text) - depth]
-    return core if text.endswith(")" * depth) and not set(core) & set("()[]{},;") else text
+    found = re.fullmatch(r"(\(*)([^()\[\]{},;]+)(\)*)", text)
+    return found[2] if found and len(found[1]) == len(found[3]) else text
 
 
 @lru_cache
@@ -145,54 +134,48 @@ def _threads(process_id: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(N_WORKERS)
 
 
+_thread = threading.local()
+_workers: set[subprocess.Popen[str]] = set()
+
+
 def _ask_worker(pair: tuple[str, str]) -> str:
-    """The verdict of this thread's worker. One that ran out of time or memory is gone, and the next question starts
-    another.
-    """
+    """The verdict of this thread's worker, which the system ends at a limit; the next question starts another."""
     worker = getattr(_thread, "worker", None)
     if worker is None or worker.poll() is not None:
         worker = _thread.worker = _start_worker()
-    clock = threading.Timer(2 * SECONDS, worker.kill)
-    clock.start()
     try:
-        worker.stdin.write(json.dumps([*pair, SECONDS]) + "\n")
-        worker.stdin.flush()
-        verdict = json.loads(worker.stdout.readline() or '"limit"')
+        print(json.dumps([*pair, SECONDS]), file=worker.stdin, flush=True)
+        verdict = worker.stdout.readline().strip()
     except BrokenPipeError:
-        verdict = "limit"
-    clock.cancel()
-    if verdict == "limit":
-        _thread.worker = None
-        _end_worker(worker)
-    return verdict
+        verdict = ""
+    if not verdict and _end_worker(worker) > 0:
+        raise RuntimeError(f"the process that compares answers failed: `python {worker.args[-1]}` shows why")
+    return verdict or "limit"
 
 
-_thread = threading.local()
-_workers: set[subprocess.Popen] = set()
-
-
-def _start_worker() -> subprocess.Popen:
-    # -P and the path instead of -m: `import mixdistill` would load torch.
-    command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]
-    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    worker = subprocess.Popen(command, **pipe, env=os.environ | {"PYTHONHASHSEED": "0"})
-    if worker.stdout.readline() != "ready\n":
-        _end_worker(worker)
-        raise RuntimeError(
-            "the process that compares answers did not start: `python -m pip install -r requirements.txt`, or run "
-            f"`python {command[-1]}` to see why"
-        )
+def _start_worker() -> subprocess.Popen[str]:
+    # -P and the path instead of -m: `import mixdistill` would load torch. Sympy's results depend on the hash seed.
+    worker = subprocess.Popen(
+        [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONHASHSEED": "0"},
+    )
     _workers.add(worker)
     return worker
 
 
-def _end_worker(worker: subprocess.Popen) -> None:
-    worker.kill()
-    worker.communicate()  # closes its pipes
+def _end_worker(worker: subprocess.Popen[str]) -> int:
+    """Its exit status, after the end of its input; negative if the system ended it."""
+    worker.communicate()
     _workers.discard(worker)
+    return worker.returncode
 
 
 @atexit.register
 def _end_workers() -> None:
     for worker in list(_workers):
+        worker.kill()
         _end_worker(worker)

@@ -94,7 +94,6 @@ def test_a_pocket_answer_is_the_token_behind_the_last_answer(completion, answer)
         (r"-1\frac{1}{2}", "-3/2"),
         (r"1.2 \times 10^{3}", "1200"),
         ("1.2e-3", "3/2500"),
-        (r"0.1\overline{6}", "1/6"),
         ("- 5", "-5"),
         (r"2\frac{3}{2}", "None"),  # a mixed number, or a product?
         ("1/0", "None"),
