@@ -84,12 +84,13 @@ COMMANDS = rf"frac|sqrt|binom|cdot|times|div|pi|[lr]floor|[lr]ceil|[lr]vert|inft
 KNOWN = re.compile(rf"\\(?:begin|end)\{{pmatrix\}}|\\(?:{COMMANDS})(?![A-Za-z])|\\\\|\\[{{}}]|{FUNCTIONS}")
 UNKNOWN = re.compile(r"[A-Za-z]{5}|[^\w\s+\-*/^(){}|!.,;=<>\[\]&:]")
 AMBIGUOUS = re.compile(  # what `parse` drops or guesses at: number bases, Gauss's [x], stacked powers, a/bc, ...
-    r"(?<!_)\d \d|[\d)}] ?_|! ?!|\^ ?(?:\{[^{}]*\}|\w) ?\^|\^ ?[(!]|\.(?!\d)|\.\d+\.|\\sqrt ?\d|\\frac ?\d|\w ?\| ?\w|"
+    r"(?<!_)\d \d|[\d)}] ?_|! ?!|\^ ?(?:\{[^{}]*\}|\w) ?\^|\^ ?[(!T]|\.(?!\d)|\.\d+\.|\\sqrt ?\d|\\frac ?\d|\w ?\| ?\w|"
     r"(?<![A-Za-z])I(?![A-Za-z])|(?:[\d)}+\-*/^|]|(?<![A-Za-z\\])[A-Za-z]) ?\\\{|\\\} ?[\w(+\-*/^|]|\[[^,;\[\]]*\]|"
     rf"\\(?:{FUNCTIONS}) ?(?:\{{[^{{}}]*\}}|\([^()]*\)) ?\^|"
     r"/ ?(?:\d++|[A-Za-z]|\\[a-z]++(?: ?\{[^{}]*\})*+|\([^()]*\))(?: ?\^ ?(?:\w|\{[^{}]*\}))? ?"
     r"(?:[A-Za-z(]|\\(?!\\|cdot|times|div|cup|pm|[lgn]e|r|end))"
 )
+PRODUCT = r"((?<![\^_])\d|\)|[^x]\}) ?(?=\()|(?<=[})])(?<!x\}) ?(?=\\(?:frac|binom))|(?<=\d) ?(?=\\binom)"  # no sum
 Parsed = sympy.Basic | sympy.MatrixBase
 
 
@@ -214,11 +215,9 @@ def _parsed(text: str) -> Parsed:
     if ambiguous or UNKNOWN.search(KNOWN.sub(" ", text)) or text.count("=") > 1 + text.count(","):
         raise Unreadable(text)
     text = re.sub(rf"(?<![\\A-Za-z])({FUNCTIONS}|pi)(?![A-Za-z])", r"\\\1 ", text)
-    # `parse` reads 5(3) as the mixed number 5 + 3, and decimals as rounded.
-    text = re.sub(
-        r"((?<![\^_])\d|\)) ?(?=\()|(?<=[})])(?<!x\}) ?(?=\\(?:frac|binom))|(?<=\d) ?(?=\\binom)", r"\1\\cdot ", text
-    )
+    # `parse` reads decimals as rounded, and 5(3) as the mixed number 5 + 3.
     text = re.sub(r"(\d*)\.(\d+)", lambda m: rf"(\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}})", text)
+    text = re.sub(PRODUCT, r"\1\\cdot ", text)
     found = parse(f"${text}$", LATEX, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)
     if not found or not isinstance(found[0], Parsed):
         raise Unreadable(text)

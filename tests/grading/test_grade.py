@@ -179,7 +179,7 @@ def test_golds_of_different_problems_are_equal_only_where_they_are_the_same_numb
     pool = sorted(
         {gold for name in ("math500", "olympiadbench") for gold in golds[name] if re.search(r"[\\a-zA-Z]", gold)}
     )
-    pairs = Random(0).sample(list(combinations(pool, 2)), 1500)
+    pairs = Random(0).sample(list(combinations(pool, 2)), 500)
     grades = grade_all([f"\\boxed{{{other}}}" for _, other in pairs], [gold for gold, _ in pairs])
     accepted = [pair for pair, grade in zip(pairs, grades, strict=True) if grade.correct]
     assert all(same_look(*pair) for pair in accepted), accepted
