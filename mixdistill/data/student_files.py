@@ -68,11 +68,9 @@ def _downloaded(hub_id: str, revision: str | None, weights: bool) -> Path:
     """The folder, named by its commit: what the name means in this process, even if it moves on meanwhile."""
     if weights:
         revision = _downloaded(hub_id, revision, False).name
-    wanted = SETTINGS + WEIGHTS if weights else SETTINGS
-    with loading(hub_id, "repository"):  # some hold their weights twice
-        return Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns="consolidated*")
-        )
+    patterns = {"allow_patterns": SETTINGS + WEIGHTS * weights, "ignore_patterns": "consolidated*"}  # a second copy
+    with loading(hub_id, "repository"):
+        return Path(snapshot_download(hub_id, revision=revision, **patterns))
 
 
 def fingerprint(name: str | Path, revision: str | None = None) -> str:

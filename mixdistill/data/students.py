@@ -14,7 +14,8 @@ import tokenizers
 import torch
 import transformers
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
@@ -44,7 +45,7 @@ class Student:
     name: str
     fingerprint: str  # of all that the student's files say
     model: torch.nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     context: int  # tokens
     stop_tokens: tuple[int, ...]  # an answer ends with any of them
 
@@ -101,12 +102,12 @@ def load_student(name: str | Path, revision: str | None = None, device: str | No
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= n_tokens:
         tokenizer.pad_token = tokenizer.eos_token
     # The checkpoint's own sampling defaults (Qwen2.5: repetition_penalty 1.05) would change even greedy decoding.
-    ends = {"eos_token_id": list(stops), "pad_token_id": tokenizer.pad_token_id}
-    model.generation_config = transformers.GenerationConfig(**ends)
+    ends, pad = list(stops), tokenizer.pad_token_id
+    model.generation_config = transformers.GenerationConfig(eos_token_id=ends, pad_token_id=pad)
     return Student(name, fingerprint(name, revision), model, tokenizer, context_of(config), stops)
 
 
-def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | Path, revision: str | None = None) -> Tokenizer:
     """A student's tokenizer, padded on the left: as `tokenizer.json` says, whatever class is declared beside it.
 
     Raises ValueError if there is none, it gives other ids than that file, or it has no chat template or eos token.
@@ -163,9 +164,7 @@ def _definition(name: str, revision: str | None, fingerprint: str) -> tuple[PreT
         return config, AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
 
 
-def stop_tokens_of(
-    name: str | Path, tokenizer: PreTrainedTokenizerBase, revision: str | None = None
-) -> tuple[int, ...]:
+def stop_tokens_of(name: str | Path, tokenizer: Tokenizer, revision: str | None = None) -> tuple[int, ...]:
     """All tokens that end an answer: of the chat template, the tokenizer, and the student's generation config."""
     stops = {stop_token_id(tokenizer), tokenizer.eos_token_id}
     folder, gguf = student_folder(name, revision)
@@ -204,7 +203,7 @@ def student_dtype(name: str | Path, revision: str | None = None) -> torch.dtype:
     return torch.bfloat16 if fast and n_params(name, revision) >= TINY else torch.float32
 
 
-def _gguf_tokenizer(name: str | Path, path: Path) -> PreTrainedTokenizerBase:
+def _gguf_tokenizer(name: str | Path, path: Path) -> Tokenizer:
     """The tokenizer of a `.gguf` file, which says how a text is split, with the chat template beside it if any."""
     architecture, words, settings = get_gguf_tokenizer(str(path))
     split = words.get("pre_tokenizer_type")
