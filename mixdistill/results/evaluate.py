@@ -169,13 +169,14 @@ def _prompts_seen(student: str, revision: str | None, fingerprint: str, thinking
 def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[Problem]:
     """The problems of all benchmarks, each of which is there once."""
     items = benchmarks if isinstance(benchmarks, list | tuple) else [benchmarks]
-    problems: list[Problem] = []
+    found: list[object] = []
     for item in items:
         if isinstance(item, str | os.PathLike):
-            problems += load_problems(item, n=n, split=split)
+            found += load_problems(item, n=n, split=split)
         else:
-            problems += item if isinstance(item, list | tuple) else [item]
-    others = [problem for problem in problems if not isinstance(problem, Problem)]
+            found += item if isinstance(item, list | tuple) else [item]
+    problems = [problem for problem in found if isinstance(problem, Problem)]
+    others = [other for other in found if not isinstance(other, Problem)]
     if others or not problems:
         what = f"benchmarks holds {arguments.shown(others[0])}" if others else "there is nothing to evaluate"
         raise ValueError(f"{what}: give a benchmark's name or file, a problem, or a list of these")
@@ -226,7 +227,8 @@ def _evaluate(
         seeds = [sampling.seed_of(p.source, p.id, sample) for p, sample in zip(batch_problems, samples, strict=True)]
         completions = complete_batch(batch_prompts, room, sampling, seeds=seeds, progress=progress)
         grades = _graded(batch_problems, completions)
-        new = [_row(at, *requests[at], *result) for at, *result in zip(batch, completions, grades, strict=True)]
+        results = zip(batch, completions, grades, strict=True)
+        new = [_row(at, *requests[at], completion, grade) for at, completion, grade in results]
         files.append_rows(file, new, owner, at=len(rows))
         rows += new
         if progress:
