@@ -1,11 +1,15 @@
-"""The laptop study at full size, in one go, on a machine with a GPU: rates first, then every arm.
+"""The laptop study: rates first, then every arm, seed by seed. In one go on a machine with a GPU:
 
-    python benchmarks/laptop.py --student FOLDER --traces FOLDER --out FOLDER [--workers 8] [--stages rates svamp gsm8k]
+    python benchmarks/laptop.py --student FOLDER --traces FOLDER --out FOLDER --workers 8
+
+The least of it, on one CPU core in a night:
+
+    python benchmarks/laptop.py ... --workers 1 --families long --rate-seeds 1 --seeds 3 --stages rates svamp
 
 `--student` is a student of the scale `laptop`, or a folder or `.gguf` file that holds one. `--traces` holds the scale's
-trace files, `svamp_test.jsonl` and `gsm8k_test.jsonl` (`docs/real-models.md` says where they come from). Written to
+trace files and `svamp_test.jsonl` (`benchmarks/laptop_traces.py` makes them), and `gsm8k_test.jsonl`. Written to
 `--out`: `rates.csv`, and for each stage its graded items (one row an arm and problem, without texts) and their
-accuracies. What the run store holds is not computed again.
+accuracies, as far as they are. What the run store holds is not computed again.
 
 A learning rate is chosen on a held-out part of the training problems, by the mean accuracy over the recipes of a
 contrast, never by a difference between recipes.
@@ -15,6 +19,7 @@ import argparse
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +30,10 @@ from mixdistill.study.scales import Arm, Scale, TraceSet, get_scale, recipe_arm,
 from mixdistill.study.sweep import sweep
 
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
-RATE_SEEDS = (1000, 1001)  # far from the study's
+FIRST_RATE_SEED = 1000  # far from the study's
 HELD_OUT_EVERY = 7  # each seventh training problem is held out while rates are chosen
 FAMILIES = {"long": ("short", "long", "mix_long"), "large": ("small_teacher", "large_teacher", "mix_large")}
+STAGES = ("rates", "svamp", "levels", "gsm8k")
 KEPT = ["student", "recipe", "seed", "benchmark", "problem_id", "answer", "correct", "finish_reason", "n_tokens"]
 
 
@@ -36,26 +42,35 @@ def main() -> None:
     parser.add_argument("--student", required=True)
     parser.add_argument("--traces", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=8, help="processes that share the GPU")
+    parser.add_argument("--workers", type=int, default=8, help="arms at a time, on one GPU or each on a core")
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--stages", nargs="*", default=["rates", "svamp", "gsm8k"])
+    parser.add_argument("--rate-seeds", type=int, default=2, help="seeds that a rate is chosen with")
+    parser.add_argument("--families", nargs="+", default=[*FAMILIES], choices=FAMILIES)
+    parser.add_argument("--stages", nargs="+", default=[*STAGES], choices=STAGES)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     own = {"students": (args.student,), "alpha_student": args.student, "n_seeds": args.seeds}
     scale = replace(get_scale("laptop"), **own)
     if "rates" in args.stages:
-        choose_rates(scale, args.traces, args.out, args.workers)
+        seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + args.rate_seeds)
+        choose_rates(scale, args.families, seeds, args.traces, args.out, args.workers)
     os.environ["MIXDISTILL_DATA"] = str(args.traces)
     rates = pd.read_csv(args.out / "rates.csv").groupby(["family", "lr"])["accuracy"].mean()
-    long, large = (replace(scale, lr=float(rates[family].idxmax())) for family in FAMILIES)
-    print(f"rates: {long.lr:g} for the long contrast, {large.lr:g} for the teachers", flush=True)
-    if "svamp" in args.stages:
-        save(svamp(long, large, args.workers), "svamp", args.out)
-    if "gsm8k" in args.stages:
-        save(gsm8k(long, args.workers), "gsm8k", args.out)
+    scales = {family: replace(scale, lr=float(rates[family].idxmax())) for family in args.families}
+    print("rates: " + ", ".join(f"{own.lr:g} for {family}" for family, own in scales.items()), flush=True)
+    for stage, arms_of in (("svamp", svamp), ("levels", levels), ("gsm8k", gsm8k)):
+        parts = []
+        for seed in range(args.seeds) if stage in args.stages else ():
+            parts += [
+                sweep(arms, own, workers=args.workers).assign(recipe=lambda items, label=label: label + items["recipe"])
+                for label, own, arms in arms_of(scales, seed)
+            ]
+            save(pd.concat(parts, ignore_index=True), stage, args.out)
 
 
-def choose_rates(scale: Scale, traces: Path, out: Path, workers: int) -> None:
+def choose_rates(
+    scale: Scale, families: Sequence[str], seeds: Iterable[int], traces: Path, out: Path, workers: int
+) -> None:
     """Write `rates.csv`: accuracy on held-out training problems of every recipe, rate and seed."""
     # A folder like that of the traces, whose tests are the held-out problems, so that these are asked and graded like
     # the tests.
@@ -69,44 +84,49 @@ def choose_rates(scale: Scale, traces: Path, out: Path, workers: int) -> None:
         kept = [line for line in lines if json.loads(line)["question"] not in questions]
         (folder / name).write_text("\n".join(held_out if name == "svamp_test.jsonl" else kept) + "\n")
     os.environ["MIXDISTILL_DATA"] = str(folder)
-    family = {recipe: name for name, recipes in FAMILIES.items() for recipe in recipes}
-    arms = [recipe_arm(scale.students[0], recipe, seed) for recipe in family for seed in RATE_SEEDS]
+    family = {recipe: name for name in families for recipe in FAMILIES[name]}
+    arms = [recipe_arm(scale.students[0], recipe, seed) for recipe in family for seed in seeds]
     tables = []
     for lr in RATES:
         items = sweep(arms, replace(scale, lr=lr), workers=workers)
         accuracy = items.groupby(["recipe", "seed"], as_index=False)["correct"].mean()
         tables.append(accuracy.rename(columns={"correct": "accuracy"}).assign(lr=lr))
+        print(accuracy.assign(lr=lr).to_string(index=False), flush=True)
     table = pd.concat(tables, ignore_index=True)
-    table = table.assign(family=table["recipe"].map(family))
-    table.to_csv(out / "rates.csv", index=False)
-    print(
-        table.groupby(["family", "lr", "recipe"])["accuracy"].mean().unstack("recipe").round(3).to_string(), flush=True
-    )
+    table.assign(family=table["recipe"].map(family)).to_csv(out / "rates.csv", index=False)
 
 
-def svamp(long: Scale, large: Scale, workers: int) -> pd.DataFrame:
-    """Both contrasts, the share of long traces, the levels between short and long, and another teacher's levels."""
-    student, seeds = long.students[0], range(long.n_seeds)
-    arms = untouched_arms(long, [student]) + [recipe_arm(student, r, seed) for r in FAMILIES["long"] for seed in seeds]
-    arms += [Arm(student, f"alpha={alpha:g}", alpha, seed) for alpha in (0.1, 0.4, 0.6, 0.8) for seed in seeds]
-    parts = [sweep(arms, long, workers=workers)]
-    parts.append(sweep([recipe_arm(student, r, s) for r in FAMILIES["large"] for s in seeds], large, workers=workers))
+Part = tuple[str, Scale, list[Arm]]  # what stands before the recipe's name; where the arms are run
+
+
+def svamp(scales: dict[str, Scale], seed: int) -> Iterator[Part]:
+    """The contrasts, and the untouched student beside the first seed."""
+    for family, scale in scales.items():
+        yield "", scale, [recipe_arm(scale.students[0], recipe, seed) for recipe in FAMILIES[family]]
+    if seed == 0:
+        yield "", scale, untouched_arms(scale, scale.students)
+
+
+def levels(scales: dict[str, Scale], seed: int) -> Iterator[Part]:
+    """The share of long traces, the levels between short and long, and another teacher's levels."""
+    long = scales["long"]
+    student = long.students[0]
+    yield "", long, [Arm(student, f"alpha={alpha:g}", alpha, seed) for alpha in (0.1, 0.4, 0.6, 0.8)]
     for level in (2, 3):
         between = replace(long, long=traces_of(f"svamp_llama_level{level}"))
-        items = sweep([recipe_arm(student, "long", seed) for seed in seeds], between, workers=workers)
-        parts.append(items.assign(recipe=f"level {level}"))
+        yield f"level {level}, ", between, [recipe_arm(student, "long", seed)]
     gpt = replace(long, long=traces_of("svamp_chatgpt_level6"), short=traces_of("svamp_chatgpt_level1"))
-    items = sweep([recipe_arm(student, r, seed) for r in FAMILIES["long"] for seed in seeds], gpt, workers=workers)
-    return pd.concat([*parts, items.assign(recipe="gpt " + items["recipe"])], ignore_index=True)
+    yield "gpt, ", gpt, [recipe_arm(student, recipe, seed) for recipe in FAMILIES["long"]]
 
 
-def gsm8k(scale: Scale, workers: int) -> pd.DataFrame:
+def gsm8k(scales: dict[str, Scale], seed: int) -> Iterator[Part]:
     """Levels 2 and 1 of Llama 3 70B on GSM8K, four seeds."""
     sets = {"long": traces_of("gsm8k_llama_level2"), "short": traces_of("gsm8k_llama_level1")}
-    scale = replace(scale, **sets, benchmarks=("gsm8k", *scale.benchmarks))
+    scale = replace(scales["long"], **sets, benchmarks=("gsm8k", "svamp"))
     student = scale.students[0]
-    arms = untouched_arms(scale, [student]) + [recipe_arm(student, r, s) for r in FAMILIES["long"] for s in range(4)]
-    return sweep(arms, scale, workers=workers)
+    arms = [recipe_arm(student, recipe, seed) for recipe in FAMILIES["long"]]
+    if seed < 4:
+        yield "", scale, arms + (untouched_arms(scale, [student]) if not seed else [])
 
 
 def traces_of(name: str) -> TraceSet:

@@ -49,3 +49,50 @@ def test_decoding_beside_generate_says_the_same():
     process = run("decode", "--student", "pocket/xs", "--rows", "6", "--new-tokens", "20", "--rounds", "1")
     assert process.returncode == 0, process.stderr
     assert "generate, static cache" in process.stdout
+
+
+def test_the_laptop_traces_are_those_that_are_right_on_the_same_untested_problems(tmp_path):
+    clones, out = tmp_path / "clones", tmp_path / "out"
+    eit, mentor = clones / "EIT-NLP/Distilling-CoT-Reasoning/data", clones / "2hojae/mentor-kd/data"
+
+    def write(path, *rows, columns=("instruction", "output")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([dict(zip(columns, row, strict=True)) for row in rows]))
+
+    golds = [("Ann has 2 pens and buys 3. How many?", "5"), ("Bo had $ 1,200. He lost 200. What is left?", "1000")]
+    write(eit / "SVAMP_only_ans.json", *golds)
+    write(eit / "gsm_train_onlyans.json", *golds)
+    for teacher, levels in (("ChatGPT", 6), ("gemini", 6), ("llama", 4)):
+        for level in range(1, levels + 1):
+            wrong = teacher == "gemini" and level == 2
+            second = (golds[1][0], "It is 1,200 - 200. The answer is 900" if wrong else "The answer is 1,000.")
+            write(
+                eit / f"SVAMP_{teacher}_level{level}_ranked.json", second, (golds[0][0], "2 + 3 = 5. The answer is 5")
+            )
+    for teacher in ("gemini", "llama"):
+        for level in (1, 2):
+            write(eit / f"gsm8k_{teacher}_level{level}_ranked.json", *[(q, f"The answer is {a}") for q, a in golds])
+    asked = ("input", "answer")
+    test = ("Cy has 4 cats.  How many cats?\n", "4")
+    write(mentor / "skeleton/svamp_train.json", (golds[0][0], "5"), test, columns=asked)
+    write(mentor / "skeleton/svamp_test.json", (golds[1][0] + "\n", "1000"), columns=asked)
+    chain = ("input", "chain", "answer", "initial_correct")
+    three = [(golds[0][0], "It is 6.", "5", False), (golds[0][0], "5 pens of 5.", "5", True)]
+    three += [(golds[0][0], "So 5.", "5", True), (test[0], "4 cats.", "4", True), (golds[1][0], "1000.", "1000", True)]
+    write(mentor / "main/svamp_3_train.json", *three, columns=chain)
+    small = [(q, chain, "25.0", a, right) for q, chain, a, right in three[:-1]]
+    columns = ("input", "chain", "completion", "answer", "initial_correct")
+    write(mentor / "aug/flan-t5_large/svamp_rand3_aug3.json", *small, columns=columns)
+
+    process = run("laptop_traces", "--clones", str(clones), "--out", str(out))
+    assert process.returncode == 0, process.stderr
+    found = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in out.glob("*.jsonl")}
+    assert len(found) == 6 + 6 + 4 + 4 + 2 + 1
+    assert found["svamp_test"] == [{"question": "Cy has 4 cats.  How many cats?", "answer": "4"}]
+    pens = {"question": golds[0][0], "response": "2 + 3 = 5. The answer is 5", "answer": "5"}
+    assert found["svamp_llama_level1"] == found["svamp_chatgpt_level6"] == [pens]  # one teacher has the other wrong
+    assert [row["question"] for row in found["gsm8k_gemini_level2"]] == [question for question, _ in golds]
+    assert found["svamp_flant5large"] == [pens | {"response": "5 pens of 5. The answer is 5."}]
+
+    (eit / "SVAMP_only_ans.json").unlink()
+    assert "SVAMP_only_ans.json is missing" in run("laptop_traces", "--clones", str(clones), "--out", str(out)).stderr

@@ -218,8 +218,8 @@ def joint(layers: Sequence[torch.nn.Linear | LoraLinear], fold: bool) -> Callabl
 
 
 def _with_adapter(layer: LoraLinear) -> Callable[[torch.Tensor], torch.Tensor]:
-    """As peft computes it, but in the type of the weights, which is faster in bfloat16."""
-    base, dtype = layer.base_layer, layer.base_layer.weight.dtype
+    """[x, x A^T] times [W, s B]: in bfloat16 a small update would be lost if an output that is rounded met it."""
+    weight, dtype = layer.base_layer.weight, layer.base_layer.weight.dtype
     a = layer.lora_A["default"].weight.T.to(dtype)
-    b = (layer.lora_B["default"].weight * layer.scaling["default"]).T.to(dtype)
-    return lambda x: base(x) + x @ a @ b
+    both = torch.cat([weight, (layer.lora_B["default"].weight * layer.scaling["default"]).to(dtype)], dim=1)
+    return lambda x: F.linear(torch.cat([x, x @ a], dim=-1), both, layer.base_layer.bias)

@@ -3,14 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 
 from mixdistill import LoRA, load_student
 from mixdistill.data import students
 from mixdistill.data.chat import Example
 from mixdistill.finetuning import loss as loss_module
 from mixdistill.finetuning.batches import pack, pad
-from mixdistill.finetuning.lora import trainable_model
+from mixdistill.finetuning.lora import fuse, trainable_model
 from mixdistill.finetuning.loss import ResponseLoss, check_loss
+from mixdistill.generation.decode import joint
 
 EXAMPLES = [
     Example([5, 9, 30, 41, 7, 2], n_prompt=3),
@@ -205,3 +207,18 @@ def with_adapters(student, fused):
         if "lora_B" in key:
             torch.nn.init.normal_(parameter, std=0.05)
     return model
+
+
+def test_a_small_update_of_bfloat16_outputs_is_not_rounded_away_in_training_or_decoding():
+    torch.manual_seed(0)
+    wrapped = torch.nn.ModuleDict({"layer": torch.nn.Linear(64, 64, dtype=torch.bfloat16)})
+    model = get_peft_model(wrapped, LoraConfig(target_modules=["layer"]))
+    layer, x = model.base_model.model["layer"], torch.randn(512, 64).bfloat16()
+    torch.nn.init.constant_(layer.lora_B["default"].weight, 3e-4)
+    update = layer.lora_B["default"](layer.lora_A["default"](x.float())).detach()
+    before = layer.base_layer(x)
+    assert update.abs().mean() < 0.25 * 2**-8 * before.abs().mean()  # of the distance between two numbers
+    fuse(model)
+    for after in (layer(x), joint([layer], fold=False)(x)):
+        kept = ((after - before).float() * update).sum().item() / update.square().sum().item()
+        assert kept == pytest.approx(layer.scaling["default"], rel=0.15)

@@ -1,0 +1,91 @@
+"""Does one forward pass before any training say which traces suit a student? Rank-Surprisal Ratio (arXiv 2601.14249).
+
+    python benchmarks/suitability.py                                     the pocket students, beside what they got
+    python benchmarks/suitability.py --student model.gguf --traces a.jsonl b.jsonl     any student, any trace files
+
+Of every response token the student's surprisal (nats) and rank (1 is its first choice, at most 100); a set's are the
+means over its traces, and the ratio is mean rank over mean surprisal. The paper: the lower, the better for the student.
+Pocket students are compared with `figures/data/learnability_gap.csv`; the table is `suitability.csv`.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from scipy.stats import spearmanr
+
+from mixdistill import load_student, load_traces, mix
+from mixdistill.data.chat import render_traces
+from mixdistill.data.pocket.bases import POCKET, POCKET_BASES
+from mixdistill.data.students import Student
+from mixdistill.finetuning.batches import pad
+from mixdistill.runs import REPO
+
+N_TRACES = 200  # of each set, as in the paper
+CLIP = 100  # ranks above it count as it
+ROWS = 16  # traces of a pass
+MEASURES = ("ratio", "surprisal", "rank")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--student", help="default: the pocket students")
+    parser.add_argument("--traces", nargs="*", default=[], help="JSON Lines with question, response and answer")
+    parser.add_argument("-n", type=int, default=N_TRACES, help="traces of each set")
+    args = parser.parse_args()
+    if args.student:
+        student = load_student(args.student)
+        sets = {Path(file).stem: load_traces(file, n=args.n, answer_format="gsm8k") for file in args.traces}
+        print(pd.DataFrame([{"traces": name} | suitability(student, part) for name, part in sets.items()]).to_string())
+    else:
+        pocket(args.n)
+
+
+@torch.inference_mode()
+def suitability(student: Student, traces: Dataset) -> dict[str, float]:
+    """Mean surprisal in nats, mean clipped rank, and their ratio, over the traces; seconds that it took."""
+    started, found = time.perf_counter(), []
+    examples = sorted(
+        render_traces(student.tokenizer, traces, student.context, "error"), key=lambda e: len(e.input_ids)
+    )
+    for at in range(0, len(examples), ROWS):
+        part = examples[at : at + ROWS]
+        batch = pad(part, 0).to(student.device)
+        hidden = student.model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        logits = student.model.get_output_embeddings()(hidden.flatten(0, 1)[batch.predicts]).float()
+        surprisal = F.cross_entropy(logits, batch.labels, reduction="none")
+        rank = 1 + (logits > logits.gather(1, batch.labels[:, None])).sum(1).clamp(max=CLIP - 1)
+        lengths = [len(example.input_ids) - example.n_prompt for example in part]
+        pairs = zip(surprisal.split(lengths), rank.float().split(lengths), strict=True)
+        found += [(s.mean().item(), r.mean().item()) for s, r in pairs]
+    surprisal, rank = (sum(values) / len(found) for values in zip(*found, strict=True))
+    seconds = time.perf_counter() - started
+    return {"surprisal": surprisal, "rank": rank, "ratio": rank / surprisal, "seconds": round(seconds, 1)}
+
+
+def pocket(n: int) -> None:
+    rows = []
+    for size in POCKET:
+        for seed, base in enumerate(POCKET_BASES[size]):
+            student = load_student(base)
+            long, short = (load_traces(f"pocket/{part}", n=n, seed=seed) for part in ("long", "short"))
+            for recipe, traces in {"short": short, "long": long, "mix_long": mix(long, short, 0.2, seed)}.items():
+                rows.append({"student": size, "recipe": recipe} | suitability(student, traces))
+    measured = pd.DataFrame(rows).groupby(["student", "recipe"], as_index=False).mean()
+    table = measured.merge(pd.read_csv(REPO / "figures/data/learnability_gap.csv")[["student", "recipe", "accuracy"]])
+    table.round(4).to_csv(Path(__file__).with_suffix(".csv"), index=False)
+    print(table.round(3).to_string(index=False))
+    for measure in MEASURES:
+        by_student = table.pivot(index="student", columns="recipe", values=[measure, "accuracy"])
+        gap, difference = (by_student[column]["long"] - by_student[column]["short"] for column in ("accuracy", measure))
+        within = [spearmanr(part[measure], part["accuracy"]).statistic for _, part in table.groupby("student")]
+        print(f"{measure}: rank correlation with accuracy within a student {sum(within) / len(within):.2f} (mean),")
+        print(f"    of long - short with the gap across students {spearmanr(difference, gap).statistic:.2f}")
+
+
+if __name__ == "__main__":
+    main()
