@@ -39,13 +39,14 @@ import trl
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from transformers.utils import is_flash_attn_2_available
 
 from mixdistill import LoRA, finetune, load_student, load_traces, mix
 from mixdistill.data.chat import Example, render_traces
 from mixdistill.data.pocket.bases import POCKET
 from mixdistill.finetuning import finetune as training
-from mixdistill.finetuning.attention import attention_for, packs
-from mixdistill.finetuning.batches import pack, pad, token_groups
+from mixdistill.finetuning.attention import VARLEN, attention_for
+from mixdistill.finetuning.batches import IGNORED, pack, pad, token_groups
 from mixdistill.finetuning.finetune import BETAS
 from mixdistill.finetuning.memory import Placement, pass_tokens
 
@@ -202,9 +203,8 @@ def run_trl(student: str, examples: list[Example], folder: Path, **settings) -> 
         loaded = load_student(student)
         rows = [{"input_ids": e.input_ids, "labels": [-100] * e.n_prompt + e.input_ids[e.n_prompt :]} for e in examples]
         cuda = torch.cuda.is_available()
-        attention = attention_for(loaded.model, loaded.device)
-        if cuda and attention.startswith("flash_attention"):  # TRL's packing needs it to keep examples apart
-            loaded.model.set_attn_implementation(attention)
+        if cuda and is_flash_attn_2_available():  # TRL's packing needs it to keep examples apart
+            loaded.model.set_attn_implementation("flash_attention_2")
         clock = Clock()
         trainer = trl.SFTTrainer(
             model=loaded.model,
@@ -259,8 +259,7 @@ def run_bare(student: str, examples: list[Example]) -> Measured:
     with Peak() as peak:
         loaded = load_student(student)
         device, attention = loaded.device, attention_for(loaded.model, loaded.device)
-        if packs(attention):
-            loaded.model.set_attn_implementation(attention)
+        loaded.model.set_attn_implementation(attention)
         torch.manual_seed(0)
         model = get_peft_model(loaded.model, lora_config()).train()
         optimizer = torch.optim.AdamW(
@@ -268,7 +267,7 @@ def run_bare(student: str, examples: list[Example]) -> Measured:
         )
         budget = pass_tokens(Placement(), loaded.model.config, device, max(len(e.input_ids) for e in examples))
         steps = [
-            bare_passes(examples[at : at + BATCH], budget, packs(attention), device)
+            bare_passes(examples[at : at + BATCH], budget, attention == VARLEN, device)
             for at in range(0, len(examples), BATCH)
         ]
         clock = Clock()
@@ -291,17 +290,9 @@ def bare_passes(examples: list[Example], budget: int, packed: bool, device: torc
     for group in token_groups([len(e.input_ids) for e in examples], budget, packed):
         chosen = [examples[i] for i in group]
         batch = (pack(chosen) if packed else pad(chosen, 0)).to(device)
-        labels = torch.full_like(batch.input_ids, -100).flatten()
-        labels[batch.predicts + 1] = batch.labels
-        inputs = {
-            "input_ids": batch.input_ids,
-            "labels": labels.view_as(batch.input_ids),
-            "num_items_in_batch": n_supervised,
-        }
-        if packed:
-            lengths = {"cu_seq_lens_q": batch.cu_seqlens, "cu_seq_lens_k": batch.cu_seqlens}
-            lengths |= {"max_length_q": batch.max_seqlen, "max_length_k": batch.max_seqlen}
-            inputs |= lengths | {"position_ids": batch.position_ids}
+        labels = torch.full_like(batch.inputs["input_ids"], IGNORED)
+        labels.view(-1)[batch.predicts + 1] = batch.labels
+        inputs = batch.inputs | {"labels": labels, "num_items_in_batch": n_supervised}
         passes.append(inputs)
     return passes
 

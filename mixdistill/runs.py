@@ -101,7 +101,7 @@ class Run:
         return self.folder / name
 
     def metrics(self) -> pd.DataFrame:
-        """The loss curve: one row every few steps."""
+        """The loss curve: one row a step."""
         return pd.read_json(self.checked("metrics.jsonl"), lines=True)
 
 

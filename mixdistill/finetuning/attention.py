@@ -1,50 +1,23 @@
 """Attention while training: each token sees the earlier ones of its own example.
 
-On a GPU several examples share one row (packed), and an attention with variable lengths keeps them apart. Everywhere
-else, and for models with more than plain attention, each example has a row of its own and the model's own attention is
-used.
+On a GPU several examples share one row (packed), and PyTorch's attention with variable lengths keeps them apart.
+Everywhere else, and for models with more than plain attention, each example has a row of its own and the model's own
+attention is used.
 """
-
-from collections.abc import Collection
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-VARLEN = "mixdistill_varlen"
-FLASH = ("flash_attention_2", "flash_attention_3")
+VARLEN = "mixdistill_varlen"  # the one attention here that takes packed rows
 
 
 def attention_for(model: PreTrainedModel, device: torch.device) -> str:
     """Name of the attention of transformers to train this model with, on this device."""
-    if device.type != "cuda" or model.dtype == torch.float32 or not can_pack(model):
-        return model.config._attn_implementation  # packed attention takes half precision only
-    installed = [
-        name
-        for name, found in zip(FLASH, (is_flash_attn_2_available, is_flash_attn_3_available), strict=True)
-        if found()
-    ]
-    own = model.config._attn_implementation
-    return packed_attention(torch.cuda.get_device_capability(device), installed) or own
-
-
-def packed_attention(capability: tuple[int, int], installed: Collection[str]) -> str | None:
-    """The fastest packed attention of a GPU; None before Ampere (compute capability 8.0).
-
-    FlashAttention 3 where it is installed and runs (Hopper), else FlashAttention 2 where it is installed, else
-    PyTorch's own.
-    """
-    if capability < (8, 0):
-        return None
-    if "flash_attention_3" in installed and capability[0] == 9:
-        return "flash_attention_3"
-    return "flash_attention_2" if "flash_attention_2" in installed else VARLEN
-
-
-def packs(attention: str) -> bool:
-    """Whether it keeps packed examples apart without paying for the pairs that it masks."""
-    return attention in (VARLEN, *FLASH)
+    half_on_gpu = device.type == "cuda" and model.dtype != torch.float32  # the kernel takes nothing else
+    if half_on_gpu and torch.cuda.get_device_capability(device) >= (8, 0) and can_pack(model):
+        return VARLEN
+    return model.config._attn_implementation
 
 
 def can_pack(model: PreTrainedModel) -> bool:
@@ -70,11 +43,15 @@ def varlen_attention(
     sliding_window: int | None = None,
     **lengths: torch.Tensor | int,
 ) -> tuple[torch.Tensor, None]:
-    """`torch.nn.attention.varlen` behind the signature of transformers: [1, heads, tokens, size] -> [1, tokens, heads,
-    size].
+    """`torch.nn.attention.varlen` behind the signature of transformers.
 
-    `lengths` holds the `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k` given to the model, computed
-    once a batch.
+    Arguments:
+        query, key, value: [1, heads, tokens, size].
+        lengths: `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k`, as in `Batch.inputs`.
+
+    Returns: [1, tokens, heads, size], and no attention weights.
+
+    Raises ValueError for attention dropout, which the kernel has not.
     """
     if dropout:
         raise ValueError(f"attention dropout is {dropout}: it is not supported here, set attention_dropout to 0")

@@ -9,20 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from mixdistill.data.chat import Example
 
 NOTHING = Example([0], n_prompt=1)  # what a process is given for which nothing is left
+IGNORED = -100  # the label of what is not supervised
 
 
 @dataclass(frozen=True)
 class Batch:
     """The tensors of one forward pass. Packed: one row. Padded: a row an example, padding on the right."""
 
-    input_ids: torch.Tensor  # [rows, width]
-    position_ids: torch.Tensor | None  # [1, width], from 0 again in each packed example; None when padded
-    cu_seqlens: torch.Tensor | None  # [examples + 1], int32: where the packed examples begin; None when padded
-    max_seqlen: int  # tokens of the longest example
+    inputs: dict[str, torch.Tensor | int]  # of the model's forward: input_ids [rows, width], where packed examples lie
     predicts: torch.Tensor  # [supervised]: flat positions whose output predicts a supervised token
     labels: torch.Tensor  # [supervised]: the tokens that they predict
 
@@ -30,12 +29,17 @@ class Batch:
         """All tensors on a device, none waited for."""
         if device.type != "cuda":
             return self
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        moved = {name: value.pin_memory().to(device, non_blocking=True) for name, value in tensors.items()}
-        return Batch(**vars(self) | moved)
+        inputs = {
+            name: _moved(value, device) if torch.is_tensor(value) else value for name, value in self.inputs.items()
+        }
+        return Batch(inputs, _moved(self.predicts, device), _moved(self.labels, device))
 
 
-def batch_of(examples: list[Example], step: int, batch_size: int, seed: int) -> list[Example]:
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def batch_of(examples: Sequence[Example], step: int, batch_size: int, seed: int) -> list[Example]:
     """The examples of a step, each epoch in a new order that depends on seed and epoch only."""
     epoch, at = divmod(step, -(-len(examples) // batch_size))
     generator = torch.Generator().manual_seed((1_000_003 * seed + epoch) % 2**64)
@@ -43,19 +47,27 @@ def batch_of(examples: list[Example], step: int, batch_size: int, seed: int) -> 
     return [examples[i] for i in order[at * batch_size : (at + 1) * batch_size]]
 
 
-def token_groups(lengths: Sequence[int], budget: int, packed: bool) -> list[list[int]]:
-    """Which examples share a forward pass: first fit, the longest first.
+def token_groups(lengths: Sequence[int], budget: int, packed: bool, rank: int = 0, ranks: int = 1) -> list[list[int]]:
+    """Which examples share a forward pass in one of `ranks` processes: first fit, the longest first.
 
     Arguments:
         lengths: tokens of each example.
         budget: tokens of a pass, padding included; a longer example gets a pass of its own.
         packed: whether examples are packed or padded to the longest of their pass.
 
-    Returns: indices into `lengths`, every one once; the costliest pass first.
+    Returns: indices into `lengths`, in all processes together every one once; the costliest pass first. All processes
+        have equally many passes, some of them empty, as sharded weights are gathered by all in step.
     """
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    shares = [_first_fit(longest_first[i::ranks], lengths, budget, packed) for i in range(ranks)]
+    missing = max(map(len, shares)) - len(shares[rank])
+    return shares[rank] + [[] for _ in range(missing)]
+
+
+def _first_fit(longest_first: Sequence[int], lengths: Sequence[int], budget: int, packed: bool) -> list[list[int]]:
     groups: list[list[int]] = []
     loads: list[int] = []  # tokens, without padding
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for i in longest_first:
         for at, group in enumerate(groups):
             tokens = loads[at] + lengths[i] if packed else (len(group) + 1) * lengths[group[0]]
             if tokens <= budget:
@@ -68,48 +80,34 @@ def token_groups(lengths: Sequence[int], budget: int, packed: bool) -> list[list
     return [group for _, group in sorted(zip(loads, groups, strict=True), key=lambda pair: -pair[0])]
 
 
-def share_of(groups: list[list[int]], rank: int, ranks: int) -> list[list[int]]:
-    """The passes of one of `ranks` processes, as many for each: sharded weights are gathered by all in step.
-
-    Where the number does not come out even, passes are halved, the largest first; a pass left empty has nothing to
-    train.
-    """
-    groups = list(groups)
-    while len(groups) % ranks:
-        largest = max(groups, key=len)
-        if len(largest) < 2:
-            groups.append([])
-            continue
-        at = groups.index(largest)
-        groups[at : at + 1] = [largest[::2], largest[1::2]]
-    return groups[rank::ranks]
-
-
 def pack(examples: Sequence[Example]) -> Batch:
     """One row with all examples behind each other; positions restart, and no example predicts into the next."""
-    lengths = [len(example.input_ids) for example in examples]
-    starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
-    return Batch(
-        input_ids=torch.tensor([[token for example in examples for token in example.input_ids]]),
-        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
-        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
-        max_seqlen=max(lengths),
-        **_supervised(examples, starts[:-1]),
-    )
+    lengths = torch.tensor([0] + [len(example.input_ids) for example in examples])
+    starts, longest = lengths.cumsum(0).to(torch.int32), int(lengths.max())
+    inputs = {
+        "input_ids": torch.cat([torch.tensor(example.input_ids) for example in examples])[None],
+        "position_ids": torch.cat([torch.arange(len(example.input_ids)) for example in examples])[None],
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+    return _batch(inputs, torch.cat([_labels(example) for example in examples]))
 
 
 def pad(examples: Sequence[Example], pad_token: int) -> Batch:
-    """A row an example. Under a causal mask no real token sees the padding on its right: no attention mask is
-    needed.
-    """
-    width = max(len(example.input_ids) for example in examples)
-    rows = [example.input_ids + [pad_token] * (width - len(example.input_ids)) for example in examples]
-    return Batch(torch.tensor(rows), None, None, width, **_supervised(examples, [width * i for i in range(len(rows))]))
+    """A row an example. Under a causal mask no token sees the padding on its right: no attention mask is needed."""
+    rows = [torch.tensor(example.input_ids) for example in examples]
+    labels = pad_sequence([_labels(example) for example in examples], batch_first=True, padding_value=IGNORED)
+    return _batch({"input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_token)}, labels.flatten())
 
 
-def _supervised(examples: Sequence[Example], starts: list[int]) -> dict[str, torch.Tensor]:
-    """What the head is asked, for examples that begin at these flat positions."""
-    asked = list(zip(starts, examples, strict=True))
-    predicts = [start + i - 1 for start, e in asked for i in range(e.n_prompt, len(e.input_ids))]
-    labels = [token for e in examples for token in e.input_ids[e.n_prompt :]]
-    return {"predicts": torch.tensor(predicts, dtype=torch.long), "labels": torch.tensor(labels, dtype=torch.long)}
+def _labels(example: Example) -> torch.Tensor:
+    labels = torch.tensor(example.input_ids)
+    labels[: example.n_prompt] = IGNORED
+    return labels
+
+
+def _batch(inputs: dict[str, torch.Tensor | int], labels: torch.Tensor) -> Batch:
+    supervised = (labels != IGNORED).nonzero()[:, 0]
+    return Batch(inputs, supervised - 1, labels[supervised])

@@ -6,15 +6,15 @@ processes, and may be read by another number. (accelerate up to 1.15 wrote rank 
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
+    get_state_dict,
+    set_state_dict,
 )
 
 from mixdistill import files, runs
@@ -22,30 +22,31 @@ from mixdistill.data.students import Student, load_student
 from mixdistill.finetuning import gpus
 from mixdistill.runs import Run
 
-# Whole tensors, of what is trained only, in the first process's memory only.
+# Whole tensors of what is trained, in the first process's memory only.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
-def save_checkpoint(run: Run, progress: dict, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_checkpoint(
+    run: Run, progress: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     """Write `checkpoint.pt`; called by all processes, written by the first.
 
     Arguments:
-        progress: numbers and lists of them: steps done, loss curve.
+        progress: numbers and lists of them; the steps done as `step`, at least 1.
 
     Raises OSError if the file cannot be written, such as on a full disk; the last checkpoint is whole then.
     """
     trained = trained_shapes(model)
-    weights = get_model_state_dict(model, options=WHOLE)
-    moments = get_optimizer_state_dict(model, optimizer, options=WHOLE)
-    if gpus.rank() > 0:
-        return
-    weights = {name: value for name, value in weights.items() if name in trained}
+    weights, moments = get_state_dict(model, optimizer, options=WHOLE)
+    weights = {name: value for name, value in weights.items() if name in trained}  # no buffers
     state = {"run": runs.run_key(run.config), "progress": progress, "parameters": weights, "optimizer": moments}
+    if gpus.rank() == 0:
+        files.replace(run.folder / "checkpoint.pt", lambda path: torch.save(state, path))
 
-    files.replace(run.folder / "checkpoint.pt", lambda path: torch.save(state, path))
 
-
-def load_checkpoint(run: Run, n_steps: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict | None:
+def load_checkpoint(
+    run: Run, n_steps: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any] | None:
     """Restore parameters and optimizer; returns the `progress` that was saved, None without a checkpoint.
 
     Raises ValueError if the file is damaged, of another run, or does not fit this one.
@@ -55,22 +56,23 @@ def load_checkpoint(run: Run, n_steps: int, model: torch.nn.Module, optimizer: t
         return None
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")  # tensors and numbers only
+        step, log = state["progress"]["step"], state["progress"]["log"]
         shapes = {name: value.shape for name, value in state["parameters"].items()}
         moments = {name: values["exp_avg"].shape for name, values in state["optimizer"]["state"].items()}
-        step, fits = state["progress"]["step"], shapes == moments == trained_shapes(model)
-        fits = fits and state["run"] == runs.run_key(run.config) and type(step) is int and 0 < step < n_steps
+        fits = state["run"] == runs.run_key(run.config) and shapes == moments == trained_shapes(model)
+        fits = fits and step == len(log) and 0 < step < n_steps
+        reason = f"is not of this run (it is of {state['run']!r}, at step {step} of {n_steps})"
     except PermissionError:
         raise
     except Exception as error:  # torch has many for a damaged file
         fits, reason = False, f"is damaged ({type(error).__name__})"
-    else:
-        reason = f"is not of this run (it is of {state['run']!r}, at step {step} of {n_steps})"
     if not fits:
         raise ValueError(
             f"{runs.shown(path)} {reason}: delete this file and call finetune again, which begins at the first step"
         )
-    set_model_state_dict(model, state["parameters"], options=StateDictOptions(full_state_dict=True, strict=False))
-    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=StateDictOptions(full_state_dict=True))
+    options = StateDictOptions(full_state_dict=True, strict=False)  # what is frozen is not stored
+    weights, moments = state["parameters"], state["optimizer"]
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=options)
     return state["progress"]
 
 
@@ -83,8 +85,6 @@ def save_trained(folder: Path, model: torch.nn.Module, student: Student) -> None
     """Write `adapter/`, or after full fine-tuning `model/`, which can be a student itself. Called by all processes."""
     adapted = isinstance(model, PeftModel)
     state = get_model_state_dict(model, options=WHOLE)
-    if gpus.rank() > 0:
-        return
     tied = getattr(model, "all_tied_weights_keys", {})  # stored under one of their names, tied again when loaded
     state = {name: value for name, value in state.items() if (".lora_" in name if adapted else name not in tied)}
 
@@ -98,7 +98,8 @@ def save_trained(folder: Path, model: torch.nn.Module, student: Student) -> None
             model.save_pretrained(path, state_dict=state)
             student.tokenizer.save_pretrained(path)
 
-    files.replace(folder / ("adapter" if adapted else "model"), write)
+    if gpus.rank() == 0:
+        files.replace(folder / ("adapter" if adapted else "model"), write)
 
 
 def load_trained(run: Run) -> Student:

@@ -1,5 +1,6 @@
 """Low-rank adapters: put on a student, and trained fast on a CPU."""
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,7 +10,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 
 from mixdistill import arguments
+from mixdistill.data.chat import stop_token_id
 from mixdistill.data.students import Student
+
+# A token's row of the head below this share of the median row was never trained: base models reserve such tokens.
+UNTRAINED = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class LoRA:
 def trainable_model(student: Student, lora: LoRA | None, seed: int, fused: bool = True) -> torch.nn.Module:
     """The student with fresh adapters in float32, or with all its weights in float32 where `lora` is None.
 
-    Raises ValueError if the rank is above the student's width, where it could add nothing.
+    Warns if its stop token was never trained and is not going to be. Raises ValueError if the rank is above the
+    student's width, where it could add nothing.
     """
     torch.manual_seed(seed)
     if lora is None:
@@ -48,23 +54,28 @@ def trainable_model(student: Student, lora: LoRA | None, seed: int, fused: bool 
     width = student.model.config.get_text_config().hidden_size
     if lora.r > width:
         raise ValueError(f"r is {lora.r}: a LoRA of {student.name!r} has at most its width, {width}")
+    stop, norms = stop_token_id(student.tokenizer), student.model.get_output_embeddings().weight.detach().norm(dim=1)
+    if norms[stop] < UNTRAINED * norms.median():
+        warnings.warn(
+            f"the weights of {student.name!r} for its stop token {student.tokenizer.decode([stop])!r} were never "
+            "trained, and LoRA leaves them as they are, so it may never stop: use its Instruct version, or lora=None",
+            stacklevel=2,
+        )
+    # Of Mamba layers a kernel reads the last weights without calling the layer, so an adapter there would do nothing.
+    mixers = [
+        name for name, module in student.model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")
+    ]
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.scaled_alpha,
         target_modules="all-linear",
-        exclude_modules=_past_adapters(student.model) or None,
+        exclude_modules=[f"{name}.out_proj" for name in mixers] or None,
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(student.model, config, autocast_adapter_dtype=True)
     if fused:
         fuse(model)
     return model
-
-
-def _past_adapters(model: torch.nn.Module) -> list[str]:
-    """Names of the linear layers whose weights a kernel reads without calling the layer: what Mamba layers end with."""
-    mixers = [name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")]
-    return [f"{name}.out_proj" for name in mixers]
 
 
 def fuse(model: PeftModel) -> None:

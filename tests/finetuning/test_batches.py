@@ -6,25 +6,25 @@ import pytest
 import torch
 
 from mixdistill.data.chat import Example
-from mixdistill.finetuning.batches import pack, pad, share_of, token_groups
+from mixdistill.finetuning.batches import pack, pad, token_groups
 
 LENGTHS = Random(0).choices(range(3, 90), k=32)
 
 
 def test_packed_positions_restart_and_nothing_predicts_into_the_next_example():
     batch = pack([Example([4, 5, 6], 1), Example([7, 8], 1)])
-    assert batch.input_ids.tolist() == [[4, 5, 6, 7, 8]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
-    assert batch.cu_seqlens.tolist() == [0, 3, 5]
-    assert batch.cu_seqlens.dtype == torch.int32
-    assert batch.max_seqlen == 3
+    assert batch.inputs["input_ids"].tolist() == [[4, 5, 6, 7, 8]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.inputs["cu_seq_lens_q"].tolist() == batch.inputs["cu_seq_lens_k"].tolist() == [0, 3, 5]
+    assert batch.inputs["cu_seq_lens_q"].dtype == torch.int32
+    assert batch.inputs["max_length_q"] == batch.inputs["max_length_k"] == 3
     assert batch.predicts.tolist() == [0, 1, 3]
     assert batch.labels.tolist() == [5, 6, 8]
 
 
 def test_padded_rows_are_asked_for_the_same_labels():
     batch = pad([Example([4, 5, 6], 1), Example([7, 8], 1)], pad_token=0)
-    assert batch.input_ids.tolist() == [[4, 5, 6], [7, 8, 0]]
+    assert batch.inputs["input_ids"].tolist() == [[4, 5, 6], [7, 8, 0]]
     assert batch.predicts.tolist() == [0, 1, 3]
     assert batch.labels.tolist() == [5, 6, 8]
 
@@ -48,12 +48,14 @@ def test_packing_fills_its_passes():
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_processes_get_equally_many_passes_and_together_all_examples(ranks):
-    groups = token_groups(LENGTHS, 300, packed=True)
-    shares = [share_of(groups, rank, ranks) for rank in range(ranks)]
+@pytest.mark.parametrize("lengths", [LENGTHS, LENGTHS[:2]])
+def test_processes_get_equally_many_passes_and_together_all_examples(lengths, ranks):
+    shares = [token_groups(lengths, 300, True, rank, ranks) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
-    assert sorted(i for share in shares for group in share for i in group) == list(range(len(LENGTHS)))
+    assert sorted(i for share in shares for group in share for i in group) == list(range(len(lengths)))
 
 
-def test_a_process_without_examples_gets_empty_passes():
-    assert [share_of([[0]], rank, 3) for rank in range(3)] == [[[0]], [[]], [[]]]
+def test_processes_get_about_equally_many_tokens():
+    shares = [token_groups(LENGTHS, 300, True, rank, 4) for rank in range(4)]
+    loads = [sum(LENGTHS[i] for group in share for i in group) for share in shares]
+    assert max(loads) < 1.2 * min(loads)
