@@ -27,7 +27,7 @@ lab: setup  # such as ARGS="--no-browser --allow-root --port 8890"
 
 publish: setup  # what is committed; twice, so that the notebooks show results and not progress
 	$(PY) -m mixdistill reproduce
-	$(PY) publish.py
+	$(PY) figures/publish.py
 
 setup: $(READY)
 
