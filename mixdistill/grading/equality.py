@@ -7,6 +7,7 @@ written and finds the same structure (a tuple, an interval, a set, a relation, .
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 import sympy
 from latex2sympy2_extended import NormalizationConfig
@@ -207,6 +208,7 @@ def _marks(text: str) -> list[str]:
     return sorted(re.findall(r"[\[\]:]", re.sub(r"\\sqrt ?\[\w+\]", "", text)))
 
 
+@lru_cache(maxsize=1000)
 def _parsed(text: str) -> Parsed:
     """What `parse` reads. Raises Unreadable if it drops or may misread a part of the text."""
     text = re.sub(r"(?<=\\sin|\\cos|\\tan) ?\(?([\d.]+) ?\^ ?\\circ ?\)?", r"(\\frac{\1\\pi}{180})", text)

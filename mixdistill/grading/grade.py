@@ -178,4 +178,5 @@ def _end_worker(worker: subprocess.Popen[str]) -> int:
 def _end_workers() -> None:
     for worker in list(_workers):
         worker.kill()
-        _end_worker(worker)
+        if worker.poll() != 0:  # 0 is that of the parent's workers in a fork, which it leaves alone
+            _end_worker(worker)

@@ -244,6 +244,22 @@ def test_any_thread_may_grade():
     assert found == dict.fromkeys(range(60, 66), True)
 
 
+FORK = """
+import os, sys
+from mixdistill import equal
+assert equal("x + 1", "1 + x")
+child = os.fork()
+if child == 0:
+    sys.exit(0 if equal("x + 2", "2 + x") else 1)
+assert os.waitpid(child, 0)[1] == 0 and equal("x + 3", "3 + x")
+"""
+
+
+def test_a_fork_grades_and_ends_while_its_parent_keeps_its_workers():
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    assert subprocess.run([sys.executable, "-c", FORK], env=environment).returncode == 0
+
+
 SCRIPT = """
 import sys, time
 from mixdistill import equal, grade
