@@ -195,8 +195,8 @@ def student_dtype(name: str | Path, revision: str | None = None) -> torch.dtype:
     """bfloat16 where it pays: on a GPU, and on a CPU with instructions for it; float32 elsewhere and for tiny students.
 
     It goes with the machine, as the kernels do, so no run's name holds it: what one machine has computed another reads.
-    Manifests and completions say it. On a CPU the loss curve is float32's within the noise of a seed, a step takes half
-    the time (`benchmarks/README.md`).
+    Manifests and completions say it. On a CPU the loss curve is float32's within the noise of a seed, a step takes two
+    thirds of the time (`docs/real-models.md`).
     """
     cpu = torch.cpu.get_capabilities()
     fast = torch.cuda.is_available() or cpu.get("avx512_bf16") or cpu.get("amx_bf16")

@@ -120,7 +120,7 @@ def test_our_loss_is_its_own(student):
     with torch.no_grad():
         ours = ResponseLoss(student.model)(batch) / (labels >= 0).sum()
         own = student.model(ids, labels=labels).loss
-    assert ours.item() == pytest.approx(own.item(), rel=1e-5)
+    assert ours.item() == pytest.approx(own.item(), rel=1e-5 if student.model.dtype == torch.float32 else 3e-3)
 
 
 def test_some_steps_lower_its_loss_and_plain_peft_loads_what_it_learnt(folder, tmp_path):
