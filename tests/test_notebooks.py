@@ -8,9 +8,9 @@ import pandas as pd
 import papermill
 import pytest
 from conftest import REPO
+from publish import publish_notebook
 
 from mixdistill.study.reproduce import NOTEBOOKS, execute
-from publish import publish_notebook
 
 FOLDER = REPO / "notebooks"
 

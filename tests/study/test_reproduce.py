@@ -12,9 +12,9 @@ import nbformat
 import psutil
 import pytest
 from conftest import REPO
+from publish import with_results
 
 from mixdistill.study.reproduce import execute
-from publish import with_results
 
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
 REPRODUCE = [sys.executable, "-m", "mixdistill", "reproduce", "--scale", "smoke", "--seeds", "1"]
