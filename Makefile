@@ -17,6 +17,7 @@ reproduce plan figures: setup
 test: $(TESTS)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(PY) -m pytest -n logical --dist loadfile
 
 test-browser: $(TESTS)  # JupyterLab in a headless Chromium, which `make test` runs too where there is one

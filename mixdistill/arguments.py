@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Collection
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 UNWRITABLE = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which UTF-8 cannot write
@@ -21,7 +21,7 @@ UNWRITABLE = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which UT
 def whole(name: str, value: object, low: int = 1, high: int | None = None) -> int: ...
 @overload
 def whole(name: str, value: object, low: int = 1, high: int | None = None, *, optional: bool) -> int | None: ...
-def whole(name: str, value: object, low: int = 1, high: int | None = None, optional: bool = False) -> int | None:
+def whole(name: str, value: Any, low: int = 1, high: int | None = None, optional: bool = False) -> int | None:
     """An integer from `low` to `high`. True and 2.0 are none."""
     if value is None and optional:
         return None
@@ -32,9 +32,7 @@ def whole(name: str, value: object, low: int = 1, high: int | None = None, optio
     return int(value)
 
 
-def number(
-    name: str, value: object, *, low: float = -math.inf, above: float = -math.inf, high: float = math.inf
-) -> float:
+def number(name: str, value: Any, *, low: float = -math.inf, above: float = -math.inf, high: float = math.inf) -> float:
     """A finite number with low <= value <= high and above < value."""
     good = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not good or not (low <= value <= high and above < value <= sys.float_info.max):

@@ -104,9 +104,9 @@ def render_traces(
     format_of(tokenizer, thinking)  # what is wrong with the template is no fault of a row
     examples = []
     columns = (traces[name][:] for name in ("question", "response", "answer_format"))
-    for row, trace in enumerate(zip(*columns, strict=True)):
+    for row, (question, response, answer_format) in enumerate(zip(*columns, strict=True)):
         try:
-            examples.append(replace(render(tokenizer, *trace, thinking), row=row))
+            examples.append(replace(render(tokenizer, question, response, answer_format, thinking), row=row))
         except ValueError as error:
             raise ValueError(f"row {row} of the traces: {error}") from error
     kept = [example for example in examples if len(example.input_ids) <= max_tokens]

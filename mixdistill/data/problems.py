@@ -93,8 +93,12 @@ BENCHMARKS = {
     "amc23": Benchmark("amc23.jsonl", question="question"),
     "aime24": Benchmark("aime24.jsonl", hub_split="train"),
     "olympiadbench": Benchmark(
-        *("olympiadbench.jsonl", "math", "question", "final_answer"),
-        **{"subject": "subfield", "config": "OE_TO_maths_en_COMP", "hub_split": "train"},
+        "olympiadbench.jsonl",
+        question="question",
+        answer="final_answer",
+        subject="subfield",
+        config="OE_TO_maths_en_COMP",
+        hub_split="train",
     ),
 }
 # Where the Hub has them, at a pinned commit.
@@ -207,8 +211,8 @@ def _benchmark_table(name: str, split: str, file: str | None, revision: str | No
             f"{name!r} is read from a file: put {kept.name!r} into the folder $MIXDISTILL_DATA, or give it as "
             "file (docs/real-models.md says where it comes from)"
         )
-    where = {"split": benchmark.hub_split or split, "revision": revision or pinned, "config": benchmark.config}
-    return read_table(hub, needed, labels, **where)
+    split, revision = benchmark.hub_split or split, revision or pinned
+    return read_table(hub, needed, labels, split=split, revision=revision, config=benchmark.config)
 
 
 def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> list[world.Mystery]:

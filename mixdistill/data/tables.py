@@ -161,7 +161,9 @@ def _json_rows(path: Path) -> list[dict[str, object]]:
     while end < len(content):
         value, end = decoder.raw_decode(content, end)
         rows += value if isinstance(value, list) else [value]
-        end = re.compile(r"\s*").match(content, end).end()
+        space = re.compile(r"\s*").match(content, end)
+        assert space is not None  # it matches an empty text too
+        end = space.end()
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"row {number} is no object with named columns")

@@ -272,6 +272,7 @@ def accumulate_gradients(
     Returns: that loss, a scalar; None, in all processes, if the memory ran out in one.
     """
     device, packed = gpus.join(), loss_of.model.config._attn_implementation == VARLEN
+    assert on.tokens is not None  # `pass_tokens` has filled it in
     groups = token_groups([len(e.input_ids) for e in batch], on.tokens, packed, gpus.rank(), gpus.world())
     loss, ran_out = torch.zeros((), device=device), False
     try:

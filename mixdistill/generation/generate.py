@@ -91,7 +91,8 @@ def complete(
         raise ValueError(f"there are {len(seeds)} seeds for {len(prompts)} prompts: give one a prompt")
     model, stops = student.model, sorted(student.model.generation_config.eos_token_id)
     plain = is_plain(model)
-    size, rows = _rows_that_fit.get(model, len(prompts)), []
+    size = _rows_that_fit.get(model, len(prompts))
+    rows: list[list[int]] = []
     while len(rows) < len(prompts):
         part = slice(len(rows), len(rows) + size)
         try:

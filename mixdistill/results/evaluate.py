@@ -139,7 +139,7 @@ def evaluate(
 
 def untouched(student: str | Path, revision: str | None = None) -> Run:
     """The run of a student that nothing was done to."""
-    config = {
+    config: files.Record = {
         "version": TRAINING_VERSION,
         "student": arguments.text("student", student),
         "revision": arguments.text("revision", revision, optional=True),
@@ -172,7 +172,7 @@ def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[
     found: list[object] = []
     for item in items:
         if isinstance(item, str | os.PathLike):
-            found += load_problems(item, n=n, split=split)
+            found += load_problems(os.fspath(item), n=n, split=split)
         else:
             found += item if isinstance(item, list | tuple) else [item]
     problems = [problem for problem in found if isinstance(problem, Problem)]

@@ -1,7 +1,7 @@
 """One function a figure, each from data frames; `python -m mixdistill figures` redraws all from their CSV files."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -123,7 +123,8 @@ def mix_distillation(alphas: pd.DataFrame, recipes: pd.DataFrame) -> Figure:
     left.set_title(f"{student}: from all short (0) to all long (1)")
     left.legend(fontsize=9)
     colors = [STYLE[recipe][0] for recipe in recipes["recipe"]]
-    labels = [f"{STYLE[row.recipe][2]}\n{row.accuracy:.1%}" for row in recipes.itertuples()]
+    accuracies = zip(recipes["recipe"], recipes["accuracy"], strict=True)
+    labels = [f"{STYLE[recipe][2]}\n{accuracy:.1%}" for recipe, accuracy in accuracies]
     right.bar(labels, recipes["accuracy"], 0.7, color=colors, yerr=_bars(recipes, "accuracy"), capsize=4)
     right.set_title(f"{student}: Mix-Long against its parts")
     top = max(alphas["ci_high"].max(), recipes["ci_high"].max())
@@ -171,7 +172,7 @@ def trace_lengths(lengths: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
     bins = np.arange(0, lengths["tokens"].max() + 6, 4)
     for style, tokens in lengths.groupby("style")["tokens"]:
-        color, _, label = STYLE[style]
+        color, _, label = STYLE[str(style)]
         axes.hist(tokens, bins, color=color, alpha=0.65, label=f"{label}: mean {tokens.mean():.0f} tokens")
     axes.set(xlabel="tokens a trace, stop token included", ylabel="traces", title="Long traces hold search and checks")
     axes.legend()
@@ -200,7 +201,7 @@ def redraw(folder: Path) -> list[str]:
 
     Raises ValueError if there is none.
     """
-    drawn_from = {
+    drawn_from: dict[str, tuple[Callable[..., Figure], list[str]]] = {
         "01_trace_lengths": (trace_lengths, ["trace_lengths"]),
         "02_learnability_gap": (learnability_gap, ["learnability_gap", "gaps"]),
         "03_mix_distillation": (mix_distillation, ["alpha_sweep", "mix_recipes"]),
@@ -234,8 +235,10 @@ def _lines(axes: Axes, table: pd.DataFrame, by: str, names: list[str], y: str, x
     for i, name in enumerate(names):
         (color, marker, label), rows = STYLE[name], table[table[by] == name].sort_values(x)
         shifted = rows[x] * 1.035 ** (i - (len(names) - 1) / 2)
-        style = {"color": color, "marker": marker, "ls": "--" if name == "untouched" else "-", "lw": 1.5, "ms": 6}
-        axes.errorbar(shifted, rows[y], _bars(rows, y), capsize=3, label=label, **style)
+        ls = "--" if name == "untouched" else "-"
+        axes.errorbar(
+            shifted, rows[y], _bars(rows, y), color=color, marker=marker, ls=ls, lw=1.5, ms=6, capsize=3, label=label
+        )
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 

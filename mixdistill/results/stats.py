@@ -125,11 +125,11 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
     keys, rows = ["student", "params", *["benchmark"] * by_benchmark], []
     require(items, *keys, "recipe")
     for name, group in items.groupby(keys, sort=False):
-        of = dict(tuple(group.groupby("recipe", sort=False)))
+        of = {str(recipe): part for recipe, part in group.groupby("recipe", sort=False)}
         means = pd.Series({recipe: accuracy(part).mean for recipe, part in of.items()})
         for contrast, (left, rights) in CONTRASTS.items():
             if {left, *rights} <= of.keys():
-                baseline = of[means[rights].idxmax()]
+                baseline = of[str(means[rights].idxmax())]
                 rates = (_rates(of[left]) - _rates(baseline)).rename({"mean_tokens": "tokens"}).add_prefix("diff_")
                 facts = dict(zip(keys, name, strict=True)) | {"contrast": contrast}
                 rows.append(facts | gap(of[left], baseline).columns("delta") | counts(of[left]) | rates.to_dict())

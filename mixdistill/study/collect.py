@@ -70,6 +70,8 @@ def collect_traces(
     if len(formats) < len(problems):
         raise ValueError(f"{len(problems)} problems have {len(formats)} different ids: each trace has its problem's")
     scores = evaluate(asked, problems, sampling=sampling, **options)
+    if scores is None:
+        raise ValueError("stored_only is True, and the store has no such completions: collect them without it")
     name, items = asked.config["student"], scores.items.assign(fate=_fates(scores.items, keep, sampling.seed))
     counts = pd.crosstab(items["problem_id"], items["fate"])
     counts = counts.reindex(index=list(formats), columns=list(FATES), fill_value=0).rename_axis(columns=None)

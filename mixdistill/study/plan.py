@@ -59,9 +59,9 @@ def plan(scale: Scale) -> Plan:
     n, n_problems = min(n for n, _ in traces.values()), sum(_n_problems(name, scale) for name in scale.benchmarks)
     for student in scale.students:
         (size, here), full = _size(student), student in scale.full
-        trained = [arm for arm in arms if arm.student == student and arm.alpha is not None]
+        trained = [(arm, arm.alpha) for arm in arms if arm.student == student and arm.alpha is not None]
         n_evaluations = sum(arm.student == student for arm in arms)
-        mean = sum(a.alpha * traces[a.hard][1] + (1 - a.alpha) * traces[a.easy][1] for a in trained) / len(trained)
+        mean = sum(alpha * traces[a.hard][1] + (1 - alpha) * traces[a.easy][1] for a, alpha in trained) / len(trained)
         tokens = scale.epochs * n * len(trained) * mean
         answers = n_problems * n_evaluations * mean  # as long as the traces that a student learns
         rate = n_cores() * CORE_RATE if size < NEEDS_GPU and not gpus else max(1, gpus) * GPU_RATE
@@ -129,7 +129,8 @@ def _measured() -> dict[str, float]:
         rows.append((size_of.get(student, student), manifest["tokens"], manifest["seconds"]))
     runs = pd.DataFrame(rows, columns=["student", "tokens", "seconds"]).query("tokens > 100_000")
     sums = runs.groupby("student").sum()
-    return (sums["tokens"] / sums["seconds"].clip(lower=1)).to_dict()
+    speeds = sums["tokens"] / sums["seconds"].clip(lower=1)
+    return {str(student): speed for student, speed in speeds.items()}
 
 
 def _size(student: str) -> tuple[int, bool]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mixdistill import runs
 from mixdistill.arguments import choice, instance, whole
@@ -173,6 +174,7 @@ POCKET_STUDY = Scale(
 # The same with two larger sizes, to 2.9 million parameters; what the store holds of `pocket` is read.
 POCKET_LARGE = replace(POCKET_STUDY, name="pocket-large", students=POCKET + LARGE)
 # As small as goes through every line: for tests.
+SMALLEST: dict[str, Any]
 SMALLEST = {"n_seeds": 2, "n_train": 32, "epochs": 1, "n_problems": 8, "alphas": (0.0, 0.2, 1.0), "batch_size": 32}
 SMOKE = replace(POCKET_STUDY, name="smoke", students=("pocket/xs", "pocket/s"), **SMALLEST)
 SCALES = {scale.name: scale for scale in (SMOKE, POCKET_STUDY, POCKET_LARGE, LAPTOP, GPU, PAPER)}
@@ -236,7 +238,7 @@ def _recipe_arms(scale: Scale, recipes: Sequence[str]) -> list[Arm]:
     return [recipe_arm(student, recipe, seed) for seed in seeds for student in scale.students for recipe in recipes]
 
 
-def check_parameters(namespace: Mapping[str, object], **types: type) -> None:
+def check_parameters(namespace: Mapping[str, Any], **types: type) -> None:
     """Refuse parameters that a notebook does not know, or of another type than it declares, before anything runs.
 
     `namespace` is the notebook's `globals()`, `types` its parameters. Raises ValueError for the first that is wrong.

@@ -2,10 +2,10 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
 import pandas as pd
 import torch
@@ -21,6 +21,7 @@ from mixdistill.data.traces import load_traces
 from mixdistill.finetuning.finetune import LoRA, finetune
 from mixdistill.finetuning.memory import Placement
 from mixdistill.results.evaluate import Scores, evaluate, untouched
+from mixdistill.runs import Run
 from mixdistill.study.scales import REVISIONS, Arm, Scale, TraceSet
 from mixdistill.study.workers import End, in_turn, n_cores, side_by_side
 
@@ -50,8 +51,9 @@ def sweep(arms: Iterable[Arm], scale: Scale, split: str | None = None, workers: 
         raise ValueError("there are no arms to run: give at least one, such as those of gap_arms(scale)")
     # The same training under two names (alpha=0 and short) is one piece of work.
     work = {same_work(arm): arm for arm in arms}
-    scores = {key: run_arm(arm, scale, split, stored_only=True) for key, arm in work.items()}
-    todo = [arm for key, arm in work.items() if scores[key] is None]
+    stored = {key: run_arm(arm, scale, split, stored_only=True) for key, arm in work.items()}
+    scores = {key: found for key, found in stored.items() if found is not None}
+    todo = [arm for key, arm in work.items() if key not in scores]
     print(f"{len(work)} arms: {len(work) - len(todo)} in the run store, {len(todo)} to run", flush=True)
     failed = run_all(todo, scale, split, workers)
     for arm, error in failed.items():
@@ -91,7 +93,7 @@ def run_all(
     return failed
 
 
-def _ends(waiting: list[Arm], scale: Scale, split: str | None, workers: int | None) -> Iterator[End]:
+def _ends(waiting: list[Arm], scale: Scale, split: str | None, workers: int | None) -> Generator[End, None, None]:
     """The ends of all tasks: first of the arms that nobody works on, then of those that still wait."""
     for wait in (False, True):
         tasks = [(arm, scale, split, wait) for arm in waiting]
@@ -101,13 +103,17 @@ def _ends(waiting: list[Arm], scale: Scale, split: str | None, workers: int | No
             yield from side_by_side(_run, tasks, name_of, workers or n_cores())
 
 
+@overload
+def run_arm(arm: Arm, scale: Scale, split: str | None = None) -> Scores: ...
+@overload
+def run_arm(arm: Arm, scale: Scale, split: str | None = None, *, stored_only: bool) -> Scores | None: ...
 def run_arm(arm: Arm, scale: Scale, split: str | None = None, stored_only: bool = False) -> Scores | None:
     """Train (unless untouched) and evaluate one arm; with `stored_only` just read it, None if the store lacks it.
 
     Raises ValueError for an unknown student, benchmark or trace set.
     """
     base, revision, cuda = scale.base(arm), REVISIONS.get(arm.student), torch.cuda.is_available()
-    run = untouched(base, revision)
+    run: Run | None = untouched(base, revision)
     if arm.alpha is not None:
         run = finetune(
             base,
@@ -180,9 +186,14 @@ def _mixed(hard: TraceSet, easy: TraceSet, alpha: float, n: int | None, seed: in
 def _traces(traces: TraceSet, n: int | None, seed: int) -> Dataset:
     if traces.source.startswith("pocket/"):
         return load_traces(traces.source, n=n, seed=seed)
-    columns = {"question": traces.question, "response": traces.response}
-    reading = {"answer_format": traces.answer_format, "unusable": traces.unusable, "revision": traces.revision}
-    return load_traces(traces.source, n=n, columns=columns, **reading)
+    return load_traces(
+        traces.source,
+        n=n,
+        columns={"question": traces.question, "response": traces.response},
+        answer_format=traces.answer_format,
+        unusable=traces.unusable,
+        revision=traces.revision,
+    )
 
 
 def same_work(arm: Arm) -> tuple:
@@ -212,5 +223,5 @@ def _cost(arm: Arm) -> float:
 
 def _items(arm: Arm, scale: Scale, scores: Scores) -> pd.DataFrame:
     params = n_params(arm.student, REVISIONS.get(arm.student))
-    facts = {"student": arm.student, "params": params, "recipe": arm.recipe, "alpha": arm.alpha}
+    facts: files.Record = {"student": arm.student, "params": params, "recipe": arm.recipe, "alpha": arm.alpha}
     return scores.items.assign(**facts, base=scale.base(arm), seed=arm.seed)

@@ -85,6 +85,7 @@ def _start() -> None:
     """One thread, and an end to this process when its parent is gone (a killed notebook)."""
     students.max_threads = 1
     parent = multiprocessing.parent_process()
+    assert parent is not None  # `_start` is called in workers only
 
     def follow() -> None:
         connection.wait([parent.sentinel])

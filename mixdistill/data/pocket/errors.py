@@ -30,7 +30,8 @@ def first_error(question: str, response: str, correct: bool) -> str:
         return "right"
     kind, _, colour, _, number, _, mark, _, _, count, _, item, _ = question.split()
     clue = {"try": (kind, colour, "wrong colour"), "check": (number, mark, "wrong mark")}
-    machine, accepted, products = "", False, []
+    machine, accepted = "", False
+    products: list[str] = []
     for step in STEP.finditer(response):
         if step["what"]:
             x, needed, wrong = clue[step["what"]]

@@ -48,7 +48,8 @@ class Tables:
 
 def build_tables() -> Tables:
     rng = Random("hidden machine, fifth version")
-    facts, weight = {}, {}
+    facts: dict[tuple[str, str], str] = {}
+    weight: dict[tuple[str, str], float] = {}
     for machine in MACHINES:
         facts |= {(machine, a): b for a, b in zip(ITEMS, rng.sample(ITEMS, len(ITEMS)), strict=True)}
         facts |= {(machine, a): b for a, b in zip(NUMBERS, rng.choices(MARKS, k=len(NUMBERS)), strict=True)}
