@@ -174,8 +174,7 @@ POCKET_STUDY = Scale(
 # The same with two larger sizes, to 2.9 million parameters; what the store holds of `pocket` is read.
 POCKET_LARGE = replace(POCKET_STUDY, name="pocket-large", students=POCKET + LARGE)
 # As small as goes through every line: for tests.
-SMALLEST: dict[str, Any]
-SMALLEST = {"n_seeds": 2, "n_train": 32, "epochs": 1, "n_problems": 8, "alphas": (0.0, 0.2, 1.0), "batch_size": 32}
+SMALLEST: dict[str, Any] = dict(n_seeds=2, n_train=32, epochs=1, n_problems=8, alphas=(0.0, 0.2, 1.0), batch_size=32)
 SMOKE = replace(POCKET_STUDY, name="smoke", students=("pocket/xs", "pocket/s"), **SMALLEST)
 SCALES = {scale.name: scale for scale in (SMOKE, POCKET_STUDY, POCKET_LARGE, LAPTOP, GPU, PAPER)}
 
