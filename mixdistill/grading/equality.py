@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeAlias
 
 import sympy
 from latex2sympy2_extended import NormalizationConfig
@@ -92,7 +93,7 @@ AMBIGUOUS = re.compile(  # what `parse` drops or guesses at: number bases, Gauss
     r"(?:[A-Za-z(]|\\(?!\\|cdot|times|div|cup|pm|[lgn]e|r|end))"
 )
 PRODUCT = r"((?<![\^_])\d|\)|[^x]\}) ?(?=\()|(?<=[})])(?<!x\}) ?(?=\\(?:frac|binom))|(?<=\d) ?(?=\\binom)"  # no sum
-Parsed = sympy.Basic | sympy.MatrixBase
+Parsed: TypeAlias = sympy.Basic | sympy.MatrixBase
 
 
 class Unreadable(Exception):

@@ -26,6 +26,7 @@ from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, number_v
 SECONDS = 4.0  # of processor time for the comparison of one answer; twice as much by the clock
 MAX_CHARS = 2000  # no final answer is that long; longer ones are equal only if they are the same text
 N_WORKERS = min(8, os.cpu_count() or 1)
+WORKER = Path(__file__).with_name("worker.py")
 
 
 @dataclass(frozen=True)
@@ -143,20 +144,21 @@ def _ask_worker(pair: tuple[str, str]) -> str:
     worker = getattr(_thread, "worker", None)
     if worker is None or worker.poll() is not None:
         worker = _thread.worker = _start_worker()
+    assert worker.stdout is not None  # `_start_worker` makes a pipe of it
     try:
         print(json.dumps([*pair, SECONDS]), file=worker.stdin, flush=True)
         verdict = worker.stdout.readline().strip()
     except BrokenPipeError:
         verdict = ""
     if not verdict and _end_worker(worker) > 0:
-        raise RuntimeError(f"the process that compares answers failed: `python {worker.args[-1]}` shows why")
+        raise RuntimeError(f"the process that compares answers failed: `python {WORKER}` shows why")
     return verdict or "limit"
 
 
 def _start_worker() -> subprocess.Popen[str]:
     # -P and the path instead of -m: `import mixdistill` would load torch. Sympy's results depend on the hash seed.
     worker = subprocess.Popen(
-        [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))],
+        [sys.executable, "-P", str(WORKER)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
