@@ -9,7 +9,6 @@ import math
 import numbers
 import os
 import re
-import sys
 from collections.abc import Collection
 from typing import Any, TypeVar, overload
 
@@ -35,11 +34,15 @@ def whole(name: str, value: Any, low: int = 1, high: int | None = None, optional
 def number(name: str, value: Any, *, low: float = -math.inf, above: float = -math.inf, high: float = math.inf) -> float:
     """A finite number with low <= value <= high and above < value."""
     good = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not good or not (low <= value <= high and above < value <= sys.float_info.max):
+    try:
+        converted = float(value) if good else math.nan
+    except OverflowError:  # an integer above the largest float
+        converted = math.inf
+    if not (low <= converted <= high and above < converted < math.inf):
         bounds = {"at least": low, "above": above, "at most": high}
         rule = [f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound)]
         raise _refused(name, value, ", ".join(["it is a finite number", *rule]))
-    return float(value)
+    return converted
 
 
 def flag(name: str, value: T, optional: bool = False) -> T:

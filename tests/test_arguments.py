@@ -14,7 +14,9 @@ def test_a_whole_number_is_neither_a_flag_nor_a_float_nor_too_small(value):
         arguments.whole("epochs", value)
 
 
-@pytest.mark.parametrize("value", [True, "1e-3", None, float("nan"), float("inf"), 0, -1, 1j])
+@pytest.mark.parametrize(
+    "value", [True, "1e-3", None, float("nan"), float("inf"), np.float32("inf"), 10**400, 0, -1, 1j]
+)
 def test_a_number_is_finite_and_within_its_bounds(value):
     with pytest.raises(ValueError, match=r"lr is .*: it is a finite number, above 0$"):
         arguments.number("lr", value, above=0)
