@@ -55,7 +55,7 @@ def suitability(student: Student, traces: Dataset) -> dict[str, float]:
     for at in range(0, len(examples), ROWS):
         part = examples[at : at + ROWS]
         batch = pad(part, 0).to(student.device)
-        hidden = student.model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        hidden = student.model.base_model(**batch.inputs, use_cache=False).last_hidden_state
         logits = student.model.get_output_embeddings()(hidden.flatten(0, 1)[batch.predicts]).float()
         surprisal = F.cross_entropy(logits, batch.labels, reduction="none")
         rank = 1 + (logits > logits.gather(1, batch.labels[:, None])).sum(1).clamp(max=CLIP - 1)
