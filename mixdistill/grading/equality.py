@@ -72,6 +72,15 @@ UNIT = (
     r"cent|euro|yuan|yen|unit)s?(?: ?\^ ?[23])?"
 )
 UNITS = re.compile(rf"{UNIT}(?:(?: ?/ ?| per ){UNIT})?")  # all other words have to be a counted noun
+SHORT = {
+    **{"inch": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "hr": "h", "hour": "h", "minute": "min"},
+    **{"sec": "s", "second": "s", "ounce": "oz", "pound": "lb", "dollar": "$", "euro": "€"},
+    **{
+        prefix + name: letter + name[0]
+        for prefix, letter in (("", ""), ("milli", "m"), ("centi", "c"), ("kilo", "k"))
+        for name in ("meter", "metre", "gram", "liter", "litre")
+    },
+}
 WORDS = re.compile(r"[A-Za-z\s.,'-]*[A-Za-z]{3}[A-Za-z\s.,'-]*")
 # Letters that are a word and no product: `ab` and `xyz` are products.
 WORD = re.compile(r"(?=.*[aeiou])[A-Za-z]{3,}|no|on|is|in|of|to|at|by|an|or|if|so|up|as|be|do|go|we|us|it")
@@ -188,7 +197,20 @@ def _with_unit(text: str) -> tuple[str, str]:
     words = words if len(words) == 1 else words.lower()  # 7 M is not 7 m
     if not found or not (UNITS.fullmatch(words) or (NOUN.fullmatch(words) and not NO_NOUN.search(words))):
         return text, ""
-    return found[1], re.sub(r" |(?<=ch)es$|(?<=\w)s$", "", words)
+    return found[1], _unit_name(words)
+
+
+def _unit_name(words: str) -> str:
+    """One name for a unit: `cm^2` for `square centimeters`, `m/s` for `meters per second`."""
+    parts = re.split(" ?/ ?| per ", words)
+    if len(parts) > 1:
+        return "/".join(map(_unit_name, parts))
+    power, name, exponent = re.fullmatch(r"(?:(sq|cu)(?:uare|bic)? )?(.*?)(?: ?\^ ?([23]))?", words).groups()
+    plural, name = name, re.sub(r" |(?<=ch)es$|(?<=\w)s$", "", name)
+    if exponent and plural != name:
+        return words  # `inches^2` is no way to write a unit (Math-Verify's suite refuses it)
+    exponent = exponent or {"sq": "2", "cu": "3"}.get(power)
+    return SHORT.get(name, name) + (f"^{exponent}" if exponent else "")
 
 
 def _same_parsed(gold: str, answer: str) -> bool:
