@@ -205,7 +205,9 @@ def _unit_name(words: str) -> str:
     parts = re.split(" ?/ ?| per ", words)
     if len(parts) > 1:
         return "/".join(map(_unit_name, parts))
-    power, name, exponent = re.fullmatch(r"(?:(sq|cu)(?:uare|bic)? )?(.*?)(?: ?\^ ?([23]))?", words).groups()
+    found = re.fullmatch(r"(?:(sq|cu)(?:uare|bic)? )?(.*?)(?: ?\^ ?([23]))?", words)
+    assert found  # whatever the text
+    power, name, exponent = found.groups()
     plural, name = name, re.sub(r" |(?<=ch)es$|(?<=\w)s$", "", name)
     if exponent and plural != name:
         return words  # `inches^2` is no way to write a unit (Math-Verify's suite refuses it)
