@@ -88,7 +88,7 @@ def learnability_gap(
 
     Raises ValueError for another number of guesses than students, or one that is no number.
     """
-    sizes = np.sort(accuracy["params"].unique())
+    sizes = np.sort(accuracy.drop_duplicates("student")["params"])
     guess = [None] * len(sizes) if guess is None else instance("guess", guess, Sequence)
     if len(guess) != len(sizes):
         raise ValueError(f"guess has {len(guess)} numbers: give {len(sizes)}, one a student, smallest first, or None")
