@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -22,7 +22,6 @@ from mixdistill.data.chat import Example, prompt_fingerprint, render_traces
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.data.students import Student, fingerprint, load_student, load_tokenizer
 from mixdistill.data.traces import check_traces
-from mixdistill.files import Record
 from mixdistill.finetuning import gpus, memory
 from mixdistill.finetuning.attention import VARLEN, attention_for
 from mixdistill.finetuning.batches import NOTHING, batch_of, pack, pad, token_groups
@@ -84,12 +83,15 @@ def finetune(
         train: traces (`load_traces`, `mix`).
         lora: adapters; None trains all weights.
         lr: peak learning rate; None takes the pocket students' own, or the paper's (1e-4 with LoRA, 1e-5 without).
+        epochs: passes over `train`.
         batch_size: examples a step, over all GPUs.
         max_tokens: longest example; None means the student's context.
         too_long: what to do with longer examples, `error` or `drop` (listed in the manifest).
         thinking: the switch of a chat template that has one; None leaves it to the template.
         seed: of adapter weights and order of the examples.
+        revision: commit of a Hub model.
         on: where it is computed. When memory runs out, the loop goes on with shorter passes, then checkpointing.
+        progress: print a line now and then.
         stored_only: train nothing; return None if the store has no such run.
 
     Raises:
@@ -107,7 +109,7 @@ def finetune(
     arguments.instance("on", on, Placement)
     arguments.flag("progress", progress)
     arguments.flag("stored_only", stored_only)
-    config: Record = {
+    config: dict[str, Any] = {
         "version": TRAINING_VERSION,
         "student": student,
         "revision": arguments.text("revision", revision, optional=True),
@@ -121,9 +123,9 @@ def finetune(
         "too_long": arguments.choice("too_long", too_long, ("error", "drop")),
         "seed": arguments.whole("seed", seed, low=0, high=2**63 - 1),
     }
-    with Progress(f"seed {seed}", progress and gpus.RANK == 0) as shown:  # from here: large files take long to hash
+    with Progress(f"seed {seed}", progress and gpus.rank() == 0) as shown:  # from here: large files take long to hash
         config["fingerprint"] = fingerprint(student, revision)
-        config["prompt"] = prompt_of(student, revision, config["fingerprint"], thinking)
+        config["prompt"] = prompt_fingerprint(load_tokenizer(student, revision), thinking)
         run = runs.run_of(config)
         if gpus.agreed(runs.finished(run)):
             runs.once(run.folder, "manifest.json", dict)  # sweeps up after a process that was killed at its very end
@@ -134,7 +136,7 @@ def finetune(
         launches = gpus.to_launch(on)
         if not launches:
             with _one_at_a_time:
-                train_run(run, train, lora, replace(on, gpus=gpus.WORLD), shown)
+                train_run(run, train, lora, replace(on, gpus=gpus.world()), shown)
     if launches:
         chosen = ("lr", "epochs", "batch_size", "max_tokens", "too_long", "thinking", "seed", "revision")
         placed = {"student": student, "train": train, "lora": lora, "on": on, "progress": progress}
@@ -159,7 +161,7 @@ def train_run(run: Run, train: Dataset, lora: LoRA | None, on: Placement, shown:
         if not on.shard:
             student.model.to(device)
         loss_of = ResponseLoss(student.model, half)
-        if gpus.RANK == 0:
+        if gpus.rank() == 0:
             check_loss(student, loss_of)
         if on.shard:
             gpus.shard(loss_of)
@@ -184,7 +186,7 @@ def loop(
     loss_of: ResponseLoss,
     on: Placement,
     shown: Progress,
-) -> Record:
+) -> dict[str, Any]:
     """The training loop, in which every process of a run takes its share of each step; returns the manifest."""
     started, config, model = time.monotonic(), run.config, student.model
     batch_size, n_steps = config["batch_size"], math.ceil(len(examples) / config["batch_size"]) * config["epochs"]
@@ -237,22 +239,24 @@ def loop(
     # ------------------------------------------------------------------------------------------------------------------
 
     save_trained(run.folder, model, student)
-    if gpus.RANK > 0:
+    if gpus.rank() > 0:
         return {}
     text = "".join(json.dumps(row) + "\n" for row in log)
     files.replace(run.folder / "metrics.jsonl", lambda path: path.write_text(text))
     kept = {example.row for example in examples}
     facts = {
         "n_examples": len(examples),
+        "n_too_long_dropped": len(train) - len(examples),
         "rows_too_long_dropped": [row for row in range(len(train)) if row not in kept],
         "n_steps": n_steps,
         "n_steps_in_bfloat16": n_half,  # the others are in float32
+        "n_trained_params": sum(p.numel() for p in parameters),
         "tokens": sum(row["tokens"] for row in log),
         "supervised_tokens": sum(row["supervised_tokens"] for row in log),
         "tokens_per_second": round(shown.tokens / shown.seconds(), 1),
         "seconds": round(before["seconds"] + time.monotonic() - started, 2),
         "seed": config["seed"],
-        "processes": gpus.WORLD,
+        "processes": gpus.world(),
         "attention": model.config._attn_implementation,
         "placement": asdict(on),
         "peak_memory_bytes": peak_memory(),
@@ -268,8 +272,8 @@ def accumulate_gradients(
     Returns: that loss, a scalar; None, in all processes, if the memory ran out in one.
     """
     device, packed = gpus.join(), loss_of.model.config._attn_implementation == VARLEN
-    lengths = [len(example.input_ids) for example in batch]
-    groups = token_groups(lengths, on.tokens or max(lengths), packed, gpus.RANK, gpus.WORLD)
+    assert on.tokens is not None  # `pass_tokens` has filled it in
+    groups = token_groups([len(e.input_ids) for e in batch], on.tokens, packed, gpus.rank(), gpus.world())
     loss, ran_out = torch.zeros((), device=device), False
     try:
         for done, group in enumerate(groups, start=1):
@@ -324,12 +328,6 @@ def default_lr(student: str, lora: LoRA | None) -> float:
         return FULL_LR
     size = next((size for size, bases in POCKET_BASES.items() if student in bases), student)
     return POCKET_LR.get(size, LORA_LR)
-
-
-@lru_cache(maxsize=64)
-def prompt_of(student: str, revision: str | None, fingerprint: str, thinking: bool | None) -> str:
-    """What identifies a student's rendered prompt; `fingerprint` tells it from another student of that name."""
-    return prompt_fingerprint(load_tokenizer(student, revision), thinking)
 
 
 def data_fingerprint(train: Dataset) -> str:

@@ -26,12 +26,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mixdistill import runs
 from mixdistill.data.students import decoder_layers
-from mixdistill.files import Record
 from mixdistill.finetuning.loss import ResponseLoss
 from mixdistill.finetuning.memory import Placement
 
-# How many processes torchrun or `accelerate launch` has started, and which of them this is.
-WORLD, RANK = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
 T = TypeVar("T")
 
 
@@ -40,14 +37,14 @@ def to_launch(on: Placement) -> bool:
     is.
     """
     n = torch.cuda.device_count()
-    if on.gpus > max(n, WORLD, 1):
+    if on.gpus > max(n, world(), 1):
         raise ValueError(f"gpus is {on.gpus}, this machine has {n}: ask for at most that many")
-    if on.shard and max(on.gpus, WORLD) == 1:
+    if on.shard and max(on.gpus, world()) == 1:
         raise ValueError("shard is True on 1 GPU: the weights are shared out over several, set gpus")
-    return on.gpus > 1 and WORLD == 1
+    return on.gpus > 1 and world() == 1
 
 
-def launch(arguments: Record, processes: int) -> None:
+def launch(arguments: dict[str, Any], processes: int) -> None:
     """Call `finetune` in so many new processes of this machine; no fork, as CUDA may be in use here.
 
     Raises RuntimeError if they fail, with what the first said.
@@ -81,6 +78,15 @@ def main() -> None:
     finetune(**pickle.loads(Path(sys.argv[1]).read_bytes()))
 
 
+def world() -> int:
+    """How many processes were started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
 @lru_cache(maxsize=1)
 def join() -> torch.device:
     """This process's device. The first call joins the processes, which wait for each other as long as it takes: another
@@ -90,7 +96,7 @@ def join() -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if WORLD > 1:  # what lies on the CPU goes through gloo, and waits for no GPU
+    if world() > 1:  # what lies on the CPU goes through gloo, and waits for no GPU
         dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", timeout=timedelta(days=7))
         atexit.register(dist.destroy_process_group)
     return device
@@ -99,7 +105,7 @@ def join() -> torch.device:
 def agreed(value: Any) -> Any:
     """The first process's value, in all."""
     values = [value]
-    if WORLD > 1:
+    if world() > 1:
         join()
         dist.broadcast_object_list(values, src=0)
     return values[0]
@@ -107,7 +113,7 @@ def agreed(value: Any) -> Any:
 
 def add_up(tensors: Iterable[torch.Tensor]) -> None:
     """Put the sum over the processes in the place of each tensor, in all."""
-    for tensor in tensors if WORLD > 1 else ():
+    for tensor in tensors if world() > 1 else ():
         dist.all_reduce(tensor)
 
 
@@ -127,14 +133,14 @@ def in_turn(load: Callable[[], T]) -> T:
     return loaded
 
 
-def once(run: runs.Run, work: Callable[[], Record]) -> None:
+def once(run: runs.Run, work: Callable[[], dict[str, Any]]) -> None:
     """`runs.once` for all processes: the first holds the lock, and tells the others when there is work."""
 
-    def together() -> Record:
+    def together() -> dict[str, Any]:
         agreed(True)
         return work()
 
-    if RANK == 0:
+    if rank() == 0:
         runs.once(run.folder, "manifest.json", together)
         agreed(False)
     else:
@@ -144,7 +150,7 @@ def once(run: runs.Run, work: Callable[[], Record]) -> None:
 
 def shard(loss_of: ResponseLoss) -> None:
     """Leave this process its share of each layer's weights (FSDP2)."""
-    mesh = init_device_mesh(join().type, (WORLD,))
+    mesh = init_device_mesh(join().type, (world(),))
     # In bfloat16 weights travel as autocast would use them, gradients in full.
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in [*decoder_layers(loss_of.model), loss_of]:

@@ -61,7 +61,8 @@ def more_frugal(on: Placement, longest: int) -> Placement:
     """The next placement after one whose memory ran out: a quarter of the tokens, down to the longest example; then
     checkpointing. Raises MemoryError where nothing is left to give up.
     """
-    if on.tokens and on.tokens > longest:
+    assert on.tokens is not None  # `pass_tokens` has filled it in
+    if on.tokens > longest:
         return replace(on, tokens=max(longest, on.tokens // 4))
     if not on.checkpointing:
         return replace(on, checkpointing=True)

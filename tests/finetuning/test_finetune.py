@@ -1,6 +1,5 @@
 import itertools
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -117,8 +116,8 @@ def test_a_step_in_many_passes_equals_one_big_batch(monkeypatch, tmp_path, token
     parts = finetune("pocket/xs", pocket_train(13), **settings, on=Placement(tokens=tokens))
     assert parts.config == whole.config
     assert parts.metrics()["loss"].to_list() == pytest.approx(whole.metrics()["loss"].to_list(), rel=1e-6)
-    for name, weight in adapter(whole).items():  # AdamW divides by a gradient that may be rounding alone; lr is 5e-3
-        torch.testing.assert_close(adapter(parts)[name], weight, rtol=1e-3, atol=1e-4)
+    for name, weight in adapter(whole).items():
+        torch.testing.assert_close(adapter(parts)[name], weight, rtol=1e-3, atol=1e-5)
 
 
 def test_adapters_sit_on_all_linear_layers_but_the_head(qwen, llama):
@@ -270,19 +269,3 @@ def test_the_schedule_warms_up_and_ends_near_zero():
     assert max(values) == values[9] == 1.0
     assert values[-1] < 0.001
     assert values[9:] == sorted(values[9:], reverse=True)
-
-
-def test_threads_of_one_process_take_turns_and_train_what_each_trains_alone(monkeypatch, tmp_path):
-    train = pocket_train(8)
-    alone = [finetune("pocket/xs", train, **SETTINGS, seed=seed) for seed in range(3)]
-    monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "threads"))
-    with ThreadPoolExecutor(3) as pool:
-        together = list(pool.map(lambda seed: finetune("pocket/xs", train, **SETTINGS, seed=seed), range(3)))
-    assert all(same(adapter(left), adapter(right)) for left, right in zip(alone, together, strict=True))
-
-
-def test_a_rate_that_is_far_too_high_ends_at_the_second_step_and_leaves_the_folder():
-    with pytest.raises(RuntimeError, match=r"is nan .* at step 2: lower lr"):
-        finetune("pocket/xs", pocket_train(), **SETTINGS | {"lr": 1e30})
-    (folder,) = runs.runs_dir().glob("pocket-xs-*")
-    assert (folder / "not_finite.json").is_file()
