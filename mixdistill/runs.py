@@ -32,7 +32,7 @@ from mixdistill.files import Record, damaged, delete, digest, key, lock, read_js
 
 REPO = Path(__file__).parents[1]
 VERSIONS = ("mixdistill", "torch", "transformers", "peft", "datasets")
-_one_at_a_time = threading.RLock()  # transformers loads, and torch draws, for one thread of a process
+one_at_a_time = threading.RLock()  # transformers loads, and torch draws, for one thread of a process
 
 
 def runs_dir() -> Path:
@@ -187,7 +187,7 @@ def once(folder: Path, last_file: str, work: Callable[[], Record]) -> None:
     left = any((folder / name).exists() for name in (".lock", "checkpoint.pt"))  # by a kill after the last file
     if last.is_file() and not left:
         return
-    with _one_at_a_time, lock(folder):
+    with one_at_a_time, lock(folder):
         sweep_up(folder, held=folder)
         if not last.is_file():
             write_json(last, work())

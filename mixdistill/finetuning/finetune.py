@@ -7,7 +7,6 @@
 import hashlib
 import json
 import math
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -50,8 +49,6 @@ LORA_LR, FULL_LR = 1e-4, 1e-5  # the paper's, for everybody else
 BETAS = (0.9, 0.98)  # 0.999 would average over more steps than a short run has
 WARMUP = 0.1  # share of the steps
 CHECKPOINT_EVERY = 50  # steps
-
-_one_at_a_time = threading.Lock()  # torch draws first adapter weights for one thread of a process
 
 
 def finetune(
@@ -135,7 +132,7 @@ def finetune(
         shown.label = f"{run.config['student']}, seed {seed}"
         launches = gpus.to_launch(on)
         if not launches:
-            with _one_at_a_time:
+            with runs.one_at_a_time:
                 train_run(run, train, lora, replace(on, gpus=gpus.world()), shown)
     if launches:
         chosen = ("lr", "epochs", "batch_size", "max_tokens", "too_long", "thinking", "seed", "revision")
@@ -175,7 +172,6 @@ def train_run(run: Run, train: Dataset, lora: LoRA | None, on: Placement, shown:
         if not memory.is_out_of_memory(error):
             raise
         raise memory.advice(error, on) from error
-    files.delete(run.folder / "checkpoint.pt")
 
 
 def loop(

@@ -6,12 +6,13 @@ the run store.
 """
 
 import atexit
+import json
 import os
-import pickle
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from datasets import Dataset
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -26,6 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mixdistill import runs
 from mixdistill.data.students import decoder_layers
+from mixdistill.finetuning.lora import LoRA
 from mixdistill.finetuning.loss import ResponseLoss
 from mixdistill.finetuning.memory import Placement
 
@@ -61,10 +64,9 @@ def launch(arguments: dict[str, Any], processes: int) -> None:
         signals_to_handle="SIGHUP",  # and not Ctrl-C: the handlers stay when the processes are gone
     )
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "arguments.pickle")
-        file.write_bytes(pickle.dumps(arguments))
+        write_arguments(Path(folder), arguments)
         try:
-            elastic_launch(config, sys.executable)("-m", "mixdistill.finetuning.gpus", str(file))
+            elastic_launch(config, sys.executable)("-m", "mixdistill.finetuning.gpus", folder)
         except ChildFailedError as error:
             said = error.get_first_failure()[1].message
             raise RuntimeError(f"training in {processes} processes failed: {said}") from error
@@ -75,7 +77,22 @@ def main() -> None:
     """What each process that `launch` starts runs."""
     from mixdistill.finetuning.finetune import finetune  # which imports this module
 
-    finetune(**pickle.loads(Path(sys.argv[1]).read_bytes()))
+    finetune(**read_arguments(Path(sys.argv[1])))
+
+
+def write_arguments(folder: Path, arguments: dict[str, Any]) -> None:
+    """Put the arguments of `finetune` into a folder, for processes to come; no pickle, which could run anything."""
+    arguments["train"].to_parquet(folder / "train.parquet")
+    given = {name: value for name, value in arguments.items() if name != "train"}
+    (folder / "arguments.json").write_text(json.dumps(given, default=asdict))
+
+
+def read_arguments(folder: Path) -> dict[str, Any]:
+    """What `write_arguments` has written."""
+    train = Dataset.from_parquet(str(folder / "train.parquet"), cache_dir=str(folder))
+    given = json.loads((folder / "arguments.json").read_text())
+    lora = LoRA(**given["lora"]) if given["lora"] else None
+    return given | {"train": train, "lora": lora, "on": Placement(**given["on"])}
 
 
 def world() -> int:

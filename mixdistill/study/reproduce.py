@@ -18,8 +18,7 @@ from mixdistill.runs import REPO, runs_dir, shown
 from mixdistill.study.plan import check_machine
 from mixdistill.study.scales import SCALES, get_scale
 
-# The tour shows the results of the others, so it comes last.
-NOTEBOOKS = ("01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism", "00_tour")
+NOTEBOOKS = ("00_tour", "01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism")
 
 
 def reproduce(scale: str, n_seeds: int = 0) -> Path:
@@ -56,7 +55,8 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object]) -> Non
     # of the file system, whose paths may have 107 characters, in a folder of their own.
     posix = os.name == "posix"
     for left in Path("/tmp").glob("mixdistill-kernel-*"):  # by processes that were killed
-        if not psutil.pid_exists(int(left.name.split("-")[2])):
+        pid = left.name.split("-")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
     prefix = f"mixdistill-kernel-{os.getpid()}-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir="/tmp" if posix else None) as sockets:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 
 from mixdistill import LoRA, Placement, finetune, load_student, load_traces
 from mixdistill.finetuning.checkpoints import load_trained
-from mixdistill.finetuning.gpus import launch
+from mixdistill.finetuning.gpus import launch, write_arguments
 from mixdistill.runs import Run, runs_dir
 
 # 13 examples of unequal length in steps of 4: the last step of an epoch has one, and one process has nothing to do.
@@ -50,12 +49,14 @@ def started(
     tmp_path, given: dict, patch: str = "", launcher: str = "torch.distributed.run --standalone --nproc-per-node=2"
 ):
     """Two processes of a script that calls `finetune`, after a few lines that change the module `m`."""
-    (tmp_path / "given.pickle").write_bytes(pickle.dumps(given))
-    script = f"""import os, pickle, sys, torch
+    write_arguments(tmp_path, given)
+    script = f"""import os, sys, torch
+from pathlib import Path
 from mixdistill.finetuning import finetune as m
+from mixdistill.finetuning.gpus import read_arguments
 m.CHECKPOINT_EVERY = 3
 {patch}
-m.finetune(**pickle.load(open({str(tmp_path / "given.pickle")!r}, "rb")))
+m.finetune(**read_arguments(Path({str(tmp_path)!r})))
 """
     (tmp_path / "script.py").write_text(script)
     return subprocess.run(
