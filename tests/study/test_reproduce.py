@@ -83,7 +83,7 @@ def undisturbed(tmp_path_factory) -> tuple[Path, str]:
 
 def test_it_shows_progress_and_ends_with_the_gaps_and_the_figures(undisturbed):
     store, output = undisturbed
-    assert "[2/5] notebooks/02_learnability_gap.ipynb" in output
+    assert "[3/5] notebooks/02_learnability_gap.ipynb" in output
     assert "min left" in output
     assert "mix_long-best" in output
     for name in ("01_trace_lengths", "02_learnability_gap", "03_mix_distillation"):
