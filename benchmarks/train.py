@@ -25,11 +25,14 @@ import os
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from statistics import median
+from types import ModuleType
+from unittest.mock import patch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -54,31 +57,22 @@ BATCH = 32  # examples a step
 LR = 1e-3
 LORA = LoRA()
 
-# Shapes of the Qwen2.5 models (their config.json on the Hub); the weights are random, which costs the same.
+# Shapes of the Qwen2.5 models (their config.json on the Hub), in the order of `SIZES`; the weights are random, which
+# costs the same. Only 7B's head is its own.
 SHAPES = {
-    "qwen2.5-0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
-    "qwen2.5-1.5b": {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-    },
-    "qwen2.5-7b": {
-        "hidden_size": 3584,
-        "intermediate_size": 18_944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-    },
-    "tiny": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    },  # for tests
+    "qwen2.5-0.5b": (896, 4864, 24, 14, 2, 151_936),
+    "qwen2.5-1.5b": (1536, 8960, 28, 12, 2, 151_936),
+    "qwen2.5-7b": (3584, 18_944, 28, 28, 4, 152_064),
+    "tiny": (64, 128, 2, 4, 2, 1000),  # for tests
 }
-KEY_HEADS = {"qwen2.5-7b": 4}  # else 2
-VOCABULARY = {"qwen2.5-7b": 152_064, "tiny": 1000}  # else 151,936; only 7B's head is its own
-
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
 
 # Dense bfloat16 peak of one GPU in FLOP/s, from NVIDIA's data sheets; matched in this order within the device's name.
 PEAK_FLOPS = {
@@ -184,7 +178,7 @@ def flops_per_token(model: torch.nn.Module) -> int:
 
 def run_ours(student: str, train: Dataset, seed: int) -> Measured:
     clock = Clock()
-    with Peak() as peak, clock.starting_at(training, "batch_of"), clock.ending_at(training, "save_trained"):
+    with Peak() as peak, calling(clock.start, training, "batch_of"), calling(clock.end, training, "save_trained"):
         run = finetune(
             student,
             train,
@@ -329,9 +323,7 @@ def random_student(name: str, folder: Path) -> str:
     """Folder of a model of a Qwen2.5 shape with random weights, and the pocket world's tokenizer."""
     torch.manual_seed(0)
     config = Qwen2Config(
-        **SHAPES[name],
-        vocab_size=VOCABULARY.get(name, 151_936),
-        num_key_value_heads=KEY_HEADS.get(name, 2),
+        **dict(zip(SIZES, SHAPES[name], strict=True)),
         max_position_embeddings=32_768,
         tie_word_embeddings=name != "qwen2.5-7b",
     )
@@ -367,27 +359,18 @@ class Clock(TrainerCallback):
     def on_train_end(self, args, state, control, **_) -> None:
         self.end()
 
-    def starting_at(self, module, name: str) -> contextlib.AbstractContextManager:
-        return calling(self.start, module, name)
-
-    def ending_at(self, module, name: str) -> contextlib.AbstractContextManager:
-        return calling(self.end, module, name)
-
 
 @contextlib.contextmanager
-def calling(first, module, name: str):
-    """Call `first` before a module's function, whenever that is called."""
+def calling(first: Callable[[], None], module: ModuleType, name: str) -> Iterator[None]:
+    """Inside, `first` is called before a module's function, whenever that is called."""
     function = getattr(module, name)
 
     def both(*args, **kwargs):
         first()
         return function(*args, **kwargs)
 
-    setattr(module, name, both)
-    try:
+    with patch.object(module, name, both):
         yield
-    finally:
-        setattr(module, name, function)
 
 
 class Peak(contextlib.AbstractContextManager):

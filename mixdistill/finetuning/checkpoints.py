@@ -6,7 +6,6 @@ processes, and may be read by another number. (accelerate up to 1.15 wrote rank 
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -19,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from mixdistill import files, runs
 from mixdistill.data.students import Student, load_student
+from mixdistill.files import Record
 from mixdistill.finetuning import gpus
 from mixdistill.runs import Run
 
@@ -26,9 +26,7 @@ from mixdistill.runs import Run
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
-def save_checkpoint(
-    run: Run, progress: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def save_checkpoint(run: Run, progress: Record, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write `checkpoint.pt`; called by all processes, written by the first.
 
     Arguments:
@@ -44,9 +42,7 @@ def save_checkpoint(
         files.replace(run.folder / "checkpoint.pt", lambda path: torch.save(state, path))
 
 
-def load_checkpoint(
-    run: Run, n_steps: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any] | None:
+def load_checkpoint(run: Run, n_steps: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Record | None:
     """Restore parameters and optimizer; returns the `progress` that was saved, None without a checkpoint.
 
     Raises ValueError if the file is damaged, of another run, or does not fit this one.

@@ -79,12 +79,11 @@ def trainable_model(student: Student, lora: LoRA | None, seed: int, fused: bool 
 
 
 def fuse(model: PeftModel) -> None:
-    """Let adapted layers compute x W^T + s x A^T B^T with a backward pass of their own: peft's function up to rounding.
+    """Let adapted layers compute x W^T + s x A^T B^T in one product: peft's function up to rounding.
 
-    In float32 they multiply once, by W + s B A: on a CPU the many small operations of peft cost a pocket student more
-    than their FLOPs, 27 to 34% of a step (`benchmarks/README.md`). In bfloat16 that sum would be rounded away, and so
-    would x A^T B^T, added to an output that is rounded already, which is what peft does: a first step of SmolLM2-135M
-    then lowers its loss by .03 less than in float32. There one product over [x, x A^T] sums both before it rounds.
+    On a CPU the many small operations of peft cost a pocket student more than their FLOPs, 27 to 34% of a step
+    (`benchmarks/README.md`). In bfloat16 peft adds x A^T B^T to an output that is rounded already: a first step of
+    SmolLM2-135M then lowers its loss by .03 less than in float32.
     """
     for layer in model.modules():
         if isinstance(layer, Linear):
@@ -95,13 +94,14 @@ def _fused_forward(layer: Linear, x: torch.Tensor) -> torch.Tensor:
     # Looked up in every call: FSDP2 puts other parameters into a module than it had.
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     weight, bias, scaling = layer.base_layer.weight, layer.base_layer.bias, layer.scaling["default"]
-    if weight.dtype == torch.float32:
-        return _LowRankUpdate.apply(x, weight, bias, a, b, scaling)
-    return _HalfLowRankUpdate.apply(x.to(weight.dtype), weight, bias, a, b, scaling)
+    # In bfloat16 the sum would be rounded away; its gradient, a whole matrix, costs a wide layer more than it saves.
+    if weight.dtype == torch.float32 and weight.numel() < 8 * a.shape[0] * sum(weight.shape):
+        return F.linear(x, torch.addmm(weight, b, a, alpha=scaling), bias)
+    return _FusedUpdate.apply(x.to(weight.dtype), weight, bias, a, b, scaling)
 
 
-class _HalfLowRankUpdate(torch.autograd.Function):
-    """x W^T + bias + s (x A^T) B^T in the weight's type, with gradients for x, and for A and B in theirs."""
+class _FusedUpdate(torch.autograd.Function):
+    """[x, x A^T] [W, s B]^T + bias in the weight's type, with gradients for x, and for A and B in theirs."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, scaling):
@@ -122,31 +122,4 @@ class _HalfLowRankUpdate(torch.autograd.Function):
             grad_x = (torch.cat([rows, grad_low], dim=1) @ torch.cat([weight, a])).view_as(x)
         grad_a = (grad_low.t() @ x.flatten(0, -2)).float()
         grad_b = (rows.t() @ low).float() * ctx.scaling
-        return grad_x, None, None, grad_a, grad_b, None
-
-
-class _LowRankUpdate(torch.autograd.Function):
-    """x (W + s B A)^T + bias, with gradients for x, A and B."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, a, b, scaling):
-        merged = torch.addmm(weight, b, a, alpha=scaling)
-        ctx.save_for_backward(x, merged, a, b)
-        ctx.scaling = scaling
-        return F.linear(x, merged, bias)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, merged, a, b = ctx.saved_tensors
-        grad_x = grad @ merged if ctx.needs_input_grad[0] else None
-        grad, x = grad.flatten(0, -2), x.flatten(0, -2)
-        (n_out, n_in), r = merged.shape, len(a)
-        # Through the whole matrix's gradient, or past it: whichever takes fewer FLOPs, thin products counting half
-        # more.
-        if n_out * n_in < 3 * r * (n_out + n_in):
-            grad_merged = (grad.t() @ x).mul_(ctx.scaling)
-            grad_a, grad_b = b.t() @ grad_merged, grad_merged @ a.t()
-        else:
-            grad_a = (grad @ (b * ctx.scaling)).t() @ x
-            grad_b = grad.t() @ (x @ (a.t() * ctx.scaling))
         return grad_x, None, None, grad_a, grad_b, None

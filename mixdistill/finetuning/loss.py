@@ -54,12 +54,13 @@ class ResponseLoss(torch.nn.Module):
         weight = causal_model(self.model).get_output_embeddings().weight
         if self.half:
             hidden, weight = hidden.bfloat16(), weight.bfloat16()
-        if self.half and not hidden.is_cuda:  # where the function below takes twice the time in bfloat16
+        half = hidden.dtype != torch.float32
+        if half and not hidden.is_cuda:  # where the function below takes twice the time in bfloat16
             chunks = zip(hidden.split(CPU_CHUNK), labels.split(CPU_CHUNK), strict=True)
             return sum(F.cross_entropy(F.linear(rows, weight).float(), ids, reduction="sum") for rows, ids in chunks)
         chunking = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=None if hidden.is_cuda else CPU_CHUNK)
         # In bfloat16 the sum is taken here: the function's own would be in that type, which has three digits.
-        reduction = "none" if self.half else "sum"
+        reduction = "none" if half else "sum"
         return F.linear_cross_entropy(hidden, weight, labels, reduction=reduction, options=chunking).float().sum()
 
 

@@ -116,8 +116,8 @@ def test_a_step_in_many_passes_equals_one_big_batch(monkeypatch, tmp_path, token
     parts = finetune("pocket/xs", pocket_train(13), **settings, on=Placement(tokens=tokens))
     assert parts.config == whole.config
     assert parts.metrics()["loss"].to_list() == pytest.approx(whole.metrics()["loss"].to_list(), rel=1e-6)
-    for name, weight in adapter(whole).items():
-        torch.testing.assert_close(adapter(parts)[name], weight, rtol=1e-3, atol=1e-5)
+    for name, weight in adapter(whole).items():  # AdamW divides by a gradient that may be rounding alone; lr is 5e-3
+        torch.testing.assert_close(adapter(parts)[name], weight, rtol=1e-3, atol=1e-4)
 
 
 def test_adapters_sit_on_all_linear_layers_but_the_head(qwen, llama):
