@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=8, help="arms at a time, on one GPU or each on a core")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--lr", type=float, help="the rate of all arms, for `rates.csv`'s choice; leave out stage rates")
     parser.add_argument("--rate-seeds", type=int, default=2, help="seeds that a rate is chosen with")
     parser.add_argument("--families", nargs="+", default=[*FAMILIES], choices=FAMILIES)
     parser.add_argument("--stages", nargs="+", default=[*STAGES], choices=STAGES)
@@ -55,8 +56,11 @@ def main() -> None:
         seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + args.rate_seeds)
         choose_rates(scale, args.families, seeds, args.traces, args.out, args.workers)
     os.environ["MIXDISTILL_DATA"] = str(args.traces)
-    rates = pd.read_csv(args.out / "rates.csv").groupby(["family", "lr"])["accuracy"].mean()
-    scales = {family: replace(scale, lr=float(rates[family].idxmax())) for family in args.families}
+    if args.lr:
+        scales = {family: replace(scale, lr=args.lr) for family in args.families}
+    else:
+        rates = pd.read_csv(args.out / "rates.csv").groupby(["family", "lr"])["accuracy"].mean()
+        scales = {family: replace(scale, lr=float(rates[family].idxmax())) for family in args.families}
     print("rates: " + ", ".join(f"{own.lr:g} for {family}" for family, own in scales.items()), flush=True)
     for stage, arms_of in (("svamp", svamp), ("levels", levels), ("gsm8k", gsm8k)):
         parts = []
