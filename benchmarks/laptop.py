@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=8, help="arms at a time, on one GPU or each on a core")
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--lr", type=float, help="the rate of all arms, for `rates.csv`'s choice; leave out stage rates")
+    parser.add_argument("--lr", type=float, help="the rate of all arms; leave out the stage rates")
     parser.add_argument("--rate-seeds", type=int, default=2, help="seeds that a rate is chosen with")
     parser.add_argument("--families", nargs="+", default=[*FAMILIES], choices=FAMILIES)
     parser.add_argument("--stages", nargs="+", default=[*STAGES], choices=STAGES)

@@ -15,7 +15,10 @@ EMPTY = re.compile(
 RUN_ON = re.compile(
     r"Question(?: \d+)?:|^\W*(?:Problem|User|Human|Q)(?: \d+)?:|<\|(?:im_end|eot_id|endoftext)\|>|</s>", re.M
 )
-LED = re.compile(r"(?:\banswer(?:\s*(?:is|:|=|\*\*))+|####)[\s:*]*(?=([^\n]+))", re.I)
+LED = re.compile(
+    r"(?:\banswer(?:\s*(?:is|:|=|\*\*))+(?:\s+(?:therefore|thus|simply|exactly|option)\b)?|####)[\s:*]*(?=([^\n]+))",
+    re.I,
+)
 FORMULA = re.compile(r"(?<!\\)\$\$?([^$]+)(?<!\\)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
 JOINT = re.compile(r"\s*(?:[,;]|[,;]?\s*(?:and|or))\s*")  # between the members of a list
 
@@ -35,11 +38,17 @@ VALUE = re.compile(
 )
 # A counted noun behind a number, such as `red apples` or `cups of tea`, and words that are none: 5 lakh, 5 or more.
 NOUN = re.compile(r"(?:[a-z]+ )*(?:[a-z]+(?<!s)s|people|(?:wo)?men|children|feet|fish|sheep)(?: of [a-z ]+)?")
+ONE_NOUN = re.compile(r"[a-z]{3,}")  # behind 1 or 1/2
+NUMBER_WORD = (
+    r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen|\w+ty|hundred|thousand|\w*illion|dozen|"
+    r"score|lakh|crore|myriad|grand|k|pair|couple|double|triple|zero)(?:e?s)?|twenties|\w*illion\w*"
+)
 NO_NOUN = re.compile(
-    r"\b(?:\w*illion\w*|hundreds?|thousands?|dozens?|scores|pairs|couples|lakhs?|crores?|myriads|halves|tens|ones|thirds|"
-    r"quarters|\w*(?:four|fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|ie)ths?|and|or|over|per|mod|base|if|when|where|"
-    r"plus|minus|not|no|except|times|more|than|is|as|roots|logs|radians|factorials|powers|squares|cubes|negatives?|inverses|"
-    r"reciprocals|half|opposites|multiples|remainders|below|above|under|at|between|divided|multiplied|with|by|to|in)\b"
+    rf"\b(?:{NUMBER_WORD}|half|halves|thirds?|quarters?|\w*(?:four|fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|ie|een)ths?|"
+    r"percent(?:age)?s?|and|or|over|per|mod|bases?|if|when|where|plus|minus(?:es)?|not|no|except|times|more|less|than|is|as|"
+    r"(?:root|log|radian|factorial|power|factor|square|cube|negative|inverse|reciprocal|opposite|multiple|remainder|lot)s?|"
+    r"squareds?|cubeds?|fails|contradicts|exceeds|equals|"
+    r"below|above|under|at|between|divided|multiplied|with|by|to|in)\b"
 )
 
 
@@ -137,12 +146,18 @@ def _marked_number(text: str) -> str | None:
     plain = re.sub(r"\\(?:text|mathrm)\s*\{([^{}]*)\}|\\?%$", r" \1", box).strip()
     found = re.fullmatch(r"([-+]?\\?\$?[\d.,/]+) ?([A-Za-z ]{3,})\.?", plain)
     words = found[2].strip().lower() if found else ""
-    return found[1] if found and NOUN.fullmatch(words) and not NO_NOUN.search(words) else plain  # 5 red apples are 5
+    return found[1] if found and is_counted(words, number_value(found[1])) else plain  # 5 red apples are 5
 
 
 def _last_number(text: str) -> str | None:
     numbers = re.findall(NUMBER, text)
     return numbers[-1].strip() if numbers else None
+
+
+def is_counted(words: str, number: Fraction | None) -> bool:
+    """Whether words behind a number name what it counts: `red apples`, or behind 1 and 1/2 `apple`."""
+    noun = NOUN.fullmatch(words) or (number is not None and 0 < number <= 1 and ONE_NOUN.fullmatch(words))
+    return bool(noun) and not NO_NOUN.search(words)
 
 
 def number_value(text: str) -> Fraction | None:

@@ -78,6 +78,12 @@ def main() -> None:
     from mixdistill.finetuning.finetune import finetune  # which imports this module
 
     finetune(**read_arguments(Path(sys.argv[1])))
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is stored. An interpreter that ends by itself destroys the threads of gloo and Arrow, and now and then aborts
+    # on one that still runs ("terminate called without an active exception"): the run would be called failed.
+    os._exit(0)
 
 
 def write_arguments(folder: Path, arguments: dict[str, Any]) -> None:

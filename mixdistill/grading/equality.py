@@ -16,7 +16,7 @@ from latex2sympy2_extended.logic import And
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy.core.relational import Relational
 
-from mixdistill.data.final_answers import NO_NOUN, NOUN, SCALES, number_value
+from mixdistill.data.final_answers import SCALES, is_counted, number_value
 
 AS_WRITTEN = NormalizationConfig(basic_latex=False, units=False, malformed_operators=False, nits=False, boxed="none")
 LATEX = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=AS_WRITTEN)]
@@ -32,7 +32,8 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
     (r"\\(?:textcolor|color)\s*\{\w+\}|\\boxed\s*(?=\{)", ""),
     (r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|operatorname|boldsymbol)\s*(?=\{)", r"\\text"),
-    (rf"\\text\s*\{{\s*([A-Za-z]|{'|'.join(SCALES)})\s*\}}", r" \1 "),
+    (rf"\\text\s*\{{\s*({'|'.join(SCALES)})\s*\}}", r" \1 "),
+    (r"(?<![\d)}])(?<![\d)}] )\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
     (r",?\s*(?:\\text\s*\{\s*,?\s*(?:and|or)?\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z]))", ", "),
     (r"(?:\\text\s*\{|(?<=\d))\s*(?:percent(?:age)?|pct)\s*(?:\}|$)", "%"),
     (r"(?:\\text\s*\{|(?<=\d))\s*degrees?\s*(?:\}|$)|\^\s*\{\s*\\circ\s*\}", r"^\\circ "),
@@ -48,7 +49,7 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"\\neq?(?![A-Za-z])|!=", r"\\ne "),
     (r"\\lt(?![A-Za-z])", "<"),
     (r"\\gt(?![A-Za-z])", ">"),
-    (r"\+\s*/?\s*-(?=\s*[\d\\])", r"\\pm "),
+    (r"\+/-|^\s*\+-(?=\s*[\d\\])", r"\\pm "),
     (r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2 "),
     (r"(\^\w) (?=\d)", r"\1\\cdot "),
     (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
@@ -74,13 +75,23 @@ UNIT = (
 UNITS = re.compile(rf"{UNIT}(?:(?: ?/ ?| per ){UNIT})?")  # all other words have to be a counted noun
 SHORT = {
     **{"inch": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "hr": "h", "hour": "h", "minute": "min"},
-    **{"sec": "s", "second": "s", "ounce": "oz", "pound": "lb", "dollar": "$", "euro": "€"},
+    **{
+        "sec": "s",
+        "second": "s",
+        "ounce": "oz",
+        "pound": "lb",
+        "dollar": "$",
+        "euro": "€",
+        "mph": "mi/h",
+        "kph": "km/h",
+    },
     **{
         prefix + name: letter + name[0]
         for prefix, letter in (("", ""), ("milli", "m"), ("centi", "c"), ("kilo", "k"))
         for name in ("meter", "metre", "gram", "liter", "litre")
     },
 }
+NUMERIC = r"(?:[\d\s.:+\-*/^(){}]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))*?"
 WORDS = re.compile(r"[A-Za-z\s.,'-]*[A-Za-z]{3}[A-Za-z\s.,'-]*")
 # Letters that are a word and no product: `ab` and `xyz` are products.
 WORD = re.compile(r"(?=.*[aeiou])[A-Za-z]{3,}|no|on|is|in|of|to|at|by|an|or|if|so|up|as|be|do|go|we|us|it")
@@ -111,6 +122,9 @@ class Unreadable(Exception):
 
 def compare(gold: str, answer: str) -> bool:
     """True if two final answers are the same by the policy. Raises exceptions of all kinds on what is unreadable."""
+    with_or = {bool(re.search(r"(?<![A-Za-z])or(?![A-Za-z])", text)) for text in (gold, answer)}
+    if len(with_or) > 1 and re.search(r"[<>≤≥]|\\[lg](?:eq?|t)(?![A-Za-z])", gold + answer):
+        return False  # x < 1 or x > 3: `_clean` makes `and` and `or` commas
     return any(_same(one, other) for one in _readings(_clean(gold)) for other in _readings(_clean(answer)))
 
 
@@ -192,10 +206,12 @@ def _with_unit(text: str) -> tuple[str, str]:
     if found := re.fullmatch(r"(.+?) ?(%|\^ ?\\circ|\\?[$€£])", text):
         return found[1], found[2].lstrip("\\")
     found = re.fullmatch(r"(.*?[\w})!.]) ?\\text ?\{([^{}]*)\}(.*)", text)
-    found = found or re.fullmatch(r"(.*?[\d})])((?: [A-Za-z]|[A-Za-z]{4})[A-Za-z. /]*)(.*)", text)
+    found = found or re.fullmatch(
+        rf"({NUMERIC}[\d)}}])((?: [A-Za-z]{{2}}| [A-Za-z] ?/|[A-Za-z]{{4}})[A-Za-z. /]*)(.*)", text
+    )
     words = re.sub("[.{}]", "", found[2] + found[3]).strip() if found else ""
     words = words if len(words) == 1 else words.lower()  # 7 M is not 7 m
-    if not found or not (UNITS.fullmatch(words) or (NOUN.fullmatch(words) and not NO_NOUN.search(words))):
+    if not found or not (UNITS.fullmatch(words) or is_counted(words, number_value(found[1]))):
         return text, ""
     return found[1], _unit_name(words)
 
@@ -208,7 +224,7 @@ def _unit_name(words: str) -> str:
     found = re.fullmatch(r"(?:(sq|cu)(?:uare|bic)? )?(.*?)(?: ?\^ ?([23]))?", words)
     assert found  # whatever the text
     power, name, exponent = found.groups()
-    plural, name = name, re.sub(r" |(?<=ch)es$|(?<=\w)s$", "", name)
+    plural, name = name, re.sub(r" |(?<=ch)es$|(?<=\w\w)s$", "", name)
     if exponent and plural != name:
         return words  # `inches^2` is no way to write a unit (Math-Verify's suite refuses it)
     exponent = exponent or {"sq": "2", "cu": "3"}.get(power)
