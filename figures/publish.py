@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import findings
 import nbformat
 import pandas as pd
 
@@ -17,6 +18,7 @@ def publish() -> None:
         publish_notebook(folder / f"{name}.ipynb", REPO / "notebooks" / f"{name}.ipynb")
     for page in (REPO / "README.md", REPO / "docs" / "pocket-world.md"):
         page.write_text(with_results(page.read_text()))
+    findings.write()
 
 
 def publish_notebook(executed: Path, target: Path) -> None:

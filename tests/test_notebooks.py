@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
+import findings
 import nbformat
 import pandas as pd
 import papermill
 import pytest
 from conftest import REPO
-from publish import publish_notebook
+from publish import publish_notebook, with_results
 
 from mixdistill.study.reproduce import NOTEBOOKS, execute
 
@@ -102,3 +103,9 @@ def test_the_committed_notebooks_follow_the_rules(name):
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
     text = (FOLDER / f"{name}.ipynb").read_text()
     assert not re.search(r"(?<![\w.])/(home|root|Users|work|tmp)/", text)
+
+
+def test_pages_show_the_committed_tables():
+    for page in (REPO / "README.md", REPO / "docs" / "pocket-world.md"):
+        assert with_results(page.read_text()) == page.read_text()
+    assert findings.table() in (REPO / "FINDINGS.md").read_text()
