@@ -26,8 +26,7 @@ test-browser: $(TESTS)  # JupyterLab in a headless Chromium, which `make test` r
 lab: setup  # such as ARGS="--no-browser --allow-root --port 8890"
 	$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb $(ARGS)
 
-publish: setup  # what is committed; twice, so that the notebooks show results and not progress
-	$(PY) -m mixdistill reproduce
+publish: setup  # what is committed
 	$(PY) figures/publish.py
 
 setup: $(READY)

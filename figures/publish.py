@@ -1,4 +1,4 @@
-"""Replace what is committed, notebooks and tables of results, by the study as it is defined: `make publish`."""
+"""Replace what is committed by the study as it is defined: figures, stored answers, notebooks, tables of results."""
 
 from pathlib import Path
 
@@ -8,14 +8,21 @@ import pandas as pd
 
 from mixdistill.results import stats
 from mixdistill.runs import REPO
-from mixdistill.study.reproduce import NOTEBOOKS, reproduce
+from mixdistill.study.reproduce import NOTEBOOKS, execute, reproduce
+from mixdistill.study.scales import get_scale
+from mixdistill.study.stored import store_items
 
 
 def publish() -> None:
-    """Execute the notebooks at the scale pocket, and put them and their results in the place of the committed ones."""
+    """Run the study, and put its figures and answers in the place of the committed ones; then the notebooks, executed
+    once more as a reader of a fresh clone does it.
+    """
     folder = reproduce("pocket")
+    store_items(get_scale("pocket"))
     for name in NOTEBOOKS:
-        publish_notebook(folder / f"{name}.ipynb", REPO / "notebooks" / f"{name}.ipynb")
+        source = REPO / "notebooks" / f"{name}.ipynb"
+        execute(source, folder / f"{name}.ipynb", {})
+        publish_notebook(folder / f"{name}.ipynb", source)
     for page in (REPO / "README.md", REPO / "docs" / "pocket-world.md"):
         page.write_text(with_results(page.read_text()))
     findings.write()

@@ -33,6 +33,16 @@ def test_each_notebook_runs_alone(name, tmp_path, monkeypatch):
     assert str(Path.home()) not in published.read_text()
 
 
+@pytest.mark.parametrize("name", ["02_learnability_gap", "03_mix_distillation", "04_mechanism"])
+def test_a_fresh_clone_shows_the_published_numbers_without_training(name, tmp_path, store):
+    execute(FOLDER / f"{name}.ipynb", tmp_path / "out.ipynb", {})
+    (data,) = store.glob("figures/*/data")
+    tables = {path.name: path.read_text() for path in data.glob("*.csv")}
+    assert tables
+    assert tables == {table: (REPO / "figures" / "data" / table).read_text() for table in tables}
+    assert not list(store.rglob("config.json"))
+
+
 def test_the_gap_notebook_writes_the_two_tables(tmp_path, store):
     data = store / "figures" / "smoke_n_seeds=1" / "data"
     execute(FOLDER / "02_learnability_gap.ipynb", tmp_path / "out.ipynb", {"SCALE": "smoke", "SEEDS": 1})
@@ -67,11 +77,17 @@ def check_tables(data: Path, n_students: int, n_seeds: int, n_problems: int) -> 
         ({"SCALE": "galaxy"}, "scale is 'galaxy': use one of smoke, pocket"),
         (
             {"SCALE": "smoke", "ALPHAA": 0.3},
-            "unknown notebook parameter ALPHAA: this notebook takes SCALE, SEEDS, STUDENT, ALPHA",
+            "unknown notebook parameter ALPHAA: this notebook takes SCALE, SEEDS, RESULTS, STUDENT, ALPHA",
         ),
         ({"SCALE": "smoke", "ALPHA": "much"}, "ALPHA is 'much', a str: give a float"),
         ({"SCALE": "smoke", "ALPHA": 1.5}, "alpha is 1.5: it is a finite number, at least 0, at most 1"),
         ({"SCALE": "smoke", "STUDENT": "pocket/xxl"}, "unknown student 'pocket/xxl'"),
+        ({"SCALE": "smoke", "RESULTS": "saved"}, "RESULTS is 'saved': use one of stored, live"),
+        (
+            {"SEEDS": 1, "RESULTS": "stored"},
+            "stored is the scale 'pocket' with its 6 seeds; this is the scale 'pocket' with 1",
+        ),
+        ({"RESULTS": "stored", "STUDENT": "pocket/m"}, "items.parquet lacks pocket/m alpha=0.1 seed 0: it has"),
     ],
 )
 def test_bad_parameters_are_refused_before_anything_runs(parameters, message, tmp_path, store):

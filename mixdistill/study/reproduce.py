@@ -33,7 +33,8 @@ def reproduce(scale: str, n_seeds: int = 0) -> Path:
     folder = runs_dir() / "notebooks" / (scale if made == SCALES[scale] else made.figures_dir().name)
     for number, name in enumerate(NOTEBOOKS, start=1):
         print(f"\n[{number}/{len(NOTEBOOKS)}] notebooks/{name}.ipynb, {scale} with {made.n_seeds} seeds", flush=True)
-        execute(REPO / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", {"SCALE": scale, "SEEDS": n_seeds})
+        given = {"SCALE": scale, "SEEDS": n_seeds, "RESULTS": "live"}
+        execute(REPO / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", given)
     figures = made.figures_dir()
     print(f"\nGaps, scale {scale}: accuracy of one recipe minus another, in points\n")
     print(stats.readable_gaps(pd.read_csv(figures / "data" / "gaps.csv")).to_string(index=False))

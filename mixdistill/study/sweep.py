@@ -62,7 +62,7 @@ def sweep(arms: Iterable[Arm], scale: Scale, split: str | None = None, workers: 
             "The others are stored: mend the cause and run again"
         ) from error
     scores |= {same_work(arm): run_arm(arm, scale, split) for arm in todo}
-    return pd.concat([_items(arm, scale, scores[same_work(arm)]) for arm in arms], ignore_index=True)
+    return pd.concat([arm_items(arm, scale, scores[same_work(arm)].items) for arm in arms], ignore_index=True)
 
 
 def run_all(
@@ -221,7 +221,8 @@ def _cost(arm: Arm) -> float:
     return size ** (0.6 if size < TINY else 1) * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
 
 
-def _items(arm: Arm, scale: Scale, scores: Scores) -> pd.DataFrame:
+def arm_items(arm: Arm, scale: Scale, items: pd.DataFrame) -> pd.DataFrame:
+    """An arm's graded items with the columns that tell it from others."""
     params = n_params(arm.student, REVISIONS.get(arm.student))
     facts: files.Record = {"student": arm.student, "params": params, "recipe": arm.recipe, "alpha": arm.alpha}
-    return scores.items.assign(**facts, base=scale.base(arm), seed=arm.seed)
+    return items.assign(**facts, base=scale.base(arm), seed=arm.seed)

@@ -1,0 +1,95 @@
+"""The published results travel with the clone: every graded answer of the study in one Parquet file, about 1 MB.
+
+A notebook opens on them in seconds, without training. `make publish` writes the file from the run store.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from mixdistill.arguments import choice, instance
+from mixdistill.runs import REPO, shown
+from mixdistill.study.scales import SCALES, Arm, Scale, alpha_arms, control_arms, gap_arms
+from mixdistill.study.sweep import arm_items, name_of, run_arm, same_work, sweep
+
+FILE = REPO / "figures" / "data" / "items.parquet"
+N_SWEPT = 2  # the smallest students of the study, of which the file holds every share of long traces
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where a notebook's items come from, and the `folder` for its figures and tables."""
+
+    scale: Scale
+    folder: Path
+    stored: bool
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """Students of whom every share of long traces is at hand."""
+        return self.scale.students[:N_SWEPT] if self.stored else (self.scale.alpha_student,)
+
+    def items(self, arms: Sequence[Arm]) -> pd.DataFrame:
+        """The graded items of the arms as `sweep` gives them: read from the file, or from the run store, which trains
+        and evaluates what it lacks.
+
+        Raises ValueError for an arm that the file lacks, and where `sweep` does.
+        """
+        if not self.stored:
+            return sweep(arms, self.scale)
+        if lacking := [name_of(arm) for arm in arms if _key(arm) not in self._stored]:
+            raise ValueError(
+                f"{shown(FILE)} lacks {lacking[0]}: it has the recipes of every student, and the shares "
+                f"{', '.join(f'{alpha:g}' for alpha in self.scale.alphas)} of {' and '.join(self.swept)}; to train "
+                "others set RESULTS = 'live'"
+            )
+        return pd.concat([arm_items(arm, self.scale, self._stored[_key(arm)]) for arm in arms], ignore_index=True)
+
+    @cached_property
+    def _stored(self) -> dict[str, pd.DataFrame]:
+        works = pd.read_parquet(FILE).groupby("work", sort=False)
+        return {str(key): rows.drop(columns="work").reset_index(drop=True) for key, rows in works}
+
+
+def open_results(scale: Scale, results: str = "", **changed: object) -> Results:
+    """Where a notebook takes its items from, which it also prints.
+
+    Arguments:
+        results: `stored`, `live` (the run store, trained where it lacks them), or empty: stored for the published study
+            with its own parameters, else live.
+        changed: parameters of the notebook beside the scale that differ from the study's.
+
+    What is stored never replaces a published figure: it is drawn in the run store's folder.
+
+    Raises ValueError for another word, or if stored results are asked for of another scale or number of seeds.
+    """
+    choice("RESULTS", results or "stored", ("stored", "live"))
+    study, folder = SCALES["pocket"], instance("scale", scale, Scale).figures_dir(**changed)
+    if results == "stored" and replace(scale, alpha_student=study.alpha_student) != study:
+        raise ValueError(
+            f"RESULTS is 'stored', and what is stored is the scale {study.name!r} with its {study.n_seeds} seeds; this "
+            f"is the scale {scale.name!r} with {scale.n_seeds}: set RESULTS = 'live', which trains what is lacking"
+        )
+    stored = results == "stored" or (not results and folder == study.figures_dir() and FILE.is_file())
+    if stored:
+        print(f"results: as published, read from {shown(FILE)}; RESULTS = 'live' trains the students here")
+        return Results(scale, scale.figures_dir(**changed, RESULTS="stored"), True)
+    print("results: from the run store; what it lacks is trained and evaluated here")
+    return Results(scale, folder, False)
+
+
+def store_items(scale: Scale, file: Path = FILE) -> None:
+    """Write what the notebooks show of a scale, trained where the run store lacks it, to one file."""
+    swept = [arm for student in scale.students[:N_SWEPT] for arm in alpha_arms(scale, student, scale.alphas)]
+    works = {same_work(arm): arm for arm in (*gap_arms(scale), *control_arms(scale), *swept)}.values()
+    sweep(works, scale)
+    rows = pd.concat([run_arm(arm, scale).items.assign(work=_key(arm)) for arm in works])
+    # Answers to one problem lie together: a third smaller. An arm's rows keep their order.
+    rows.sort_index(kind="stable").to_parquet(file, index=False, compression="zstd", compression_level=19)
+
+
+def _key(arm: Arm) -> str:
+    return " ".join(f"{part:g}" if isinstance(part, float | int) else str(part) for part in same_work(arm))

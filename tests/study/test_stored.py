@@ -1,0 +1,42 @@
+"""The published results that travel with the clone are those of the study, and only of it."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from conftest import REPO
+
+from mixdistill import get_scale, sweep
+from mixdistill.study import stored
+from mixdistill.study.scales import alpha_arms, control_arms, gap_arms
+from mixdistill.study.stored import open_results, store_items
+
+POCKET = get_scale("pocket")
+
+
+def test_what_is_stored_is_what_the_sweep_gives(tmp_path, monkeypatch):
+    scale = replace(get_scale("smoke", 1), students=("pocket/xs",), n_problems=2, n_train=8, alphas=(0.0, 0.3))
+    monkeypatch.setattr(stored, "FILE", tmp_path / "items.parquet")
+    store_items(scale, stored.FILE)
+    arms = [*gap_arms(scale), *control_arms(scale), *alpha_arms(scale, "pocket/xs", [0, 0.3])]
+    read = stored.Results(scale, tmp_path, stored=True).items(arms)
+    pd.testing.assert_frame_equal(read, sweep(arms, scale))
+
+
+def test_results_are_stored_ones_where_the_parameters_are_the_studys_own(store, monkeypatch):
+    own = store / "figures" / "pocket_RESULTS=stored"  # what is published stays as it is
+    assert (open_results(POCKET).stored, open_results(POCKET).folder) == (True, own)
+    live = open_results(POCKET, "live")
+    assert (live.stored, live.folder, live.swept) == (False, REPO / "figures", ("pocket/xs",))
+    other = replace(POCKET, alpha_student="pocket/s")
+    for results in (open_results(other), open_results(get_scale("pocket", 1)), open_results(POCKET, ALPHA=0.4)):
+        assert not results.stored
+    assert open_results(other, "stored").swept == ("pocket/xs", "pocket/s")
+    monkeypatch.setattr(stored, "FILE", store / "none")
+    assert not open_results(POCKET).stored
+
+
+@pytest.mark.parametrize("scale", [get_scale("smoke"), get_scale("pocket", 2), replace(POCKET, epochs=1)])
+def test_stored_results_of_another_study_are_refused(scale):
+    with pytest.raises(ValueError, match=r"RESULTS is 'stored', and what is stored is the scale 'pocket'"):
+        open_results(scale, "stored")
