@@ -67,12 +67,14 @@ def save_table(table: pd.DataFrame, folder: Path, name: str) -> str:
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> str:
-    """Write a figure to `FOLDER/NAME.png`; returns its path."""
+    """Write a figure to `FOLDER/NAME.png`, and beside it as `NAME.svg`; returns the path of the first."""
     path = folder / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Twice as fine as pages show it, for screens of high resolution. Without the version in its metadata, an unchanged
-    # figure stays an unchanged file.
+    # Twice as fine as pages show it, for screens of high resolution. Without version, date and random names in it, an
+    # unchanged figure stays an unchanged file.
     figure.savefig(path, dpi=200, bbox_inches="tight", metadata={"Software": None})
+    with plt.rc_context({"svg.hashsalt": "mixdistill"}):
+        figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None, "Creator": None})
     return shown(path)
 
 
@@ -232,6 +234,7 @@ def _bars(rows: pd.DataFrame, y: str) -> np.ndarray:
 
 def _lines(axes: Axes, table: pd.DataFrame, by: str, names: list[str], y: str, x: str = "params") -> None:
     """A line of points with their intervals for each name in column `by`, side by side so that no bar hides another."""
+    table = table.round(6)  # as in the CSV files, so that a figure that is drawn from these is the same file
     for i, name in enumerate(names):
         (color, marker, label), rows = STYLE[name], table[table[by] == name].sort_values(x)
         shifted = rows[x] * 1.035 ** (i - (len(names) - 1) / 2)

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# What only a GPU can show, in 20 minutes or less on one of 80 GB: the CUDA tests, speed and memory beside TRL (7B with 16k
+# tokens among them), decoding, and the laptop study. Every step has a limit of time, and its own log in OUT.
+#
+#     bash benchmarks/gpu.sh OUT STUDENT TRACES     # STUDENT and TRACES as in benchmarks/laptop.py
+#
+# DEVICE=cpu tries the script itself, at the smallest sizes, without the laptop study.
+set -u
+out=$1 student=${2:-} traces=${3:-} device=${DEVICE:-cuda}
+mkdir -p "$out"
+small="qwen2.5-0.5b qwen2.5-1.5b" large=qwen2.5-7b decoding="--student smollm2-135m qwen2.5-1.5b --rows 256 --new-tokens 512"
+longest=4096 longest_7b=16384 rounds=2
+if [ "$device" = cpu ]; then
+    small=tiny large=tiny longest=128 longest_7b=256 rounds=1 decoding="--student pocket/xs --rows 8 --new-tokens 8 --rounds 1"
+fi
+
+step() { # NAME SECONDS COMMAND...
+    local name=$1 limit=$2 began=$SECONDS
+    shift 2
+    timeout "$limit" "$@" > "$out/$name.log" 2>&1
+    echo "$name: exit $?, $((SECONDS - began)) s: $*" | tee -a "$out/steps.txt"
+}
+
+python -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")' | tee "$out/machine.txt"
+step tests 180 python -m pytest -q -rs tests/finetuning/test_attention.py tests/finetuning/test_loss.py tests/finetuning/test_gpus.py
+step train 180 python benchmarks/train.py --device "$device" --students $small --longest $longest --rounds $rounds --json
+step train-7b 240 python benchmarks/train.py --device "$device" --students $large --longest $longest_7b --steps 2 --rounds 1 --json
+step decode 120 python benchmarks/decode.py --device "$device" $decoding
+[ "$device" = cpu ] || step laptop 480 python benchmarks/laptop.py --student "$student" --traces "$traces" --out "$out/laptop" --workers 8
