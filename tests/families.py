@@ -246,6 +246,34 @@ FAMILIES = {
         "<|im_end|>",
         MAMBA | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "lm_head_multiplier": 0.5},
     ),
+    # Older bodies, which get their input as a positional argument; GPT-2's weights are turned around.
+    "gpt2": Family("GPT2", chatml(), IM, "<|im_end|>", {"n_inner": 48}),
+    "bloom": Family("Bloom", chatml(), IM, "<|im_end|>"),
+    "mamba2": Family(
+        "Mamba2", chatml(), IM, "<|im_end|>", {"num_heads": 8, "n_groups": 1, "state_size": 8, "chunk_size": 8}
+    ),
+    # Dropout of its own.
+    "opt": Family("OPT", chatml(), IM, "<|im_end|>", {"word_embed_proj_dim": 32, "ffn_dim": 48}),
+    # Nemotron keeps the lengths of packed examples from its attention; Falcon and Llama 4 add to outputs in place, and
+    # Llama 4's router is a linear layer that also chooses; Gemma 3n has widths by layer.
+    "nemotron": Family("Nemotron", chatml(), IM, "<|im_end|>"),
+    "llama4": Family("Llama4", chatml(), IM, "<|im_end|>", EXPERTS | {"intermediate_size_mlp": 48}, "Llama4TextConfig"),
+    "gemma3n": Family(
+        "Gemma3n",
+        GEMMA,
+        ("<bos>", "<start_of_turn>", "<end_of_turn>", "<eos>"),
+        "<end_of_turn>",
+        WINDOW
+        | {
+            "num_kv_shared_layers": 0,
+            "activation_sparsity_pattern": [0.0, 0.0],
+            "vocab_size_per_layer_input": 320,
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 8,
+            "altup_num_inputs": 2,
+        },
+        "Gemma3nTextConfig",
+    ),
     "r1-distilled": Family("Qwen2", R1, R1_TOKENS, R1_TOKENS[3]),
     "glm4": Family("Glm", GLM4, ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|endoftext|>"), "<|user|>"),
     "nemotron3": Family(
@@ -295,7 +323,7 @@ def model(family: Family, vocabulary: int) -> torch.nn.Module:
     config = config_class(
         vocab_size=vocabulary, **SHAPE | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1} | family.config
     )
-    toy = getattr(transformers, f"{family.architecture}ForCausalLM")(config)
+    toy = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, weight in toy.named_parameters():
             if name.endswith(("bias", "sinks")):

@@ -152,6 +152,7 @@ def _definition(name: str, revision: str | None, fingerprint: str) -> tuple[PreT
     with loading(name, "configuration"):
         folder, gguf = student_folder(name, revision)
         config = transformers.AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=False)
+        _drop_nothing(config)
     model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     text_config = config.get_text_config(decoder=True)
     if model_class is None or getattr(config, "is_encoder_decoder", False):
@@ -162,6 +163,15 @@ def _definition(name: str, revision: str | None, fingerprint: str) -> tuple[PreT
         raise refused(name, f"{config.model_type!r} reads more than text: take a text-only model of its family")
     with loading(name, "configuration"), torch.device("meta"):
         return config, AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
+
+
+def _drop_nothing(config: PreTrainedConfig) -> None:
+    """Set all dropout to 0: what it drops would depend on how a step is cut into passes, and a run's name does not."""
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            _drop_nothing(value)
+        elif isinstance(value, float) and "drop" in name:
+            setattr(config, name, 0.0)
 
 
 def stop_tokens_of(name: str | Path, tokenizer: Tokenizer, revision: str | None = None) -> tuple[int, ...]:

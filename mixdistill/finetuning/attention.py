@@ -5,10 +5,15 @@ Everywhere else, and for models with more than plain attention, each example has
 attention is used.
 """
 
+from typing import Any
+
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
+from mixdistill.finetuning.batches import NOTHING, pack
+
+LARGEST_HEAD = 256  # of the kernel
 VARLEN = "mixdistill_varlen"  # the one attention here that takes packed rows
 
 
@@ -21,15 +26,45 @@ def attention_for(model: PreTrainedModel, device: torch.device) -> str:
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether attention alone carries anything from token to token, and it is plain: causal, with or without a window.
+    """Whether attention alone carries anything from token to token, and the kernel can compute it: causal, with or
+    without a window.
 
     Convolutions and Mamba layers run on from one packed example into the next. Soft caps, sinks and biases of the
-    positions are what a model lacks that supports PyTorch's `sdpa`.
+    positions are what a model lacks that supports PyTorch's `sdpa`. A short pass shows the rest: some models keep the
+    lengths from their attention, or give it masks or windows in a form that the kernel does not take.
     """
-    plain_layers = {"full_attention", "sliding_attention"}.issuperset(getattr(model.config, "layer_types", None) or ())
+    layers, window = getattr(model.config, "layer_types", None), getattr(model.config, "sliding_window", None)
+    plain_layers = {"full_attention", "sliding_attention"}.issuperset(layers or ())
     plain_attention = model._supports_attention_backend and model._supports_sdpa
     convolves = any(isinstance(module, torch.nn.Conv1d) for module in model.modules())
-    return plain_layers and plain_attention and not convolves and not model._is_stateful
+    if not (plain_layers and plain_attention) or convolves or model._is_stateful:
+        return False
+    windows, fits = set(), []
+
+    def note(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **given: Any,
+    ) -> tuple[torch.Tensor, None]:
+        size = value.shape[3]
+        fits.append("cu_seq_lens_q" in given and attention_mask is None and query.shape[3] == size <= LARGEST_HEAD)
+        windows.add(given.get("sliding_window"))
+        return value.new_zeros(1, query.shape[2], query.shape[1], size), None
+
+    own = model.config._attn_implementation
+    AttentionInterface.register(VARLEN, note)
+    try:
+        model.set_attn_implementation(VARLEN)
+        with torch.no_grad():
+            model(**pack([NOTHING, NOTHING]).to(model.device).inputs, use_cache=False)
+    finally:
+        model.set_attn_implementation(own)
+        AttentionInterface.register(VARLEN, varlen_attention)
+    windowed = window and (not layers or "sliding_attention" in layers)
+    return all(fits) and (window in windows or not windowed)
 
 
 def varlen_attention(
@@ -39,7 +74,6 @@ def varlen_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    dropout: float = 0.0,
     sliding_window: int | None = None,
     **lengths: torch.Tensor | int,
 ) -> tuple[torch.Tensor, None]:
@@ -50,11 +84,7 @@ def varlen_attention(
         lengths: `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k`, as in `Batch.inputs`.
 
     Returns: [1, tokens, heads, size], and no attention weights.
-
-    Raises ValueError for attention dropout, which the kernel has not.
     """
-    if dropout:
-        raise ValueError(f"attention dropout is {dropout}: it is not supported here, set attention_dropout to 0")
     out = varlen_attn(
         # Positions rotated in float32 come out in float32; the value still has the kernel's type.
         *(states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value)),

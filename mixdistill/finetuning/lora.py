@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
+from transformers.pytorch_utils import Conv1D
 
 from mixdistill import arguments
 from mixdistill.data.chat import stop_token_id
@@ -61,21 +62,41 @@ def trainable_model(student: Student, lora: LoRA | None, seed: int, fused: bool 
             "trained, and LoRA leaves them as they are, so it may never stop: use its Instruct version, or lora=None",
             stacklevel=2,
         )
-    # Of Mamba layers a kernel reads the last weights without calling the layer, so an adapter there would do nothing.
-    mixers = [
-        name for name, module in student.model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")
-    ]
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.scaled_alpha,
         target_modules="all-linear",
-        exclude_modules=[f"{name}.out_proj" for name in mixers] or None,
+        exclude_modules=not_adapted(student.model) or None,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in student.model.modules()),
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(student.model, config, autocast_adapter_dtype=True)
     if fused:
         fuse(model)
     return model
+
+
+def not_adapted(model: torch.nn.Module) -> list[str]:
+    """Names of the layers that look linear to peft, but in which an adapter would do nothing or another thing."""
+    names = []
+    for name, module in model.named_modules():
+        if hasattr(module, "A_log") and hasattr(module, "D"):  # a kernel of Mamba reads these, and calls no layer
+            names += [f"{name}.{part}" for part in ("x_proj", "dt_proj", "out_proj") if hasattr(module, part)]
+        elif isinstance(module, torch.nn.Linear) and not _is_linear(module):
+            names.append(name)
+    return names
+
+
+@torch.no_grad()
+def _is_linear(layer: torch.nn.Linear) -> bool:
+    """Whether a layer gives x W^T + bias: routers of experts derive from `Linear`, and choose too."""
+    if type(layer) is torch.nn.Linear:
+        return True
+    x = layer.weight.new_ones(1, layer.in_features)
+    try:
+        return torch.allclose(layer(x), F.linear(x, layer.weight, layer.bias))
+    except (RuntimeError, TypeError, ValueError):  # another shape, or several outputs
+        return False
 
 
 def fuse(model: PeftModel) -> None:
@@ -86,7 +107,7 @@ def fuse(model: PeftModel) -> None:
     SmolLM2-135M then lowers its loss by .03 less than in float32.
     """
     for layer in model.modules():
-        if isinstance(layer, Linear):
+        if isinstance(layer, Linear) and isinstance(layer.base_layer, torch.nn.Linear):  # no Conv1D
             layer.forward = partial(_fused_forward, layer)
 
 
@@ -97,7 +118,8 @@ def _fused_forward(layer: Linear, x: torch.Tensor) -> torch.Tensor:
     # In bfloat16 the sum would be rounded away; its gradient, a whole matrix, costs a wide layer more than it saves.
     if weight.dtype == torch.float32 and weight.numel() < 8 * a.shape[0] * sum(weight.shape):
         return F.linear(x, torch.addmm(weight, b, a, alpha=scaling), bias)
-    return _FusedUpdate.apply(x.to(weight.dtype), weight, bias, a, b, scaling)
+    rows = x.flatten(0, -2).to(weight.dtype)
+    return _FusedUpdate.apply(rows, weight, bias, a, b, scaling).view(*x.shape[:-1], -1)
 
 
 class _FusedUpdate(torch.autograd.Function):
@@ -105,21 +127,19 @@ class _FusedUpdate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, scaling):
-        rows, a, b = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype) * scaling
-        low = rows @ a.t()
+        a, b = a.to(x.dtype), b.to(x.dtype) * scaling
+        low = x @ a.t()
         ctx.save_for_backward(x, weight, a, b, low)
         ctx.scaling = scaling
-        out = F.linear(torch.cat([rows, low], dim=1), torch.cat([weight, b], dim=1), bias)
-        return out.view(*x.shape[:-1], -1)
+        return F.linear(torch.cat([x, low], dim=1), torch.cat([weight, b], dim=1), bias)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight, a, b, low = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
-        grad_low = rows @ b
+        grad_low = grad @ b
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (torch.cat([rows, grad_low], dim=1) @ torch.cat([weight, a])).view_as(x)
-        grad_a = (grad_low.t() @ x.flatten(0, -2)).float()
-        grad_b = (rows.t() @ low).float() * ctx.scaling
+            grad_x = torch.cat([grad, grad_low], dim=1) @ torch.cat([weight, a])
+        grad_a = (grad_low.t() @ x).float()
+        grad_b = (grad.t() @ low).float() * ctx.scaling
         return grad_x, None, None, grad_a, grad_b, None

@@ -1,12 +1,10 @@
 """The loss of a batch: the model's own cross-entropy of the supervised tokens."""
 
-from unittest.mock import patch
-
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from mixdistill.data.chat import Example
 from mixdistill.data.students import Student
@@ -68,14 +66,23 @@ class ResponseLoss(torch.nn.Module):
 def has_plain_head(causal: PreTrainedModel) -> bool:
     """Whether the logits are a product with the head's weights and nothing else, seen on zeros and on large values.
 
-    The layers are passed over: for this one call they return these values.
+    They take the place of what the last layer gives, for two tokens.
     """
-    head = causal.get_output_embeddings()
+    body, head = causal.base_model, causal.get_output_embeddings()
+    if body is causal:  # Llama 4 does not name its layers as others do
+        return False
     large = torch.linspace(-1000, 1000, head.weight.shape[1], dtype=head.weight.dtype, device=head.weight.device)
     rows = torch.stack([torch.zeros_like(large), large])
-    ids = torch.zeros(1, 2, dtype=torch.long, device=rows.device)
-    with patch.object(causal.base_model, "forward", lambda **_: MoeModelOutputWithPast(last_hidden_state=rows[None])):
-        logits = causal(input_ids=ids, use_cache=False).logits[0]
+
+    def replaced(_: torch.nn.Module, inputs: object, outputs: ModelOutput) -> ModelOutput:
+        outputs.last_hidden_state = rows[None]
+        return outputs
+
+    hook = body.register_forward_hook(replaced)
+    try:
+        logits = causal(input_ids=torch.zeros(1, 2, dtype=torch.long, device=rows.device), use_cache=False).logits[0]
+    finally:
+        hook.remove()
     same = torch.allclose(logits, F.linear(rows, head.weight), rtol=1e-2)
     return same and getattr(head, "bias", None) is None
 

@@ -46,6 +46,7 @@ def pass_tokens(on: Placement, config: PreTrainedConfig, device: torch.device, l
     """Tokens of a pass: as asked, or this device's default; at least the longest example, which is never split."""
     text = config.get_text_config()
     width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    width = max(width) if isinstance(width, list) else width  # Gemma 3n has one a layer
     low, high = CPU_TOKENS
     on_cpu = min(max(CPU_CACHE // (4 * width), low), high)
     return max(longest, on.tokens or (GPU_TOKENS if device.type == "cuda" else on_cpu))

@@ -4,13 +4,15 @@ peft.
 
 import pytest
 import torch
+import torch.nn.functional as F
 from families import FAMILIES, save
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from mixdistill import LoRA, finetune, load_student, load_traces
 from mixdistill.data.chat import Example, prompt_ids
-from mixdistill.finetuning.attention import can_pack
+from mixdistill.finetuning import attention
+from mixdistill.finetuning.attention import VARLEN, can_pack
 from mixdistill.finetuning.batches import pack, pad
 from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.finetuning.loss import ResponseLoss
@@ -43,12 +45,26 @@ def measured(model: torch.nn.Module, loss: torch.Tensor) -> tuple[float, float]:
     return loss.item(), torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
 
 
-def test_the_loss_is_the_models_own_padded_and_packed(folder):
-    model = load_student(folder).model
+def in_segments(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """What PyTorch's kernel, which needs CUDA, computes: [tokens, heads, size]; each segment attends to itself."""
+    parts = []
+    for start, end in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
+        seen = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        seen = seen.triu(-window_size[0]) if window_size[0] >= 0 else seen
+        q, k, v = (states[start:end].transpose(0, 1)[None] for states in (query, key, value))
+        part = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
+        parts.append(part[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def test_the_loss_is_the_models_own_padded_and_packed(folder, monkeypatch):
+    monkeypatch.setattr(attention, "varlen_attn", in_segments)
+    model = load_student(folder).model.train()  # and without dropout, whatever the configuration says
     own = measured(model, sum(own_loss(model, example) for example in EXAMPLES))
     loss_of = ResponseLoss(model)
     assert measured(model, loss_of(pad(EXAMPLES, 0))) == pytest.approx(own, rel=1e-5)
     if can_pack(model):
+        model.set_attn_implementation(VARLEN)
         assert measured(model, loss_of(pack(EXAMPLES))) == pytest.approx(own, rel=1e-5)
 
 
