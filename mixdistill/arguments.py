@@ -9,11 +9,12 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
-UNWRITABLE = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which UTF-8 cannot write
+# NUL, which a text has that was read in the wrong encoding, and half of a surrogate pair, which UTF-8 cannot write.
+UNREADABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @overload
@@ -55,7 +56,7 @@ def flag(name: str, value: T, optional: bool = False) -> T:
 def choice(name: str, value: T, allowed: Collection[str], optional: bool = False) -> T:
     """One of the allowed words."""
     if not (isinstance(value, str) and value in allowed) and not (value is None and optional):
-        raise _refused(name, value, f"use one of {', '.join(allowed)}", optional)
+        raise _refused(name, value, f"use one of {', '.join(word or repr(word) for word in allowed)}", optional)
     return value
 
 
@@ -64,14 +65,21 @@ def text(name: str, value: object, *, empty: bool = False) -> str: ...
 @overload
 def text(name: str, value: object, *, optional: bool, empty: bool = False) -> str | None: ...
 def text(name: str, value: object, *, optional: bool = False, empty: bool = False) -> str | None:
-    """A text that UTF-8 can write, not blank unless `empty`; a Path becomes its text."""
+    """A text without NUL or half characters, not blank unless `empty`; a Path becomes its text."""
     if value is None and optional:
         return None
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(value, str) or not (empty or value.strip()) or UNWRITABLE.search(value):
-        rule = f"it is a text that UTF-8 can write{'' if empty else ', and not blank'}"
+    if not isinstance(value, str) or not (empty or value.strip()) or UNREADABLE.search(value):
+        rule = f"it is a text without NUL or lone surrogates{'' if empty else ', and not blank'}"
         raise _refused(name, value, rule, optional)
     return value
+
+
+def texts(name: str, values: Any) -> tuple[str, ...]:
+    """A list of texts, such as names; a single text is none."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise _refused(name, values, "it is a list of texts")
+    return tuple(text(f"one of {name}", value) for value in values)
 
 
 def instance(name: str, value: T, wanted: type, optional: bool = False) -> T:

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -44,8 +45,8 @@ def lock(folder: Path, wait: bool | None = None) -> Iterator[None]:
         Held: another holds it and `wait` is False; None means what `waits` says.
     """
     path, ours, released = folder / ".lock", f"{HOST} {os.getpid()} {uuid.uuid4().hex}", threading.Event()
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     with storing(folder):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         _take_turn(path, ours, waits.get() if wait is None else wait)
     threading.Thread(target=_renew, args=(path, released), daemon=True).start()
@@ -62,6 +63,8 @@ def lock(folder: Path, wait: bool | None = None) -> Iterator[None]:
 
 def _take_turn(path: Path, ours: str, wait: bool) -> None:
     """Create the lock when nobody holds it, or write ours into one whose holder is gone."""
+    if path.is_symlink():  # to what a stranger's store would have us overwrite
+        raise OSError(errno.EEXIST, "the lock is a link")
     before, since, said = None, time.monotonic(), False
     while True:
         with contextlib.suppress(FileExistsError), path.open("x") as file:
@@ -113,8 +116,9 @@ def sweep_up(folder: Path, held: Path | None = None) -> None:
 
 
 def write_json(path: Path, content: Record) -> None:
-    """Write a JSON file whole: a temporary file, synced to disk, takes its place."""
-    text = json.dumps(content, indent=2) + "\n"
+    """Write a JSON file whole, with a hash of what it says and where: a temporary file, synced to disk, takes its
+    place."""
+    text = json.dumps(content | {"check": _seal(path, content)}, indent=2) + "\n"
     replace(path, lambda temporary: temporary.write_text(text))
 
 
@@ -164,8 +168,8 @@ def storing(path: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise OSError(
             getattr(error, "errno", None) or errno.EIO,
-            f"cannot write {str(path)!r} ({reason}): make room in the run store, or set MIXDISTILL_RUNS to a folder "
-            "that can be written, and call again, which goes on from what is stored",
+            f"cannot write {str(path)!r} ({reason}): make room in the run store and clear what is in the way, or set "
+            "MIXDISTILL_RUNS to a folder that can be written, and call again, which goes on from what is stored",
         ) from error
 
 
@@ -174,23 +178,57 @@ def reading(path: Path) -> Iterator[None]:
     """ValueError for a file that is missing or damaged; OSError for one that may not or can not be read, which is no
     damage."""
     try:
+        if path.exists() and not path.is_file():
+            raise IsADirectoryError(errno.EISDIR, "it is no file")
         yield
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise damaged(path, error.strerror) from error
     except OSError as error:
-        advice = "ask its owner for the right to read it, or look after the disk"
-        raise OSError(error.errno, f"cannot read {str(path)!r} ({error.strerror}): {advice}") from error
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:  # json has both
         raise damaged(path, error) from error
 
 
+def present(path: Path) -> bool:
+    """Whether a file or folder is there. Raises OSError where that may not be seen, which is no absence."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def files_in(path: Path) -> list[Path]:
+    """The files in a folder and below, or the file itself. Raises OSError where they may not be seen."""
+
+    def fail(error: OSError) -> None:
+        raise unreadable(path, error) from error
+
+    if not path.is_dir():
+        return [path] if present(path) else []
+    return sorted(Path(folder, name) for folder, _, names in os.walk(path, onerror=fail) for name in names)
+
+
+def unreadable(path: Path, error: OSError) -> OSError:
+    advice = "ask its owner for the right to read it, or look after the disk"
+    return OSError(error.errno, f"cannot read {str(path)!r} ({error.strerror}): {advice}")
+
+
 def read_json(path: Path) -> Record:
-    """A JSON object that `write_json` wrote."""
+    """The JSON object that `write_json` wrote there. Raises ValueError if it was changed or is another's; older files
+    have no hash."""
     with reading(path):
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, no object")
+        if content.pop("check", None) not in (None, _seal(path, content)):
+            raise ValueError("it is not what was written there")
     return content
+
+
+def _seal(path: Path, content: Record) -> str:
+    """A hash of a JSON file and its place in the store, from the run's hash on: a store may move."""
+    place = re.sub(r"^.*-(?=[0-9a-f]{16}/)", "", (path.parent.resolve() / path.name).as_posix())
+    return key({"place": place, "is": json.dumps(content)})
 
 
 def read_rows(path: Path, owner: str) -> list[Record]:

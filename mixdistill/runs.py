@@ -10,8 +10,8 @@
     runs/.students/       where local students lie on this machine: the only files with paths, no part of any run
 
 Files are replaced whole, so a kill at any moment leaves the last good state. What is read is checked: the folder's name
-against its config.json, files against the manifest, rows against the evaluation that they belong to. A damaged run
-heals by one step, which the error says: delete its folder, call again.
+against its config.json, JSON files against the hash in them, other files against the manifest, rows against the
+evaluation that they belong to. A damaged run heals by one step, which the error says: delete its folder, call again.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from mixdistill import arguments
-from mixdistill.files import Record, damaged, delete, digest, key, lock, read_json, replace, sweep_up, write_json
+from mixdistill import arguments, files
+from mixdistill.files import Record, damaged, key, present, read_json
 
 REPO = Path(__file__).parents[1]
 VERSIONS = ("mixdistill", "torch", "transformers", "peft", "datasets")
@@ -70,10 +70,9 @@ class Run:
         name, fingerprint = self.config["student"], self.config["fingerprint"]
         if name.startswith("pocket/") or fingerprint.startswith("hub:"):
             return name
-        noted = _note(self).read_text() if _note(self).is_file() else name
-        place = Path(self.place or noted).expanduser()
-        if place.exists():
-            return str(place)
+        place = os.path.expanduser(self.place or _noted(self) or name)
+        if os.path.exists(place):
+            return place
         raise ValueError(
             f"the run {self.folder.name!r} was made from the local student {name!r} ({fingerprint}), which is not "
             "where it was: say where it lies with open_run(folder, student=...)"
@@ -126,22 +125,29 @@ def run_of(config: Record) -> Run:
 def start(run: Run) -> None:
     """Write the run's configuration, or check the one that is there; note where its student lies."""
     path = run.folder / "config.json"
-    if not path.exists():
-        write_json(path, run.config)
+    if not present(path):
+        files.write_json(path, run.config)
     elif run_key(read_json(path)) != run_key(run.config):
         raise damaged(path, "it was changed after it was written")
     if run.place:
         place, home = Path(run.place), Path.home()
         noted = Path("~", place.relative_to(home)) if place.is_relative_to(home) else place
-        replace(_note(run), lambda path: path.write_text(str(noted)))
+        files.replace(_note(run), lambda path: path.write_text(str(noted)))
 
 
 def _note(run: Run) -> Path:
     return run.folder.parent / ".students" / run.config["fingerprint"].replace(":", "-")
 
 
+def _noted(run: Run) -> str:
+    """Where this machine last met a local student; empty where no note says so."""
+    with contextlib.suppress(OSError, ValueError):  # none, or a damaged one, which the next run writes again
+        return _note(run).read_text()
+    return ""
+
+
 def finished(run: Run) -> bool:
-    return not run.trained or (run.folder / "manifest.json").is_file()
+    return not run.trained or present(run.folder / "manifest.json")
 
 
 def open_run(folder: str | Path, student: str | Path | None = None) -> Run:
@@ -152,7 +158,7 @@ def open_run(folder: str | Path, student: str | Path | None = None) -> Run:
     """
     folder = Path(arguments.text("folder", folder)).expanduser()
     path = folder / "config.json"
-    if not path.is_file() and not (folder / "manifest.json").is_file():
+    if not present(path) and not present(folder / "manifest.json"):
         raise ValueError(f"{str(folder)!r} is no run's folder (no config.json): give one, or call finetune again")
     config = read_json(path)
     if not folder.resolve().name.endswith(f"-{run_key(config)}"):
@@ -184,20 +190,20 @@ def once(folder: Path, last_file: str, work: Callable[[], Record]) -> None:
     """Do a piece of work once, whoever asks for it: nothing if `folder` holds its last file; else, under the folder's
     lock, look again, work, and write as the last file what `work` returns."""
     last = folder / last_file
-    left = any((folder / name).exists() for name in (".lock", "checkpoint.pt"))  # by a kill after the last file
-    if last.is_file() and not left:
+    left = any(present(folder / name) for name in (".lock", "checkpoint.pt"))  # by a kill after the last file
+    if present(last) and not left:
         return
-    with one_at_a_time, lock(folder):
-        sweep_up(folder, held=folder)
-        if not last.is_file():
-            write_json(last, work())
-        delete(folder / "checkpoint.pt")
+    with one_at_a_time, files.lock(folder):
+        files.sweep_up(folder, held=folder)
+        if not present(last):
+            files.write_json(last, work())
+        files.delete(folder / "checkpoint.pt")
 
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 of files and of all files in folders, by their paths in `folder`."""
-    paths = [path for name in names for path in (folder / name, *(folder / name).rglob("*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): digest(path) for path in sorted(paths)}
+    paths = [path for name in names for path in files.files_in(folder / name)]
+    return {path.relative_to(folder).as_posix(): files.digest(path) for path in paths}
 
 
 def machine() -> Record:

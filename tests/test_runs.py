@@ -2,8 +2,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -153,12 +155,28 @@ def test_a_store_that_can_not_be_written_is_said(tmp_path, monkeypatch):
         evaluate("pocket/xs", "pocket/easy", n=1)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
-def test_what_may_not_be_read_is_not_called_damaged(tmp_path):
-    files.write_json(tmp_path / "config.json", {})
-    (tmp_path / "config.json").chmod(0)
+@pytest.fixture
+def bound():
+    """A folder, and no superuser's rights in it."""
+    superuser = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        os.seteuid(65534 if superuser else os.geteuid())
+        yield Path(folder)
+        os.seteuid(0 if superuser else os.geteuid())
+
+
+def test_what_may_not_be_read_is_neither_damaged_nor_missing(bound):
+    run = bound / "run"
+    files.write_json(run / "config.json", {})
+    (run / "config.json").chmod(0)
     with pytest.raises(PermissionError, match=r"cannot read .*: ask its owner"):
-        files.read_json(tmp_path / "config.json")
+        files.read_json(run / "config.json")
+    run.chmod(0)
+    for look in (files.present, files.read_json, lambda path: files.files_in(path.parent), lambda path: open_run(run)):
+        with pytest.raises(PermissionError, match=r"cannot read .*: ask its owner"):
+            look(run / "config.json")
+    run.chmod(0o755)
 
 
 def test_files_follow_the_umask(store):
@@ -193,3 +211,32 @@ def test_the_same_student_is_the_same_run_wherever_it_lies_and_no_path_of_it_is_
 def test_paths_are_shown_relative_to_the_repo(tmp_path):
     assert runs.shown(runs.REPO / "figures" / "a.png") == "figures/a.png"
     assert runs.shown(tmp_path) == str(tmp_path)
+
+
+def test_a_json_file_that_was_edited_or_is_of_another_run_is_damaged_and_a_moved_store_is_not(tmp_path):
+    run, other = (tmp_path / "store" / f"pocket-xs-{digit * 16}" for digit in "01")
+    for folder in (run, other):
+        files.write_json(folder / "manifest.json", {"seconds": 5.0, "loss": float("nan"), "said": ("é", None)})
+    content = (run / "manifest.json").read_text()
+    shutil.move(tmp_path / "store", tmp_path / "moved")
+    moved = tmp_path / "moved" / run.name / "manifest.json"
+    assert files.read_json(moved)["said"] == ["é", None]
+    for changed in (content.replace("5.0", "4.0"), (tmp_path / "moved" / other.name / "manifest.json").read_text()):
+        moved.write_text(changed)
+        with pytest.raises(ValueError, match=r"is damaged \(it is not what was written there\): delete the folder"):
+            files.read_json(moved)
+
+
+def test_what_is_no_file_is_damaged(tmp_path):
+    os.mkfifo(tmp_path / "scores.json")  # to open it would wait for ever
+    with pytest.raises(ValueError, match=r"is damaged \(it is no file\)"):
+        files.read_json(tmp_path / "scores.json")
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "STALE", 0)
+    (tmp_path / "target").write_text("elsewhere/1 7 abc")
+    (tmp_path / ".lock").symlink_to(tmp_path / "target")
+    with pytest.raises(OSError, match=r"the lock is a link\): make room .* clear what is in the way"):
+        files.lock(tmp_path).__enter__()
+    assert (tmp_path / "target").read_text() == "elsewhere/1 7 abc"

@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 from itertools import pairwise
 
-from mixdistill.arguments import choice
+from mixdistill.arguments import choice, instance
 
 ANSWER_FORMATS = ("pocket", "math", "gsm8k")
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
@@ -63,9 +63,10 @@ def final_answer(response: str, answer_format: str, strict: bool = False) -> str
 
     `math` and `gsm8k` read what stands behind `</think>`, up to a run-on such as `Question:`. With `strict` only what
     is marked counts: for `math` a box (the paper's rule), for `gsm8k` a box or `####`. Raises ValueError for an
-    unknown `answer_format`.
+    unknown `answer_format`, or a response that is no text.
     """
     choice("answer_format", answer_format, ANSWER_FORMATS)
+    instance("a response", response, str)
     if answer_format == "pocket":
         found = re.findall(r"(?<!\S)answer(?=\s+(\S+))", response)
         return found[-1] if found else None

@@ -217,7 +217,10 @@ def _benchmark_table(name: str, split: str, file: str | None, revision: str | No
 
 def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> list[world.Mystery]:
     """`n` different mysteries of a split, the levels in turn. Raises ValueError if a level runs out before."""
+    whole("n", n)
     choice("split", split, world.SPLITS)
+    for level in levels:
+        whole("one of levels", level, high=len(world.LEVELS))
     most = min(world.N_PROBLEMS[split][level] * len(levels) + i for i, level in enumerate(levels))
     if n > most:
         raise ValueError(f"n is {n}: the split {split!r} has {most} such problems, ask for at most as many")

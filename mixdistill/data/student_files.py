@@ -45,7 +45,7 @@ def student_source(name: str | Path) -> str:
         return path
     if path.endswith(".gguf") or not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name):
         known = f"{', '.join(POCKET)}, a Hub id as owner/name, or an existing local folder or .gguf file"
-        raise ValueError(f"unknown student {name!r}: use one of {known}")
+        raise ValueError(f"unknown student {arguments.shown(name)}: use one of {known}")
     return name
 
 

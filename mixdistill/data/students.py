@@ -70,11 +70,11 @@ def load_student(name: str | Path, revision: str | None = None, device: str | No
     not a decoder-only language model of transformers, or files that do not agree with each other.
     """
     name = arguments.text("name", name)
-    device = arguments.choice("device", device, ("cpu", "cuda"), optional=True)
+    cuda = torch.cuda.is_available()
+    device = arguments.choice("device", device, ("cpu", "cuda") if cuda else ("cpu",), optional=True)
     config, tokenizer = load_config(name, revision), load_tokenizer(name, revision)
     stops = stop_tokens_of(name, tokenizer, revision)
     folder, gguf = student_folder(name, revision, weights=True)
-    cuda = torch.cuda.is_available()
     with loading(name, "weights"):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,

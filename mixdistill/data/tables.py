@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from mixdistill.arguments import UNWRITABLE, shown, text
+from mixdistill.arguments import UNREADABLE, shown, text
 
 FILES = (".json", ".jsonl", ".csv", ".parquet")
 ADVICE = {
@@ -55,8 +55,8 @@ def read_table(
         only_used(source, f"it is a {kind}", split=split if kind == "file" else None, revision=revision)
     elif path.suffix.lower() in FILES or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ValueError(
-            f"there is no file {source!r}, here or in $MIXDISTILL_DATA: give an existing file or folder, a Hub data "
-            "set as owner/name, or a set that is known by name"
+            f"there is no file {shown(source)}, here or in $MIXDISTILL_DATA: give an existing file or folder, a Hub "
+            "data set as owner/name, or a set that is known by name"
         )
     try:
         if kind == "file":
@@ -136,7 +136,7 @@ def flaw(value: object, numbers: bool = False) -> str:
         return "" if numbers else "is a number"
     if not isinstance(value, str):
         return f"is a {type(value).__name__}"
-    return "is a text that UTF-8 cannot write" if UNWRITABLE.search(value) else ""
+    return "holds NUL or a lone surrogate" if UNREADABLE.search(value) else ""
 
 
 def _read_file(path: Path, columns: Sequence[str]) -> tuple[list[str], Columns]:
@@ -155,7 +155,7 @@ def _read_file(path: Path, columns: Sequence[str]) -> tuple[list[str], Columns]:
 
 def _json_rows(path: Path) -> list[dict[str, object]]:
     """JSON Lines, or one list of objects."""
-    decoder = json.JSONDecoder(parse_float=Number, parse_int=Number, parse_constant=Number)
+    decoder = json.JSONDecoder(object_pairs_hook=_object, parse_float=Number, parse_int=Number, parse_constant=Number)
     content = path.read_text(encoding="utf-8-sig").strip()
     rows, end = [], 0
     while end < len(content):
@@ -168,6 +168,13 @@ def _json_rows(path: Path) -> list[dict[str, object]]:
         if not isinstance(row, dict):
             raise ValueError(f"row {number} is no object with named columns")
     return rows
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"an object names a key twice, of {', '.join(found)}")
+    return found
 
 
 def _csv_rows(path: Path) -> list[dict[str, object]]:

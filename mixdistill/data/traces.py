@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from datasets import Dataset
 
-from mixdistill.arguments import choice, text, whole
+from mixdistill.arguments import choice, instance, text, whole
 from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer
 from mixdistill.data.pocket import world
 from mixdistill.data.problems import Problem, plain_question, pocket_mysteries
@@ -160,7 +160,8 @@ def drop_overlap(traces: Dataset, problems: Sequence[Problem]) -> Dataset:
     """The traces whose question is none of the (test) problems', whatever its case and white space; a warning counts
     the others.
     """
-    tested = {plain_question(problem.question) for problem in problems}
+    instance("problems", problems, Sequence)
+    tested = {plain_question(instance("a problem", problem, Problem).question) for problem in problems}
     rows = [i for i, asked in enumerate(check_traces(traces)["question"][:]) if plain_question(asked) not in tested]
     if not rows:
         raise ValueError(f"all {len(traces)} traces are about problems of the test: give traces of other problems")

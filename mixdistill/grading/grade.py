@@ -16,6 +16,7 @@ import threading
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -67,16 +68,14 @@ def grade_all(
     Raises ValueError where `grade` does, for a single text, and unless there is one gold answer for each response.
     """
     for name, given in (("responses", responses), ("golds", golds)):
-        if isinstance(given, str | bytes | Set | Mapping) or not hasattr(given, "__len__"):
+        one_row = hasattr(given, "__len__") and getattr(given, "ndim", 1) == 1  # and no table
+        if isinstance(given, str | bytes | Set | Mapping) or not one_row:
             raise ValueError(f"{name} is {shown(given)}: give a list of texts, or use grade for a single one")
     if len(responses) != len(golds):
         raise ValueError(f"{len(responses)} responses for {len(golds)} gold answers: give one gold answer a response")
     choice("answer_format", answer_format, ANSWER_FORMATS)
     flag("strict", strict)
     texts = [_gold_text("a gold answer", gold) for gold in golds]
-    for response in responses:
-        if not isinstance(response, str):
-            raise ValueError(f"a response is {response!r}: it is the text of a completion")
     if answer_format == "gsm8k":  # whose golds may be worked solutions
         texts = [final_answer(text, "gsm8k") or text for text in texts]
     answers = [final_answer(response, answer_format, strict) for response in responses]
@@ -95,7 +94,7 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def _gold_text(name: str, value: object) -> str:
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is {value!r}: it is a text that is not blank, or a finite number")

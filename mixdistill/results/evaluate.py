@@ -128,7 +128,7 @@ def evaluate(
         "prompts": _prompts_seen(run.student, run.config["revision"], run.config["fingerprint"], thinking),
     }
     folder = run.folder / "evaluations" / files.key(config)
-    if stored_only and not (folder / "scores.json").is_file():
+    if stored_only and not files.present(folder / "scores.json"):
         return None
     # Not part of the name, so that a laptop reads what a GPU has computed; the name holds what the switch writes.
     how = {"engine": engine, "batch_size": batch_size, "thinking": thinking}
@@ -201,7 +201,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Decode, grade and store what is missing, batch by batch; returns the summary for `scores.json`."""
     path, file = folder / "config.json", folder / "generations.jsonl"
-    if path.is_file():  # an evaluation goes on as it began
+    if files.present(path):  # an evaluation goes on as it began
         how = _read_config(folder, config) | {"thinking": how["thinking"]}
     engine = how.get("engine") or default_engine(n_params(run.student, run.config["revision"]))
     check_engine(engine)

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from mixdistill.arguments import instance, number
+from mixdistill.arguments import choice, instance, number, text
+from mixdistill.results.stats import require
 from mixdistill.runs import REPO, shown
 
 PAPER = REPO / "figures" / "data" / "paper"
@@ -58,8 +59,12 @@ ERROR_COLORS = {
 }
 
 
+INTERVAL, COUNTS = ("ci_low", "ci_high"), ("n_problems", "n_seeds", "n_bases")  # columns
+
+
 def save_table(table: pd.DataFrame, folder: Path, name: str) -> str:
     """Write the data of a figure to `FOLDER/data/NAME.csv`; returns its path. For `folder` see `Scale.figures_dir`."""
+    require(table)
     path = folder / "data" / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     table.round(6).to_csv(path, index=False)
@@ -88,15 +93,18 @@ def learnability_gap(
         guess: the reader's own `long - short` in points, a student each; drawn beside the measurement where not None.
         family: `long` for long and short traces, `large` for large and small teachers.
 
-    Raises ValueError for another number of guesses than students, or one that is no number.
+    Raises ValueError for another number of guesses than students, or one that is no number. Every figure also does for
+    a table that is empty or lacks a column.
     """
+    recipes, contrasts = FAMILY[choice("family", family, FAMILY)]
+    require(accuracy, "student", "params", "recipe", "accuracy", *INTERVAL)
+    require(gaps, "params", "contrast", "delta", *INTERVAL, *COUNTS)
     sizes = np.sort(accuracy.drop_duplicates("student")["params"])
     guess = [None] * len(sizes) if guess is None else instance("guess", guess, Sequence)
     if len(guess) != len(sizes):
         raise ValueError(f"guess has {len(guess)} numbers: give {len(sizes)}, one a student, smallest first, or None")
     points = [np.nan if value is None else number("a guess", value) / 100 for value in guess]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    recipes, contrasts = FAMILY[family]
     _lines(left, accuracy, "recipe", recipes, "accuracy")
     _lines(right, gaps, "contrast", contrasts, "delta")
     if not np.isnan(points).all():
@@ -114,6 +122,8 @@ def learnability_gap(
 
 def mix_distillation(alphas: pd.DataFrame, recipes: pd.DataFrame) -> Figure:
     """Accuracy of one student against the share of long traces (alpha_sweep.csv), beside it the named recipes."""
+    require(alphas, "student", "alpha", "accuracy", *INTERVAL, *COUNTS)
+    require(recipes, "recipe", "accuracy", *INTERVAL)
     layout = {"figsize": (10, 4.3), "width_ratios": [1.5, 1], "layout": "constrained"}
     figure, (left, right) = plt.subplots(1, 2, sharey=True, **layout)
     student = alphas["student"].iloc[0]
@@ -124,9 +134,9 @@ def mix_distillation(alphas: pd.DataFrame, recipes: pd.DataFrame) -> Figure:
     left.set(xlabel="share of the problems with the long trace, alpha", ylabel="accuracy on test problems")
     left.set_title(f"{student}: from all short (0) to all long (1)")
     left.legend(fontsize=9)
-    colors = [STYLE[recipe][0] for recipe in recipes["recipe"]]
-    accuracies = zip(recipes["recipe"], recipes["accuracy"], strict=True)
-    labels = [f"{STYLE[recipe][2]}\n{accuracy:.1%}" for recipe, accuracy in accuracies]
+    styles = [STYLE[choice("a recipe", recipe, STYLE)] for recipe in recipes["recipe"]]
+    colors = [color for color, *_ in styles]
+    labels = [f"{s[2]}\n{accuracy:.1%}" for s, accuracy in zip(styles, recipes["accuracy"], strict=True)]
     right.bar(labels, recipes["accuracy"], 0.7, color=colors, yerr=_bars(recipes, "accuracy"), capsize=4)
     right.set_title(f"{student}: Mix-Long against its parts")
     top = max(alphas["ci_high"].max(), recipes["ci_high"].max())
@@ -141,6 +151,7 @@ def error_shares(table: pd.DataFrame) -> Figure:
     Arguments:
         table: errors.csv: student, params, recipe, and a share for each key of `pocket.errors.ERRORS`.
     """
+    require(table, "student", "params", "recipe", *ERROR_COLORS)
     recipes = table["recipe"].unique()
     figure, panels = plt.subplots(1, len(recipes), figsize=(10, 4.6), sharey=True, squeeze=False, layout="constrained")
     kinds = [name for name in ERROR_COLORS if name == "right" or table[name].max() >= 0.005]
@@ -151,7 +162,7 @@ def error_shares(table: pd.DataFrame) -> Figure:
         for i, right in enumerate(rows["right"]):
             axes.text(i, 1 - right / 2, f"{right:.0%}", ha="center", va="center", fontsize=9)
         axes.set_xticks(range(len(rows)), _student_labels(rows.reset_index()), fontsize=8.5, rotation=0)
-        axes.set(xlabel="", title=STYLE[recipe][2])
+        axes.set(xlabel="", title=STYLE[choice("a recipe", recipe, STYLE)][2])
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[0, 0].set_ylabel("share of all answers")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), title="first false step", loc="outside right center")
@@ -160,6 +171,7 @@ def error_shares(table: pd.DataFrame) -> Figure:
 
 def controls(gaps: pd.DataFrame) -> Figure:
     """By student size: the gap of long traces, that of long ones without their checks, and that of finer steps."""
+    require(gaps, "student", "params", "contrast", "delta", *INTERVAL, *COUNTS)
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
     _lines(axes, gaps, "contrast", ["long-short", "unverified-short", "short-direct"], "delta")
     axes.axhline(0, color="black", lw=0.8)
@@ -171,10 +183,11 @@ def controls(gaps: pd.DataFrame) -> Figure:
 
 def trace_lengths(lengths: pd.DataFrame) -> Figure:
     """Histogram of tokens a trace (columns `tokens`, `style`)."""
+    require(lengths, "tokens", "style")
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
     bins = np.arange(0, lengths["tokens"].max() + 6, 4)
     for style, tokens in lengths.groupby("style")["tokens"]:
-        color, _, label = STYLE[str(style)]
+        color, _, label = STYLE[choice("a style", str(style), STYLE)]
         axes.hist(tokens, bins, color=color, alpha=0.65, label=f"{label}: mean {tokens.mean():.0f} tokens")
     axes.set(xlabel="tokens a trace, stop token included", ylabel="traces", title="Long traces hold search and checks")
     axes.legend()
@@ -184,6 +197,7 @@ def trace_lengths(lengths: pd.DataFrame) -> Figure:
 
 def paper_gap(table: pd.DataFrame) -> Figure:
     """The paper's Table 1: long minus short by student size. The paper gives no error bars."""
+    require(table, "family", "params_b", "delta_long")
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for family, marker, color in (("qwen2.5", "o", "#0072B2"), ("llama3", "s", "#CC79A7")):
         rows = table[table["family"] == family]
@@ -210,6 +224,7 @@ def redraw(folder: Path) -> list[str]:
         "04_errors": (error_shares, ["errors"]),
         "04_controls": (controls, ["controls"]),
     }
+    folder = Path(text("folder", folder))
     tables = {path.stem: pd.read_csv(path) for path in (folder / "data").glob("*.csv")}
     drawn = {name: draw(*map(tables.get, of)) for name, (draw, of) in drawn_from.items() if set(of) <= tables.keys()}
     if not drawn:
@@ -275,6 +290,7 @@ def _noted(figure: Figure, table: pd.DataFrame) -> Figure:
 
 def text_table(table: pd.DataFrame) -> HTML:
     """A table of running text. Its styles stand in the cells: an untrusted notebook loses every `<style>` element."""
+    require(table)
     style = "text-align:left;white-space:pre-wrap"
     cells = table.map(lambda text: f'<div style="{style}">{html.escape(str(text))}</div>')
     return HTML(cells.to_html(escape=False))

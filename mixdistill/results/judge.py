@@ -16,6 +16,7 @@ from mixdistill.data.chat import prompt_ids
 from mixdistill.data.students import fingerprint, load_student
 from mixdistill.generation.generate import complete, length_sorted_batches
 from mixdistill.results.evaluate import Scores
+from mixdistill.results.stats import require
 
 PROMPT = """You grade answers to mathematics problems. Compare the student's final answer with the reference answer, \
 which is correct.
@@ -109,6 +110,7 @@ def judge_table(judged: pd.DataFrame) -> pd.DataFrame:
     """By benchmark: accuracy by the rule and with the judge, and how many answers it was asked about and called
     what.
     """
+    require(judged, "benchmark", "correct", "correct_judged", "verdict")
     groups = judged.groupby("benchmark", sort=False)
     table = groups.agg(
         n=("correct", "size"),

@@ -6,6 +6,7 @@ from math import comb
 import numpy as np
 import pandas as pd
 
+from mixdistill.arguments import texts
 from mixdistill.grading.grade import equal
 from mixdistill.results.stats import counts, problem_table, require, share
 
@@ -19,10 +20,10 @@ def sampled_table(items: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     Raises ValueError where `stats.accuracy` does, and for a missing column.
     """
+    require(items, *(by := texts("by", by)), "answer")
     items = items if "seed" in items else items.assign(seed=0)
-    require(items, *by, "answer")
     rows = []
-    for name, group in items.groupby(list(by), sort=False) if by else [((), items)]:
+    for name, group in items.groupby(list(by), sort=False, dropna=False) if by else [((), items)]:
         correct = problem_table(group)
         n = len(group) // correct.size
         n_right, votes = (correct * n).round().astype(int), _votes(group)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
-from mixdistill.arguments import choice, instance
+from mixdistill.arguments import choice, flag, instance, number, texts
 
 # The two sides of every gap. Of two recipes on the right, the more accurate one is taken.
 CONTRASTS = {
@@ -105,7 +105,7 @@ def accuracy_table(items: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
     Raises ValueError where `problem_table` does, and for a missing column.
     """
-    require(items, *by)
+    require(items, *(by := list(texts("by", by))))
     rows = []
     for name, group in items.groupby(by, sort=False, dropna=False) if by else [((), items)]:
         facts = dict(zip(by, name, strict=True)) | accuracy(group).columns("accuracy") | counts(group)
@@ -122,9 +122,9 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
 
     Raises ValueError if no student has the recipes of a gap, or the two sides of one differ in seeds or problems.
     """
-    keys, rows = ["student", "params", *["benchmark"] * by_benchmark], []
+    keys, rows = ["student", "params", *["benchmark"] * flag("by_benchmark", by_benchmark)], []
     require(items, *keys, "recipe")
-    for name, group in items.groupby(keys, sort=False):
+    for name, group in items.groupby(keys, sort=False, dropna=False):
         of = {str(recipe): part for recipe, part in group.groupby("recipe", sort=False)}
         means = pd.Series({recipe: accuracy(part).mean for recipe, part in of.items()})
         for contrast, (left, rights) in CONTRASTS.items():
@@ -150,7 +150,8 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
         interval, n_students, n_bases (of all students together), n_problems. Empty where all have one size.
     """
     require(items, "student", "params", "recipe")
-    x = np.log10(items.groupby("student")["params"].first())
+    sizes = items.groupby("student")["params"].first()
+    x = np.log10(sizes.map(lambda size: number("params", size, above=0)))
     of, rows = dict(tuple(items.groupby(["student", "recipe"]))), []
     for contrast, (left, rights) in CONTRASTS.items() if x.nunique() > 1 else ():
         if len(rights) > 1 or not all((student, recipe) in of for student in x.index for recipe in (left, *rights)):
@@ -173,7 +174,8 @@ def readable_gaps(gaps: pd.DataFrame, contrasts: Sequence[str] = ()) -> pd.DataF
 
     An interval of one seed, or of one base, says nothing of others: its verdict names it.
     """
-    wanted = [choice("contrasts", name, CONTRASTS) for name in contrasts] or list(CONTRASTS)
+    require(gaps, "student", "contrast", "delta", "ci_low", "ci_high", "n_seeds", "n_bases")
+    wanted = [choice("contrasts", name, CONTRASTS) for name in texts("contrasts", contrasts)] or list(CONTRASTS)
     rows = gaps[gaps["contrast"].isin(wanted)].reset_index(drop=True)
     points, intervals = _texts(rows, "delta", "+")
     verdicts = np.select([rows["ci_low"] > 0, rows["ci_high"] < 0], ["above 0", "below 0"], "undecided")
@@ -206,12 +208,16 @@ def replicates(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def problem_table(items: pd.DataFrame, column: str | int = "correct") -> pd.DataFrame:
-    """Mean of `column` over the samples of each problem [seeds, (benchmark, problem_id)].
+    """Mean of `column`, scores from 0 to 1, over the samples of each problem [seeds, (benchmark, problem_id)].
 
-    Raises ValueError if a seed lacks a problem, a sample is there twice, or problems differ in their number of samples.
+    Raises ValueError if a seed lacks a problem, a sample is there twice, problems differ in their number of samples, or
+    a score is none.
     """
     keys = ["seed", "benchmark", "problem_id"]
     require(items, *keys, "sample", column)
+    scores = pd.to_numeric(items[column], errors="coerce")
+    if wrong := list(items[column][~scores.between(0, 1) & items[column].notna()].head(3)):
+        raise ValueError(f"the column {column!r} holds {wrong}: every score is True, False, or a number from 0 to 1")
     if twice := int(items.duplicated([*keys, "sample"]).sum()):
         raise ValueError(f"{twice} of {len(items)} items repeat seed, problem and sample of another: give each once")
     groups = items.groupby(keys)[column]
@@ -230,12 +236,12 @@ def counts(items: pd.DataFrame) -> dict[str, int]:
 
 
 def require(items: pd.DataFrame, *columns: str | int) -> None:
-    """Raise ValueError if there are no items, or they lack one of these columns."""
-    instance("items", items, pd.DataFrame)
-    if missing := [str(name) for name in columns if name not in items]:
-        raise ValueError(f"the items lack {', '.join(missing)}, they have {', '.join(map(str, items))}: add them")
+    """Raise ValueError if a table has no rows, or lacks one of these columns."""
+    instance("the table", items, pd.DataFrame)
     if items.empty:
-        raise ValueError("there are no items: give at least one row")
+        raise ValueError("the table is empty: give at least one row")
+    if missing := [str(name) for name in columns if name not in items]:
+        raise ValueError(f"the table lacks {', '.join(missing)}, it has {', '.join(map(str, items))}: add them")
 
 
 def _differences(items: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:

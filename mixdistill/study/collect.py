@@ -17,6 +17,7 @@ from mixdistill.results.evaluate import as_run, evaluate
 from mixdistill.runs import Run
 
 KEEP = ("all", "shortest", "longest", "random")
+OPTIONS = ("max_new_tokens", "engine", "batch_size", "thinking", "progress")
 FATES = ("kept", "wrong", "no_answer", "truncated", "unreadable", "duplicate", "not_chosen")
 
 
@@ -58,11 +59,13 @@ def collect_traces(
         n: completions a problem; 1 at temperature 0.
         keep: of a problem's right completions `all`, or the `shortest`, the `longest` (in tokens), or a `random` one.
         style: a label for the set, such as `long`.
-        options: of `evaluate`: max_new_tokens, engine, batch_size, thinking, progress.
+        options: of `evaluate`: those in `OPTIONS`.
 
     Raises ValueError for a bad argument, no problem, or not one right completion (the message counts the reasons).
     """
     arguments.choice("keep", keep, KEEP)
+    for name in options:
+        arguments.choice("an option", name, OPTIONS)
     arguments.instance("problems", problems, Sequence)
     style = arguments.text("style", style, empty=True)
     sampling, asked = Sampling(temperature, top_p, seed, n), as_run(teacher, revision)
@@ -70,8 +73,7 @@ def collect_traces(
     if len(formats) < len(problems):
         raise ValueError(f"{len(problems)} problems have {len(formats)} different ids: each trace has its problem's")
     scores = evaluate(asked, problems, sampling=sampling, **options)
-    if scores is None:
-        raise ValueError("stored_only is True, and the store has no such completions: collect them without it")
+    assert scores is not None  # as always without stored_only
     name, items = asked.config["student"], scores.items.assign(fate=_fates(scores.items, keep, sampling.seed))
     counts = pd.crosstab(items["problem_id"], items["fate"])
     counts = counts.reindex(index=list(formats), columns=list(FATES), fill_value=0).rename_axis(columns=None)

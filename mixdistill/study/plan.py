@@ -10,11 +10,12 @@ import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 
+from mixdistill.arguments import instance
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.data.students import n_params, student_source
-from mixdistill.data.tables import local_path
+from mixdistill.data.tables import FILES, local_path
 from mixdistill.runs import read_json, runs_dir
-from mixdistill.study.scales import REVISIONS, Arm, Scale, TraceSet, alpha_arms, control_arms, gap_arms
+from mixdistill.study.scales import PARTS, REVISIONS, Arm, Scale, TraceSet, alpha_arms, control_arms, gap_arms
 from mixdistill.study.sweep import evaluation_problems, n_cores, run_arm, same_work, trace_set
 
 NEEDS_GPU = 400_000_000  # parameters: larger students are not for a CPU
@@ -54,6 +55,7 @@ def plan(scale: Scale) -> Plan:
 
     Raises ValueError for a student whose size can not be known without a download.
     """
+    instance("scale", scale, Scale)
     arms, gpus, speeds, rows = all_arms(scale), torch.cuda.device_count(), _measured(), []
     traces = {part: _examples(getattr(scale, part), scale) for arm in arms for part in (arm.hard, arm.easy)}
     n, n_problems = min(n for n, _ in traces.values()), sum(_n_problems(name, scale) for name in scale.benchmarks)
@@ -74,7 +76,7 @@ def plan(scale: Scale) -> Plan:
         row["download GB"] = 0.0 if here else 2 * size / 1e9
         rows.append(row)
     students = pd.DataFrame(rows)
-    return Plan(scale, students, tuple(_obstacles(students)))
+    return Plan(scale, students, tuple(_obstacles(scale, students)))
 
 
 def check_machine(scale: Scale) -> None:
@@ -145,9 +147,11 @@ def _size(student: str) -> tuple[int, bool]:
     raise ValueError(f"how large is {student!r}? Run `hf download {student} config.json` first, or give a local folder")
 
 
-def _obstacles(students: pd.DataFrame) -> list[str]:
+def _obstacles(scale: Scale, students: pd.DataFrame) -> list[str]:
     """What keeps these students from running on this machine, each with what to do."""
-    found = []
+    sources = [*scale.benchmarks, *(traces.source for part in PARTS if (traces := getattr(scale, part)))]
+    missing = [source for source in sources if source.endswith(FILES) and not local_path(source).exists()]
+    found = [f"there is no file {name!r}: put it into the folder $MIXDISTILL_DATA" for name in missing]
     if students["parameters"].max() >= NEEDS_GPU and not torch.cuda.device_count():
         found.append("there is no CUDA GPU: take a smaller scale, such as pocket, which needs none")
     needs = {"HF_HOME": (Path(constants.HF_HUB_CACHE), "download GB"), "MIXDISTILL_RUNS": (runs_dir(), "runs GB")}

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from mixdistill import runs
-from mixdistill.arguments import choice, instance, whole
+from mixdistill.arguments import choice, instance, number, text, texts, whole
+from mixdistill.data.final_answers import ANSWER_FORMATS
 from mixdistill.data.mix import CONTROLS, RECIPES
 from mixdistill.data.pocket.bases import LARGE, POCKET, POCKET_BASES
 from mixdistill.data.problems import POCKET_TIERS
 
+PARTS = tuple(dict.fromkeys(part for recipe in (RECIPES | CONTROLS).values() for part in (recipe.hard, recipe.easy)))
+
 
 @dataclass(frozen=True)
 class TraceSet:
-    """Where the traces of one part come from: arguments of `load_traces`."""
+    """Where the traces of one part come from: arguments of `load_traces`. Raises ValueError for a bad one."""
 
     source: str
     question: str = "question"  # columns
@@ -23,6 +26,13 @@ class TraceSet:
     answer_format: str = "math"
     revision: str | None = None  # commit of a Hub data set
     unusable: str = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("source", "question", "response"):
+            object.__setattr__(self, name, text(name, getattr(self, name)))  # a Path as its text
+        choice("answer_format", self.answer_format, ANSWER_FORMATS)
+        text("revision", self.revision, optional=True)
+        choice("unusable", self.unusable, ("error", "drop"))
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Scale:
         scale = replace(get_scale("gpu"), name="mine", large=None, small=None, **mine)
         items = sweep(gap_arms(scale), scale)  # print(plan(scale)) first
 
-    A new Hub student is pinned by an entry in `REVISIONS`.
+    A new Hub student is pinned by an entry in `REVISIONS`. Raises ValueError for a field that cannot be.
     """
 
     name: str
@@ -65,6 +75,25 @@ class Scale:
     max_tokens: int | None = None  # of a training example; None: the student's context
     too_long: str = "error"  # what becomes of longer examples, as in `finetune`
     max_new_tokens: int | None = None  # of an answer; None: what the context leaves, at most 16,000
+
+    def __post_init__(self) -> None:
+        text("name", self.name)
+        text("alpha_student", self.alpha_student)
+        for name in ("students", "benchmarks", "full"):
+            object.__setattr__(self, name, texts(name, getattr(self, name)))  # a list as a tuple
+        for name in ("students", "benchmarks"):
+            whole(f"the number of {name}", len(getattr(self, name)))
+        for name in ("n_seeds", "epochs", "batch_size", "lora_rank"):
+            whole(name, getattr(self, name))
+        for name in ("n_train", "n_problems", "max_tokens", "max_new_tokens"):
+            whole(name, getattr(self, name), optional=True)
+        for alpha in instance("alphas", self.alphas, Sequence):
+            number("one of alphas", alpha, low=0, high=1)
+        for name in PARTS:
+            instance(name, getattr(self, name), TraceSet, optional=name not in ("long", "short"))
+        if self.lr is not None:
+            number("lr", self.lr, above=0)
+        choice("too_long", self.too_long, ("error", "drop"))
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -193,6 +222,7 @@ class Arm:
     """One student under one recipe with one seed.
 
     `alpha` is the share of hard traces, None for the untouched student; `hard` and `easy` are parts as in `mix.Recipe`.
+    Raises ValueError for a field that cannot be.
     """
 
     student: str
@@ -202,26 +232,40 @@ class Arm:
     hard: str = "long"
     easy: str = "short"
 
+    def __post_init__(self) -> None:
+        text("student", self.student)
+        text("recipe", self.recipe)
+        if self.alpha is not None:
+            number("alpha", self.alpha, low=0, high=1)
+        whole("seed", self.seed, low=0)
+        choice("hard", self.hard, PARTS)
+        choice("easy", self.easy, PARTS)
+
 
 def gap_arms(scale: Scale) -> list[Arm]:
     """Every student untouched (each of its bases), and under every recipe of the scale with every seed."""
+    instance("scale", scale, Scale)
     return untouched_arms(scale, scale.students) + _recipe_arms(scale, scale.recipes)
 
 
 def untouched_arms(scale: Scale, students: Sequence[str]) -> list[Arm]:
     """The untouched students: one arm for each base that the scale's seeds meet."""
+    students = texts("students", students)
     arms = [Arm(student, "untouched", None, seed) for student in students for seed in range(scale.n_seeds)]
     return list({scale.base(arm): arm for arm in reversed(arms)}.values())[::-1]
 
 
 def control_arms(scale: Scale) -> list[Arm]:
     """Every student under the controls of `mix.CONTROLS` with every seed; none where the scale has no such traces."""
+    instance("scale", scale, Scale)
     return _recipe_arms(scale, [name for name, control in CONTROLS.items() if getattr(scale, control.hard)])
 
 
 def alpha_arms(scale: Scale, student: str, alphas: Sequence[float]) -> list[Arm]:
     """One student over shares of long traces with every seed."""
-    return [Arm(student, f"alpha={alpha:g}", alpha, seed) for seed in range(scale.n_seeds) for alpha in alphas]
+    instance("scale", scale, Scale)
+    shares = [number("one of alphas", alpha, low=0, high=1) for alpha in instance("alphas", alphas, Sequence)]
+    return [Arm(student, f"alpha={alpha:g}", alpha, seed) for seed in range(scale.n_seeds) for alpha in shares]
 
 
 def recipe_arm(student: str, recipe: str, seed: int) -> Arm:
@@ -232,7 +276,6 @@ def recipe_arm(student: str, recipe: str, seed: int) -> Arm:
 
 
 def _recipe_arms(scale: Scale, recipes: Sequence[str]) -> list[Arm]:
-    instance("scale", scale, Scale)
     seeds = range(scale.n_seeds)
     return [recipe_arm(student, recipe, seed) for seed in seeds for student in scale.students for recipe in recipes]
 
@@ -248,7 +291,7 @@ def check_parameters(namespace: Mapping[str, Any], **types: type) -> None:
     if unknown := sorted(injected - set(types)):
         raise ValueError(f"unknown notebook parameter {', '.join(unknown)}: this notebook takes {', '.join(types)}")
     for name, wanted in types.items():
-        value = namespace[name]
+        value = namespace.get(name)
         allowed = (int, float) if wanted is float else wanted
         if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
             raise ValueError(f"{name} is {value!r}, a {type(value).__name__}: give a {wanted.__name__}")

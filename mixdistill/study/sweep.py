@@ -157,6 +157,7 @@ def training_set(arm: Arm, scale: Scale) -> Dataset:
 
 def trace_set(traces: TraceSet, n: int | None, seed: int) -> Dataset:
     """The traces that play a part at a scale, such as `scale.long`; of files the first `n`, None means all."""
+    instance("traces", traces, TraceSet)
     return _kept(_traces, _stamp(traces.source), traces, n, seed)
 
 

@@ -63,7 +63,8 @@ def test_parquet_golds_keep_their_digits(tmp_path):
         ("-Infinity", "is -Infinity"),
         ('["1", "2"]', "is a list"),
         ("true", "is a bool"),
-        ('"\\ud800"', "is a text that UTF-8 cannot write"),
+        ('"\\ud800"', "holds NUL or a lone surrogate"),
+        ('"1\\u0000"', "holds NUL or a lone surrogate"),
     ],
 )
 def test_a_gold_that_is_no_text_or_number_is_refused_with_its_row(tmp_path, gold, reason):
@@ -149,3 +150,9 @@ def test_a_name_is_a_name_and_no_pattern(tmp_path, monkeypatch, name):
     assert [(problem.id, problem.source) for problem in problems] == [(f"{name}/0", name)]
     (tmp_path / "elsewhere").mkdir()
     assert problems == load_problems(source.rename(tmp_path / "elsewhere" / name))
+
+
+def test_an_object_that_names_a_key_twice_is_refused(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"question": "a", "answer": "1", "answer": "2"}\n')
+    with pytest.raises(ValueError, match="an object names a key twice, of question, answer"):
+        load_problems(tmp_path / "t.jsonl")

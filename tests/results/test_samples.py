@@ -91,3 +91,9 @@ def test_the_table_takes_what_evaluate_returns():
     table = sampled_table(scores.items, by=["benchmark"]).set_index(["metric", "k"])
     assert table.loc[("pass", 1), "value"] == pytest.approx(scores.accuracy)
     assert table.loc[("pass", 3), "n_seeds"] == 1
+
+
+def test_a_group_without_a_name_is_no_less_a_row():
+    named = samples([["1", "2"]]).assign(alpha=0.2)
+    table = sampled_table(pd.concat([named, named.assign(alpha=None)]), ["alpha"])
+    assert table["alpha"].isna().tolist() == [False] * 4 + [True] * 4

@@ -105,13 +105,13 @@ def test_items_that_lack_a_sample_or_repeat_one_are_refused():
     whole = items(np.ones((2, 5, 3)))
     with pytest.raises(ValueError, match="same number of samples"):
         stats.accuracy(whole.iloc[:-1])
-    with pytest.raises(ValueError, match="the items lack sample, they have seed, benchmark"):
+    with pytest.raises(ValueError, match="the table lacks sample, it has seed, benchmark"):
         stats.accuracy(whole.drop(columns="sample"))
     with pytest.raises(ValueError, match="1 of 31 items repeat"):
         stats.accuracy(pd.concat([whole, whole.iloc[:1]]))
     with pytest.raises(ValueError, match="a grade for every problem"):
         stats.accuracy(whole[(whole["seed"] == 0) | (whole["problem_id"] > 0)])
-    with pytest.raises(ValueError, match="there are no items"):
+    with pytest.raises(ValueError, match="the table is empty"):
         stats.accuracy_table(whole.iloc[:0], ["benchmark"])
     ungraded = whole.astype({"correct": float})
     ungraded.loc[0, "correct"] = np.nan

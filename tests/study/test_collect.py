@@ -108,5 +108,5 @@ def test_bad_requests_are_refused(problems):
         collect_traces("pocket/s", [])
     with pytest.raises(ValueError, match=r"Sampling's n is 1\.5"):
         collect_traces("pocket/s", problems, 1.5)
-    with pytest.raises(ValueError, match="stored_only is True, and the store has no such completions"):
+    with pytest.raises(ValueError, match="an option is 'stored_only': use one of max_new_tokens, engine"):
         collect_traces("pocket/s", problems, seed=77, stored_only=True)

@@ -165,3 +165,8 @@ def test_figures_of_a_run_with_other_parameters_are_drawn_where_they_lie(monkeyp
     drawn = capsys.readouterr().out.splitlines()
     assert set(drawn) == {str(path) for path in folder.glob("*.png")}
     assert folder.is_relative_to(store)
+
+
+def test_a_file_that_is_not_here_is_an_obstacle():
+    made = plan(replace(get_scale("smoke"), benchmarks=("pocket/easy", "mine.jsonl")))
+    assert "there is no file 'mine.jsonl': put it into the folder $MIXDISTILL_DATA" in made.obstacles

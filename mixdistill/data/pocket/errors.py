@@ -2,6 +2,7 @@
 
 import re
 
+from mixdistill import arguments
 from mixdistill.data.pocket import world
 
 # In the order of the text; `right`, `wrong guess`, `gave up` and `endless` hold no false step.
@@ -25,10 +26,13 @@ STEP = re.compile(
 
 
 def first_error(question: str, response: str, correct: bool) -> str:
-    """The first false step of an answer, a key of `ERRORS`."""
+    """The first false step of an answer, a key of `ERRORS`. Raises ValueError for a question of another world."""
+    words, response = arguments.text("question", question).split(), arguments.text("response", response, empty=True)
+    if len(words) != 13:
+        raise ValueError(f"question is {arguments.shown(question)}: it is a problem of the pocket world")
     if correct:
         return "right"
-    kind, _, colour, _, number, _, mark, _, _, count, _, item, _ = question.split()
+    kind, _, colour, _, number, _, mark, _, _, count, _, item, _ = words
     clue = {"try": (kind, colour, "wrong colour"), "check": (number, mark, "wrong mark")}
     machine, accepted = "", False
     products: list[str] = []
