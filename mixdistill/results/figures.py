@@ -145,6 +145,24 @@ def mix_distillation(alphas: pd.DataFrame, recipes: pd.DataFrame) -> Figure:
     return _noted(figure, alphas)
 
 
+def alpha_curve(curves: pd.DataFrame, student: str, alpha: float) -> Figure:
+    """One student's accuracy against the share of long traces, with one of the shares marked.
+
+    Arguments:
+        curves: columns as in alpha_sweep.csv, of several students.
+    """
+    rows = curves[curves["student"] == student]
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    _lines(axes, rows.assign(recipe="alpha"), "recipe", ["alpha"], "accuracy", "alpha")
+    axes.set(xlim=(-0.05, 1.05), ylim=(0, 1.02), ylabel="accuracy on test problems")
+    axes.set(xlabel="share of the problems with the long trace, alpha", title=f"{student}: not trained at this share")
+    for row in rows[rows["alpha"] == alpha].itertuples():
+        axes.axvline(alpha, color="black", ls=":", lw=1)
+        interval = f"{row.accuracy:.1%} [{row.ci_low:.1%}, {row.ci_high:.1%}]"
+        axes.set_title(f"{student}, alpha {alpha:g}: {interval} right")
+    return _noted(figure, rows)
+
+
 def error_shares(table: pd.DataFrame) -> Figure:
     """Share of all answers by their first false step: a panel a recipe, a bar a student, the right ones on top.
 

@@ -61,6 +61,14 @@ def test_the_headline_figure_shows_all_recipes_with_error_bars_and_the_guess(acc
     assert "your guess of long - short" in [text.get_text() for text in right.get_legend().get_texts()]
 
 
+def test_a_curve_says_the_accuracy_of_the_marked_share_or_that_there_is_none():
+    curves = pd.read_csv(FIGURES / "data/alpha_sweep.csv")
+    row = curves.set_index("alpha").loc[0.4]
+    (marked,), (unmarked,) = (figures.alpha_curve(curves, row["student"], alpha).axes for alpha in (0.4, 0.5))
+    assert f"{row['accuracy']:.1%} [{row['ci_low']:.1%}, {row['ci_high']:.1%}]" in marked.get_title()
+    assert unmarked.get_title().endswith("not trained at this share")
+
+
 def test_a_scale_without_some_tables_has_the_figures_of_the_others(tmp_path):
     copytree(FIGURES / "pocket-large" / "data", tmp_path / "data")
     drawn = {Path(path).stem for path in figures.redraw(tmp_path)}

@@ -1,0 +1,188 @@
+"""Checks and solutions of the exercises: `%run -i` runs this file among a notebook's own variables, which it uses.
+
+What is right is computed from the results at hand. The functions that do it are shown as part of the solution.
+It is no module of the package: only the notebooks mean anything to it.
+"""
+
+import html
+import inspect
+import json
+from collections.abc import Callable
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from IPython.display import HTML
+
+from mixdistill.arguments import choice
+from mixdistill.data.students import student_source
+from mixdistill.results import stats
+from mixdistill.study.scales import recipe_arm
+from mixdistill.study.sweep import training_set
+
+OTHER_WORLD = "(checks and solutions are of the pocket world only)"
+
+
+class Exercise(NamedTuple):
+    right: Callable[[], Any]  # computes the right answer, a word or a number
+    within: float  # how far a number may be off
+    hint: str
+    solution: str  # in words, with {} for what is right
+
+
+def check(name: str, answer: object) -> None:
+    """Say whether an answer is right. Raises ValueError for an unknown exercise."""
+    exercise = EXERCISES[choice("exercise", name, EXERCISES)]
+    if not scale.pocket:
+        return print(f"{name}: {OTHER_WORLD}")
+    right = exercise.right()
+    if isinstance(right, str):
+        good = str(answer).strip().casefold() == right.casefold()
+    else:
+        good = isinstance(answer, Real) and abs(answer - right) <= exercise.within
+    said = "right" if good else "no answer yet" if answer is None else f"not yet. Hint: {exercise.hint}"
+    print(f"{name}: {said}")
+
+
+def solution(name: str) -> HTML:
+    """The solution, folded: words, numbers and code. Raises ValueError for an unknown exercise."""
+    exercise = EXERCISES[choice("exercise", name, EXERCISES)]
+    if not scale.pocket:
+        return HTML(OTHER_WORLD)
+    words, code = exercise.solution.format(exercise.right()), inspect.getsource(exercise.right)
+    folded = f"<p>{html.escape(words)}</p><pre>{html.escape(code)}</pre>"
+    return HTML(f"<details><summary>Solution of {name}</summary>{folded}</details>")
+
+
+def long_answers(student: str) -> pd.DataFrame:
+    return graded[(graded["student"] == student) & (graded["recipe"] == "long")]
+
+
+def share_of_long_tokens():
+    n_tokens = pd.Series([len(text.split()) for text in train["response"]])
+    is_long = pd.Series(train["role"]) == "hard"
+    return n_tokens[is_long].sum() / n_tokens.sum()
+
+
+def machines_tried():
+    return pd.Series(long_traces["response"]).str.count("try ").mean()
+
+
+def answer_of_the_first_problem():
+    return long_traces[0]["response"].split()[-2]
+
+
+def cost_of_length():
+    first_tier = small[small["benchmark"] == scale.benchmarks[0]]
+    many = first_tier["response"].str.count("try ") > 2
+    return 100 * (first_tier[many]["correct"].mean() - first_tier[~many]["correct"].mean())
+
+
+def times_as_wide():
+    of_student = items[items["student"] == scale.students[1]]
+    widths = []
+    for part in (of_student, of_student[of_student["seed"] == 0]):
+        gap = stats.gap(part[part["recipe"] == "long"], part[part["recipe"] == "short"])
+        widths.append(gap.high - gap.low)
+    return widths[0] / widths[1]
+
+
+def matched_problems():
+    short, mixed = (training_set(recipe_arm(student, name, 0), scale)["response"] for name in ("short", "mix_long"))
+    n_short, n_mixed = (sum(len(text.split()) + 1 for text in texts) for texts in (short, mixed))  # with <eos>
+    return len(short) * n_mixed / n_short
+
+
+def best_share():
+    return curves[curves["student"] == scale.students[1]].set_index("alpha")["accuracy"].idxmax()
+
+
+def tier_of_false_checks():
+    answers = long_answers(scale.students[0])
+    shares = pd.crosstab(answers["benchmark"], answers["error"], normalize="index")
+    return shares.filter(["wrong mark", "false proof"]).sum(axis=1).idxmax().removeprefix("pocket/")
+
+
+def marks_and_accuracy():
+    accuracy = long_answers(scale.students[0]).groupby("base")["correct"].mean()
+    facts = [json.loads(Path(student_source(base), "evaluation.json").read_text()) for base in accuracy.index]
+    return accuracy.corr(pd.Series([fact["rare"] for fact in facts], accuracy.index), method="spearman")
+
+
+def other_error():
+    errors = long_answers(scale.students[-1])["error"].value_counts()
+    return errors.reindex(["missed mismatch", "false alarm", "lost operand", "endless"], fill_value=0).idxmax()
+
+
+EXERCISES = {
+    "01.1": Exercise(
+        share_of_long_tokens,
+        0.03,
+        "alpha * mean_long / (alpha * mean_long + (1 - alpha) * mean_short)",
+        "{:.2f} of the tokens are long, more than the share of the problems. The paper's mixes have this too: they "
+        "are balanced by problems, not by tokens.",
+    ),
+    "01.2": Exercise(
+        machines_tried,
+        0.1,
+        'count "try " in long_traces["response"] and take the mean',
+        "A long trace tries {:.2f} machines and refuses about one of them only for its mark. To follow that, a "
+        "student must know marks, and it has seen some of them only a few times.",
+    ),
+    "01.3": Exercise(
+        answer_of_the_first_problem,
+        0,
+        "the machine that has both the colour and the mark is a column of the table below the problem",
+        "It is {}. The teachers' ways to it are short_traces[0] and long_traces[0].",
+    ),
+    "02.1": Exercise(
+        cost_of_length,
+        1,
+        'of the first benchmark\'s rows of small, group "correct" by small["response"].str.count("try ") > 2',
+        "{:+.0f} points: longer answers fail more often among problems of one tier too. That does not make length the "
+        "cause: an answer becomes long where a machine is refused, and every check more is a mark more to recall.",
+    ),
+    "02.2": Exercise(
+        times_as_wide,
+        0.1,
+        'stats.gap(long_items, short_items) has .low and .high; once with all seeds, once with items["seed"] == 0',
+        "{:.1f} times. With one seed the interval covers the problems only: it says how sure we are about these two "
+        "trained models, not about the recipes, and not about another base of the same size.",
+    ),
+    "03.1": Exercise(
+        matched_problems,
+        60,
+        'how many times the tokens of training_set(recipe_arm(student, "short", 0), scale) has that of "mix_long"?',
+        "About {:.0f} short problems. What the mix is above a student of so many comes from the long traces and not "
+        "from more tokens; finetune takes any trace set, so try it.",
+    ),
+    "03.2": Exercise(
+        best_share,
+        0,
+        "choose that student with the slider, or look at its rows in curves",
+        "The highest point is at alpha {:g}. Where its neighbours' intervals overlap with its own, the place of the "
+        "top is not sure; but all shares have the same seeds and problems, so differences are surer than bars look.",
+    ),
+    "04.1": Exercise(
+        tier_of_false_checks,
+        0,
+        'pd.crosstab(answers["benchmark"], answers["error"]) shows it; "wrong mark" and "false proof" are at a check',
+        "The {} tier. The harder a tier, the more machines pass the colour test, and the more marks an answer recalls.",
+    ),
+    "04.2": Exercise(
+        marks_and_accuracy,
+        0.05,
+        'group the long answers of the smallest student by "base"; accuracy.corr(rare, method="spearman")',
+        "{:+.2f}. Above 0 agrees with the explanation, but a handful of bases can contradict it and hardly prove it. "
+        "Across sizes it says less still: everything else differs too.",
+    ),
+    "04.3": Exercise(
+        other_error,
+        0,
+        "a check is recall, and a comparison, and the right thing to do afterwards: which of ERRORS are no recall?",
+        "{}. Comparing (missed mismatch, false alarm), carrying a word over a distance (lost operand) and searching "
+        "(endless) are no matter of marks. Were one of them frequent where marks are known, the explanation would be "
+        "too narrow; the table of shares says whether it is.",
+    ),
+}

@@ -1,0 +1,66 @@
+"""Exercises are checked against the results at hand, and their solutions stay folded."""
+
+import re
+from types import SimpleNamespace
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import REPO
+
+FILE = REPO / "notebooks" / "exercises.py"
+
+
+@pytest.fixture
+def notebook() -> dict:
+    """The variables of a notebook that has run the file."""
+    curves = pd.DataFrame({"student": ["s"] * 3, "alpha": [0.0, 0.2, 1.0], "accuracy": [0.5, 0.6, 0.4]})
+    graded = pd.DataFrame({"student": "s", "recipe": "long", "error": ["right", "endless", "endless"]})
+    scale = SimpleNamespace(pocket=True, students=["xs", "s"])
+    names = {"scale": scale, "curves": curves, "graded": graded}
+    exec(compile(FILE.read_text(), FILE, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "said"),
+    [
+        ("03.2", 0.2, "right"),
+        ("03.2", 0.4, "not yet. Hint: choose that student"),
+        ("03.2", "0.2", "not yet. Hint: choose that student"),
+        ("03.2", None, "no answer yet"),
+        ("04.3", " Endless", "right"),
+        ("04.3", "lost operand", "not yet. Hint: a check is recall"),
+    ],
+)
+def test_an_answer_is_right_or_gets_a_hint(notebook, capsys, name, answer, said):
+    notebook["check"](name, answer)
+    assert capsys.readouterr().out.startswith(f"{name}: {said}")
+
+
+def test_a_right_answer_follows_the_results(notebook, capsys):
+    notebook["curves"] = notebook["curves"].assign(accuracy=[0.5, 0.6, 0.7])
+    notebook["check"]("03.2", 1)
+    assert capsys.readouterr().out == "03.2: right\n"
+
+
+def test_a_solution_is_folded_and_has_words_number_and_code(notebook):
+    shown = notebook["solution"]("03.2").data
+    assert shown.startswith("<details><summary>")
+    assert "at alpha 0.2." in shown
+    assert "def best_share" in shown
+
+
+def test_other_worlds_have_no_checks_and_unknown_exercises_are_refused(notebook, capsys):
+    with pytest.raises(ValueError, match=r"exercise is '9': use one of 01\.1"):
+        notebook["check"]("9", 0)
+    notebook["scale"].pocket = False
+    notebook["check"]("04.1", None)
+    assert "of the pocket world only" in capsys.readouterr().out + notebook["solution"]("04.1").data
+
+
+def test_the_notebooks_check_and_solve_every_exercise(notebook):
+    cells = [cell.source for path in FILE.parent.glob("*.ipynb") for cell in nbformat.read(path, 4).cells]
+    for function in ("check", "solution"):
+        asked = [name for cell in cells for name in re.findall(rf'^{function}\("([\d.]+)"', cell)]
+        assert sorted(asked) == sorted(notebook["EXERCISES"])
