@@ -32,7 +32,7 @@ from mixdistill.finetuning.progress import Progress, peak_memory
 from mixdistill.runs import Run
 
 # Raised whenever the same configuration would train another student than before: old runs are not taken for new.
-TRAINING_VERSION = 4
+TRAINING_VERSION = 3
 
 # LoRA learning rate of the pocket students: in steps of 2, the one with the best mean accuracy over short, long and
 # mix_long on development problems (`python -m pretraining.choose_lr`).
