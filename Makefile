@@ -1,4 +1,4 @@
-# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n]   make test   make test-browser   make lab [ARGS=...]   make clean
+# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n]   make test   make test-browser   make lab [ARGS=...]   make slides   make clean
 SCALE  ?= pocket
 SEEDS  ?= 0
 PYTHON ?= python3
@@ -9,7 +9,7 @@ PY     := $(ENV)/bin/python
 READY  := $(ENV)/.mixdistill-ready
 TESTS  := $(ENV)/.mixdistill-tests-ready
 
-.PHONY: reproduce plan figures test test-browser lab publish setup clean
+.PHONY: reproduce plan figures test test-browser lab slides publish setup clean
 
 reproduce plan figures: setup
 	$(PY) -m mixdistill $@ --scale "$(SCALE)" --seeds "$(SEEDS)"
@@ -25,6 +25,10 @@ test-browser: $(TESTS)  # JupyterLab in a headless Chromium, which `make test` r
 
 lab: setup  # such as ARGS="--no-browser --allow-root --port 8890"
 	$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb $(ARGS)
+
+slides: setup  # one deck of all notebooks. Of the package that holds reveal.js nothing is run, so it needs nothing else
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps sphinx-revealjs==3.2.1
+	$(PY) docs/slides.py
 
 publish: setup  # what is committed
 	$(PY) figures/publish.py
@@ -44,4 +48,4 @@ $(TESTS): $(READY)
 	@touch "$(TESTS)"
 
 clean:  # deletes every run and all that was set up
-	rm -rf runs .venv figures/smoke *.egg-info
+	rm -rf runs slides .venv figures/smoke *.egg-info
