@@ -123,6 +123,19 @@ SMOLLM3 = chatml(
 )
 QWEN3 = chatml(SHOWN, f"{{% if {OFF} %}}{EMPTY}{{% endif %}}")
 QWEN3_5 = chatml(SHOWN, f"{{% if {OFF} %}}{EMPTY}{{% else %}}{OPEN}{{% endif %}}")
+GEMMA4 = turns(
+    "{{ '<|turn>user\\n' + m['content'] | trim + '<turn|>\\n' }}",
+    "{{ '<|turn>model\\n' + m['content'] | trim + '<turn|>\\n' }}",
+    "{{ '<|turn>model\\n' }}"
+    "{% if not enable_thinking | default(false) %}{{ '<|channel>thought\\n<channel|>' }}{% endif %}",
+    "{{ bos_token }}{% if enable_thinking | default(false) %}{{ '<|turn>system\\n<|think|><turn|>\\n' }}{% endif %}",
+)
+COMMAND_R7B = turns(
+    "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{{ m['content'] }}<|END_OF_TURN_TOKEN|>",
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>{{ m['content'] }}<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% if not enable_thinking %}<|START_THINKING|><|END_THINKING|>{% endif %}",
+    "{{ bos_token }}",
+)
 NEMOTRON = chatml(
     SPLIT + "{{ '<think></think>' + said }}", f"{{% if {OFF} %}}<think></think>{{% else %}}{OPEN}{{% endif %}}"
 )

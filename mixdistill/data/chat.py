@@ -27,7 +27,10 @@ LONGEST = 16_000  # new tokens, where no limit is given: the paper's
 QUESTION = "Probe 7:  is\n\n  $\\frac{1}{2} <\t2$ <b>&amp;</b> {x} 'a' \"b\" naïve 你好?"
 RESPONSE = "Probe response 8"
 THINK_TAG = re.compile(r"[<\[]/?\|?[\w:/]*think\w*\|?[>\]]", re.IGNORECASE)  # <think>, </think>, [THINK], <seed:think>
-THINK_BLOCK = re.compile(rf"\s*({THINK_TAG.pattern}\s*)+\Z", re.IGNORECASE)  # opened or empty, at the end of a prompt
+THOUGHT = r"<\|channel>thought|<channel\|>"  # of Gemma 4
+THINK_BLOCK = re.compile(
+    rf"\s*(({THINK_TAG.pattern}|{THOUGHT})\s*)+\Z", re.IGNORECASE
+)  # opened or empty, ends a prompt
 
 
 @dataclass(frozen=True)
@@ -181,12 +184,13 @@ def _format_of(tokenizer: Tokenizer, template: str, thinking: bool | None) -> Fo
     if thinking is not None and [prompt] == _rendered(tokenizer, template, not thinking, [QUESTION]):
         raise ValueError(f"thinking is {thinking}, but {name} has no such switch: leave it at None")
 
-    # R1's template opens a think block in the prompt and leaves it out of the turn.
+    # R1's template opens a think block in the prompt and leaves it out of the turn; Gemma 4's closes it, too.
     kept = prompt if full.startswith(prompt) else THINK_BLOCK.sub("", prompt)
     before, found, after = full.removeprefix(kept).partition(RESPONSE)
     if not THINK_TAG.sub("", before).strip() and (kept != prompt or THINK_TAG.search(before)):
         before = ""  # an empty block, with which Qwen3 shows a turn without thinking
-    if not found or not full.startswith(kept) or (before and kept != prompt) or QUESTION not in prompt:
+    opened = kept != prompt and len(THINK_TAG.findall(prompt[len(kept) :])) % 2
+    if not found or not full.startswith(kept) or (before and opened) or QUESTION not in prompt:
         rule = "write a question as it is, and the response right behind the generation prompt"
         raise ValueError(f"{name} does not {rule}: use a template that leaves both as they are")
 

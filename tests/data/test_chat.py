@@ -3,7 +3,7 @@ from datetime import date
 
 import pytest
 from datasets import Dataset
-from families import FAMILIES, tokenizer
+from families import COMMAND_R7B, FAMILIES, GEMMA4, Family, tokenizer
 
 from mixdistill import load_problems, load_traces
 from mixdistill.data.chat import (
@@ -109,6 +109,31 @@ def test_thinking_is_the_templates_own_switch_and_its_empty_block_is_the_prompts
     example = render(words, QUESTION, "It is 42.", "gsm8k", thinking)
     assert trained_text(words, example) == "It is 42.<|im_end|>"
     assert example.input_ids[: example.n_prompt] == prompt_ids(words, QUESTION, "gsm8k", thinking)
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "ends", "trained"),
+    [
+        (
+            GEMMA4,
+            ("<bos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<eos>"),
+            ("<|turn>model\n", "<|turn>model\n<|channel>thought\n<channel|>"),
+            "It is 42.<turn|>",
+        ),
+        (
+            COMMAND_R7B,
+            (*FAMILIES["cohere2"].special, "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+            ("<|CHATBOT_TOKEN|>", "<|CHATBOT_TOKEN|><|START_THINKING|><|END_THINKING|>"),
+            "<|START_RESPONSE|>It is 42.<|END_RESPONSE|>",
+        ),
+    ],
+    ids=["gemma4", "command-r7b"],
+)
+def test_an_empty_think_block_in_words_of_its_own_is_the_prompts_too(template, special, ends, trained):
+    words = tokenizer(Family("Llama", template, special, special[-1]))
+    for thinking, end in zip((True, False), ends, strict=True):
+        assert prompt_text(words, QUESTION, "gsm8k", thinking).endswith(end)
+        assert trained_text(words, render(words, QUESTION, "It is 42.", "gsm8k", thinking)) == trained
 
 
 def test_a_switch_may_change_the_system_prompt(bpe_tokenizer):
