@@ -47,7 +47,6 @@ def lock(folder: Path, wait: bool | None = None) -> Iterator[None]:
     path, ours, released = folder / ".lock", f"{HOST} {os.getpid()} {uuid.uuid4().hex}", threading.Event()
     with storing(folder):
         made = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
         _take_turn(path, ours, waits.get() if wait is None else wait)
     threading.Thread(target=_renew, args=(path, released), daemon=True).start()
     try:
@@ -62,21 +61,22 @@ def lock(folder: Path, wait: bool | None = None) -> Iterator[None]:
 
 
 def _take_turn(path: Path, ours: str, wait: bool) -> None:
-    """Create the lock when nobody holds it, or write ours into one whose holder is gone."""
-    if path.is_symlink():  # to what a stranger's store would have us overwrite
-        raise OSError(errno.EEXIST, "the lock is a link")
+    """Create the lock, and its folder, when nobody holds it, or write ours into one whose holder is gone."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # a stranger's store, which would have us overwrite
+        raise OSError(errno.EEXIST, "its lock is no plain file")  # something else, or wait for ever
     before, since, said = None, time.monotonic(), False
     while True:
-        with contextlib.suppress(FileExistsError), path.open("x") as file:
-            file.write(ours)
-            return
-        with contextlib.suppress(FileNotFoundError):  # it has just been released
+        with contextlib.suppress(FileNotFoundError):  # released just now, after refused work with its folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError), path.open("x") as file:
+                file.write(ours)
+                return
             found, renewed = path.read_text(errors="replace"), path.stat().st_mtime
             if before != (found, renewed):
                 before, since = (found, renewed), time.monotonic()
             host, pid, *_ = *found.split(), "unknown", "unknown"
             # One that says nothing is of a process that was killed before it could.
-            gone = host == HOST and pid.isdigit() and _is_gone(int(pid))
+            gone = host == HOST and pid.isdecimal() and _is_gone(int(pid))
             if gone or time.monotonic() - since >= (STALE if found else 5):
                 path.write_text(ours)
                 time.sleep(1)  # of several that take it over, the last holds it
@@ -103,7 +103,11 @@ def _is_gone(pid: int) -> bool:
 def _renew(path: Path, released: threading.Event) -> None:
     while not released.wait(STALE / 6):
         with contextlib.suppress(OSError):  # a network file system has hiccups
-            os.utime(path)
+            later = max(time.time_ns(), path.stat().st_mtime_ns + 10**9)  # also where the clock stands still
+            try:
+                os.utime(path, ns=(later, later))
+            except PermissionError:  # the file of another user, who has held the lock before
+                os.utime(path)
 
 
 def sweep_up(folder: Path, held: Path | None = None) -> None:

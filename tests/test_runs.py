@@ -233,10 +233,37 @@ def test_what_is_no_file_is_damaged(tmp_path):
         files.read_json(tmp_path / "scores.json")
 
 
+def test_who_waits_gets_the_lock_of_refused_work_which_takes_its_folder_away(tmp_path):
+    folder, waits = tmp_path / "a" / "b", threading.Event()
+
+    def wait() -> None:
+        waits.set()
+        with files.lock(folder):
+            (folder / "done").touch()
+
+    thread = threading.Thread(target=wait)
+    with files.lock(folder):
+        thread.start()
+        waits.wait()
+        time.sleep(0.3)
+    thread.join()
+    assert (folder / "done").exists()
+
+
+def test_a_lock_is_renewed_where_the_clock_stands_still(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time_ns", lambda: 10**18)
+    path, rounds, times = tmp_path / ".lock", iter([False, False, True]), []
+    path.touch()
+    released = threading.Event()
+    released.wait = lambda seconds: times.append(path.stat().st_mtime_ns) or next(rounds)
+    files._renew(path, released)
+    assert len(set(times)) == 3
+
+
 def test_a_lock_that_is_a_link_is_refused_and_its_target_left(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "STALE", 0)
     (tmp_path / "target").write_text("elsewhere/1 7 abc")
     (tmp_path / ".lock").symlink_to(tmp_path / "target")
-    with pytest.raises(OSError, match=r"the lock is a link\): make room .* clear what is in the way"):
+    with pytest.raises(OSError, match=r"its lock is no plain file\): make room .* clear what is in the way"):
         files.lock(tmp_path).__enter__()
     assert (tmp_path / "target").read_text() == "elsewhere/1 7 abc"

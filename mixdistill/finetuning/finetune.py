@@ -193,7 +193,7 @@ def loop(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config["lr"], betas=BETAS, weight_decay=0.0, fused=True)
     runs.start(run)
-    before = load_checkpoint(run, n_steps, model, optimizer) or {"step": 0, "log": [], "n_half": 0, "seconds": 0.0}
+    before = load_checkpoint(run, model, optimizer) or {"step": 0, "log": [], "n_half": 0, "seconds": 0.0}
     step, log, n_half = before["step"], before["log"], before["n_half"]
     shown.say(f"{len(examples)} examples, {n_steps} steps, {model.config._attn_implementation} attention, {on}")
     shown.begin(step, n_steps)

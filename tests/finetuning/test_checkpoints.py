@@ -161,11 +161,23 @@ def before_the_start(state):
     state["progress"]["step"] = -5
 
 
-@pytest.mark.parametrize(
-    "change",
-    [of_another_run, of_another_structure, without_a_tensor, without_moments, far_ahead, before_the_start],
-    ids=lambda change: change.__name__,
-)
+def without_a_loss(state):
+    state["progress"]["log"][0]["loss"] = float("nan")
+
+
+def in_half_precision(state):
+    state["parameters"] = {name: value.half() for name, value in state["parameters"].items()}
+
+
+def of_another_rate(state):
+    state["optimizer"]["param_groups"][0]["betas"] = (0.1, 0.1)
+
+
+CHANGES = (of_another_run, of_another_structure, without_a_tensor, without_moments, far_ahead, before_the_start)
+CHANGES += (without_a_loss, in_half_precision, of_another_rate)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_checkpoint_that_does_not_fit_is_refused_and_says_how_to_heal_it(undisturbed, monkeypatch, change):
     stop_at(monkeypatch, 7)
     with pytest.raises(KeyboardInterrupt):
@@ -178,6 +190,21 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_says_how_to_heal_it(undis
         finetune("pocket/xs", train(), **SETTINGS)
     path.unlink()
     assert_same(finetune("pocket/xs", train(), **SETTINGS), undisturbed)
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_noticed(monkeypatch):
+    stop_at(monkeypatch, 7)
+    with pytest.raises(KeyboardInterrupt):
+        finetune("pocket/xs", train(), **SETTINGS)
+    (path,) = runs.runs_dir().rglob("checkpoint.pt")
+    content = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    name, weights = next(iter(state["parameters"].items()))
+    for tensor in (weights, state["optimizer"]["state"][name]["exp_avg"]):
+        at = content.index(tensor.numpy().tobytes())
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(ValueError, match=r"checkpoint.pt is damaged .*: delete this file"):
+            finetune("pocket/xs", train(), **SETTINGS)
 
 
 def test_weights_that_are_not_finite_reach_no_checkpoint(monkeypatch):
