@@ -121,8 +121,13 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> Tokenizer:
             tokenizer = _gguf_tokenizer(name, folder / gguf)
         else:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
-            expected = tokenizers.Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
-            if tokenizer(PROBE, add_special_tokens=False)["input_ids"] != expected:
+            in_file = tokenizers.Tokenizer.from_file(str(file))
+            in_file.no_truncation()
+            in_file.no_padding()
+            special = [token for token in tokenizer.all_special_tokens if in_file.token_to_id(token) is not None]
+            probe = PROBE + "".join(special)
+            expected = in_file.encode(probe, add_special_tokens=False).ids
+            if tokenizer(probe, add_special_tokens=False)["input_ids"] != expected:
                 raise refused(name, "its tokenizer_config.json changes the ids of its tokenizer.json")
     tokenizer.name_or_path, tokenizer.padding_side = str(name), "left"
     if not tokenizer.chat_template:

@@ -300,19 +300,24 @@ def test_the_tokenizer_is_that_of_tokenizer_json_whatever_class_is_declared(qwen
         assert load_student(folder).tokenizer(text)["input_ids"] == file.encode(text).ids
 
 
-def test_settings_that_change_the_ids_of_tokenizer_json_are_refused(qwen, tmp_path):
-    added = {
-        "400": {
-            "content": "price",
-            "special": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "single_word": False,
-        }
-    }
+PRICE = {"content": "price", "special": False, "lstrip": False, "rstrip": False, "normalized": False}
+PRICE |= {"single_word": False}
+
+
+@pytest.mark.parametrize("settings", [{"added_tokens_decoder": {"400": PRICE}}, {"split_special_tokens": True}])
+def test_settings_that_change_the_ids_of_tokenizer_json_are_refused(qwen, tmp_path, settings):
     with pytest.raises(ValueError, match=r"changes the ids of its tokenizer\.json"):
-        load_student(changed(qwen, tmp_path, "tokenizer_config.json", added_tokens_decoder=added))
+        load_student(changed(qwen, tmp_path, "tokenizer_config.json", **settings))
+
+
+def test_a_length_in_tokenizer_json_cuts_and_pads_nothing(qwen, tmp_path):
+    folder = changed(qwen, tmp_path)
+    file = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    file.enable_truncation(4)
+    file.enable_padding(length=400)
+    file.save(str(folder / "tokenizer.json"))
+    text = "What is 12 plus 30? It is \\boxed{42}."
+    assert load_student(folder).tokenizer(text)["input_ids"] == load_student(qwen).tokenizer(text)["input_ids"]
 
 
 def test_the_same_files_are_the_same_student_wherever_they_lie(qwen, tmp_path):
