@@ -8,7 +8,9 @@ COMMANDS = {
     "reproduce": "run every notebook headless, redraw the figures, print the gaps",
     "plan": "print what a scale would run and what it costs; downloads nothing",
     "figures": "draw the figures again from their CSV files",
+    "sweep": "run a grid of arms, or of a notebook, here or in a Ray cluster; print one table of all",
 }
+GRID = "STUDENT, RECIPE or ALPHA, SEED, LR, EPOCHS of arms (none: the scale's arms), or a notebook's parameters"
 
 
 def main() -> None:
@@ -20,14 +22,19 @@ def main() -> None:
         command.add_argument("scale", nargs="?", default=argparse.SUPPRESS, help="the same as --scale")
         command.add_argument("--scale", default="pocket", help="smoke, pocket, ...: a key of SCALES (default: pocket)")
         command.add_argument("--seeds", type=int, default=0, help="number of seeds (default: the scale's own)")
+        if name == "sweep":
+            command.add_argument("--grid", nargs="+", default=[], metavar="NAME=VALUE,VALUE", help=GRID)
+            command.add_argument("--notebook", help="run this notebook for every combination, in the place of arms")
+            command.add_argument("--on", default="local", help="local (default), ray or ray://HEAD:10001")
     try:
         sys.exit(run(parser.parse_args()))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         # The task of the stopped notebook would print its traceback once more when it is collected.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        sys.exit("\nstopped: what was finished is stored, the same command goes on from there")
+        said = "\nstopped: what was finished is stored, the same command goes on from there"
+        sys.exit(1 if stop.args else said)  # a sweep has said so itself
 
 
 def run(args: argparse.Namespace) -> str | int:
@@ -36,7 +43,7 @@ def run(args: argparse.Namespace) -> str | int:
     from papermill import PapermillExecutionError
 
     from mixdistill.results import figures
-    from mixdistill.study import plan, reproduce, scales
+    from mixdistill.study import grid, plan, reproduce, scales
 
     scale = scales.get_scale(args.scale, args.seeds)
     if args.command == "plan":
@@ -46,6 +53,11 @@ def run(args: argparse.Namespace) -> str | int:
     if args.command == "figures":
         print("\n".join(figures.redraw(scale.figures_dir())))
         return 0
+    if args.command == "sweep":
+        table = grid.sweep_grid(args.scale, args.seeds, args.grid, args.notebook, args.on)
+        n_failed = int(table["cause"].notna().sum())
+        failed = f"error: {n_failed} of {len(table)} runs failed (column cause); the same command runs these again"
+        return failed if n_failed else 0
     try:
         reproduce.reproduce(args.scale, args.seeds)
     except PapermillExecutionError as error:

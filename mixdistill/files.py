@@ -83,7 +83,9 @@ def _take_turn(path: Path, ours: str, wait: bool) -> None:
                 if path.read_text() == ours:
                     return
                 continue
-            who = f"process {pid} of {host.split('/')[0]}, renewed {max(0, time.time() - renewed):.0f} s ago"
+            age = max(0, time.time() - renewed)
+            who = f"process {pid} of {host.split('/')[0]}, renewed {age:.0f} s ago"
+            who += ", which may be gone" if age > STALE else ""
             held = f"another process works on {'/'.join(path.parent.parts[-3:])} ({who})"
             if not wait:
                 raise Held(held)

@@ -93,6 +93,9 @@ def test_who_does_not_want_to_wait_is_told_who_holds_the_lock(tmp_path):
     (tmp_path / ".lock").write_text(FOREIGN)
     with pytest.raises(files.Held, match=f"/{tmp_path.name} .process 7 of elsewhere, renewed 0 s ago"):
         files.lock(tmp_path, wait=False).__enter__()
+    os.utime(tmp_path / ".lock", (0, 0))
+    with pytest.raises(files.Held, match=r"renewed \d{10} s ago, which may be gone"):
+        files.lock(tmp_path, wait=False).__enter__()
     assert (tmp_path / ".lock").read_text() == FOREIGN
 
 

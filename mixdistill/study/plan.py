@@ -16,7 +16,8 @@ from mixdistill.data.students import n_params, student_source
 from mixdistill.data.tables import FILES, local_path
 from mixdistill.runs import read_json, runs_dir
 from mixdistill.study.scales import PARTS, REVISIONS, Arm, Scale, TraceSet, alpha_arms, control_arms, gap_arms
-from mixdistill.study.sweep import evaluation_problems, n_cores, run_arm, same_work, trace_set
+from mixdistill.study.sweep import evaluation_problems, run_arm, same_work, trace_set
+from mixdistill.study.workers import n_cores
 
 NEEDS_GPU = 400_000_000  # parameters: larger students are not for a CPU
 # FLOP/s, where nothing was measured: an H100 at 40% of its dense bfloat16 peak; one CPU core with tiny students.

@@ -45,8 +45,9 @@ def reproduce(scale: str, n_seeds: int = 0) -> Path:
     return folder
 
 
-def execute(source: Path, target: Path, parameters: Mapping[str, object]) -> None:
-    """Run one notebook with those of the parameters that it declares and that differ from what it says itself."""
+def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: bool = True) -> None:
+    """Run one notebook with those of the parameters that it declares and that differ from what it says itself; `echo`:
+    print what its cells print."""
     declared = {name: facts["default"].replace('"', "'") for name, facts in papermill.inspect_notebook(source).items()}
     given = {name: value for name, value in parameters.items() if repr(value) != declared.get(name, repr(value))}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +68,8 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object]) -> Non
             target,
             given,
             progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
+            stdout_file=sys.stdout if echo else None,
+            stderr_file=sys.stderr if echo else None,
             cwd=REPO,
             config=Config({"KernelManager": local} if posix else {}),
         )

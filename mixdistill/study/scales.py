@@ -221,8 +221,9 @@ def get_scale(name: str, n_seeds: int = 0) -> Scale:
 class Arm:
     """One student under one recipe with one seed.
 
-    `alpha` is the share of hard traces, None for the untouched student; `hard` and `easy` are parts as in `mix.Recipe`.
-    Raises ValueError for a field that cannot be.
+    `alpha` is the share of hard traces, None for the untouched student; `hard` and `easy` are parts as in `mix.Recipe`;
+    a peak learning rate and epochs of its own take the place of the scale's. Raises ValueError for a field that cannot
+    be.
     """
 
     student: str
@@ -231,6 +232,8 @@ class Arm:
     seed: int
     hard: str = "long"
     easy: str = "short"
+    lr: float | None = None
+    epochs: int | None = None
 
     def __post_init__(self) -> None:
         text("student", self.student)
@@ -240,6 +243,9 @@ class Arm:
         whole("seed", self.seed, low=0)
         choice("hard", self.hard, PARTS)
         choice("easy", self.easy, PARTS)
+        if self.lr is not None:
+            number("lr", self.lr, above=0)
+        whole("epochs", self.epochs, optional=True)
 
 
 def gap_arms(scale: Scale) -> list[Arm]:

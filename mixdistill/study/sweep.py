@@ -1,8 +1,8 @@
 """A set of arms -> one table of graded items. What the run store has is read; the rest is trained and evaluated."""
 
 import os
-import time
-from collections.abc import Callable, Generator, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import lru_cache
 from typing import Any, overload
@@ -22,21 +22,30 @@ from mixdistill.finetuning.finetune import LoRA, finetune
 from mixdistill.finetuning.memory import Placement
 from mixdistill.results.evaluate import Scores, evaluate, untouched
 from mixdistill.runs import Run
+from mixdistill.study import cluster
+from mixdistill.study.jobs import Job, Progress
 from mixdistill.study.scales import REVISIONS, Arm, Scale, TraceSet
-from mixdistill.study.workers import End, in_turn, n_cores, side_by_side
+from mixdistill.study.workers import in_processes
 
 STOPPED = "stopped: what was finished is stored, the same call goes on from there"
+LACKING = "it has run, and this machine's run store lacks it: all machines need one that they share"
+LARGE = 4 * 10**9  # parameters, from which an arm takes all GPUs of a machine
 
 
-def sweep(arms: Iterable[Arm], scale: Scale, split: str | None = None, workers: int | None = None) -> pd.DataFrame:
+def sweep(
+    arms: Iterable[Arm], scale: Scale, split: str | None = None, workers: int | None = None, on: str = "local"
+) -> pd.DataFrame:
     """Train and evaluate every arm that the run store lacks, and return the graded items of all.
 
     An arm that fails stops no other: the error comes when all the others are stored. An arm that another process works
-    on, of this machine or of another that shares the store, is looked at again at the end.
+    on, of this machine or of another that shares the store, is looked at again at the end: the same call on several
+    machines divides the work.
 
     Arguments:
-        workers: arms that run at a time, each in a process with one thread. None: on a CPU as many as there are cores;
-            on a GPU one after the other in this process. Several small students share a GPU well.
+        workers: arms at a time on this machine, each in a process with one thread. None: as many as there are cores;
+            or one a GPU, and of large students one at a time on all GPUs.
+        on: `local`; or `ray`, the Ray cluster that this machine is in, or `ray://HEAD:10001`, one that it is not in
+            (docs/cluster.md).
 
     Returns: one row an arm, problem and sample: `evaluate.Scores.items` and student, params, recipe, alpha, base, seed.
 
@@ -44,63 +53,70 @@ def sweep(arms: Iterable[Arm], scale: Scale, split: str | None = None, workers: 
         ValueError: there are no arms, or an arm's student, benchmark or data is unknown; before anything is trained.
         RuntimeError: arms failed; says which, and why the first did.
     """
-    workers = whole("workers", workers, optional=True)
-    instance("scale", scale, Scale)
     arms = [instance("an arm", arm, Arm) for arm in instance("arms", arms, Iterable)]
+    scores, failed = run_arms(arms, scale, split, workers, on)
+    if failed:
+        first = next(arm for arm in arms if same_work(arm) in failed)
+        error = failed[same_work(first)]
+        raise RuntimeError(
+            f"{len(failed)} of {len(failed) + len(scores)} arms failed; the first, {name_of(first)}: {error}. "
+            "The others are stored: mend the cause and run again"
+        ) from error
+    return pd.concat([arm_items(arm, scale, scores[same_work(arm)].items) for arm in arms], ignore_index=True)
+
+
+def run_arms(
+    arms: Sequence[Arm], scale: Scale, split: str | None = None, workers: int | None = None, on: str = "local"
+) -> tuple[dict[tuple, Scores], dict[tuple, BaseException]]:
+    """Run what the store lacks, as `sweep` says; returns the scores, and the errors of what failed, by `same_work`."""
+    workers, on = whole("workers", workers, optional=True), cluster.check_place(on)
+    instance("scale", scale, Scale)
     if not arms:
         raise ValueError("there are no arms to run: give at least one, such as those of gap_arms(scale)")
     # The same training under two names (alpha=0 and short) is one piece of work.
     work = {same_work(arm): arm for arm in arms}
     stored = {key: run_arm(arm, scale, split, stored_only=True) for key, arm in work.items()}
     scores = {key: found for key, found in stored.items() if found is not None}
-    todo = [arm for key, arm in work.items() if key not in scores]
-    print(f"{len(work)} arms: {len(work) - len(todo)} in the run store, {len(todo)} to run", flush=True)
-    failed = run_all(todo, scale, split, workers)
-    for arm, error in failed.items():
-        raise RuntimeError(
-            f"{len(failed)} of {len(todo)} arms failed; the first, {name_of(arm)}: {error}. "
-            "The others are stored: mend the cause and run again"
-        ) from error
-    scores |= {same_work(arm): run_arm(arm, scale, split) for arm in todo}
-    return pd.concat([arm_items(arm, scale, scores[same_work(arm)].items) for arm in arms], ignore_index=True)
+    jobs = {_job(arm, scale, split): key for key, arm in work.items() if key not in scores}
+    print(f"{len(work)} arms: {len(scores)} in the run store, {len(jobs)} to run", flush=True)
+    failed = {jobs[job]: error for job, error in run_all([*jobs], workers, on).items()}
+    for key in jobs.values():
+        found = None if key in failed else run_arm(work[key], scale, split, stored_only=True)
+        if found is not None:
+            scores[key] = found
+        elif key not in failed:
+            failed[key] = RuntimeError(LACKING)
+    return scores, failed
 
 
-def run_all(
-    arms: list[Arm], scale: Scale, split: str | None = None, workers: int | None = None
-) -> dict[Arm, BaseException]:
-    """Run the arms, as in `sweep`, and say how each ended; returns the errors of those that failed."""
-    cost = {arm: _cost(arm) for arm in arms}
-    waiting = sorted(arms, key=lambda arm: -cost[arm])  # the long ones first, so that no core waits for one at the end
-    started, failed = time.monotonic(), {}
+def run_all(jobs: Sequence[Job], workers: int | None = None, on: str = "local") -> dict[Job, BaseException]:
+    """Run the jobs, the long ones first, and show how they go; returns the errors of those that failed.
+
+    A job that another process holds is looked at again when all others have ended.
+
+    Arguments:
+        workers: jobs at a time on this machine; None: one a GPU, or without any one a core.
+        on: `local`, or the Ray cluster as in `cluster.in_ray`.
+    """
+    waiting = sorted(jobs, key=lambda job: -job.cost)
+    failed: dict[Job, BaseException] = {}
     try:
-        with closing(_ends(waiting, scale, split, workers)) as ends:
-            for (arm, *_), seconds, error in ends:
-                if isinstance(error, files.Held):
-                    print(f"{name_of(arm)}: {error}; looked at again at the end", flush=True)
-                    continue
-                waiting.remove(arm)
-                if error:
-                    failed[arm], said = error, f"FAILED: {error}"
-                else:
-                    said = f"{run_arm(arm, scale, split).accuracy:.1%} right, {seconds:.0f} s"
-                left = sum(cost[a] for a in waiting)
-                minutes = (time.monotonic() - started) * left / (sum(cost.values()) - left) / 60
-                progress = f"[{len(arms) - len(waiting)}/{len(arms)}] {name_of(arm)}"
-                print(f"{progress}: {said}; about {minutes:.1f} min left", flush=True)
+        with closing(Progress(waiting)) as shown:
+            for patient in (False, True):
+                todo = [*waiting]
+                local = in_processes(todo, patient, shown, workers)
+                with closing(local if on == "local" else cluster.in_ray(todo, patient, shown, on)) as ends:
+                    for job, said, error in ends:
+                        if isinstance(error, files.Held):
+                            shown.say(f"{job.name}: {error}; looked at again at the end")
+                            continue
+                        waiting.remove(job)
+                        failed |= {job: error} if error else {}
+                        shown.ended(job, f"FAILED: {error}" if error else said)
     except KeyboardInterrupt:
         print(STOPPED, flush=True)
         raise KeyboardInterrupt(STOPPED) from None
     return failed
-
-
-def _ends(waiting: list[Arm], scale: Scale, split: str | None, workers: int | None) -> Generator[End, None, None]:
-    """The ends of all tasks: first of the arms that nobody works on, then of those that still wait."""
-    for wait in (False, True):
-        tasks = [(arm, scale, split, wait) for arm in waiting]
-        if torch.cuda.is_available() and workers is None:
-            yield from in_turn(_run, tasks)
-        elif tasks:
-            yield from side_by_side(_run, tasks, name_of, workers or n_cores())
 
 
 @overload
@@ -112,28 +128,29 @@ def run_arm(arm: Arm, scale: Scale, split: str | None = None, stored_only: bool 
 
     Raises ValueError for an unknown student, benchmark or trace set.
     """
-    base, revision, cuda = scale.base(arm), REVISIONS.get(arm.student), torch.cuda.is_available()
+    base, revision = scale.base(arm), REVISIONS.get(arm.student)
+    progress = torch.cuda.is_available() and not sys.stdout.isatty()  # where the sweep has its bar
     run: Run | None = untouched(base, revision)
     if arm.alpha is not None:
         run = finetune(
             base,
             training_set(arm, scale),
             lora=None if arm.student in scale.full else LoRA(r=scale.lora_rank),
-            lr=scale.lr,
-            epochs=scale.epochs,
+            lr=arm.lr or scale.lr,
+            epochs=arm.epochs or scale.epochs,
             batch_size=scale.batch_size,
             max_tokens=scale.max_tokens,
             too_long=scale.too_long,
             seed=arm.seed,
             revision=revision,
-            on=Placement(gpus=1 if n_params(base, revision) < TINY else max(1, torch.cuda.device_count())),
-            progress=cuda,
+            on=Placement(gpus=1 if n_params(base, revision) < LARGE else max(1, torch.cuda.device_count())),
+            progress=progress,
             stored_only=stored_only,
         )
     if run is None:
         return None
     problems = [evaluation_problems(name, scale.n_problems, split) for name in scale.benchmarks]
-    return evaluate(run, problems, max_new_tokens=scale.max_new_tokens, progress=cuda, stored_only=stored_only)
+    return evaluate(run, problems, max_new_tokens=scale.max_new_tokens, progress=progress, stored_only=stored_only)
 
 
 def training_set(arm: Arm, scale: Scale) -> Dataset:
@@ -199,27 +216,29 @@ def _traces(traces: TraceSet, n: int | None, seed: int) -> Dataset:
 
 def same_work(arm: Arm) -> tuple:
     """What an arm trains, whatever its recipe is called: equal for alpha=0 and short."""
-    return (arm.student, arm.alpha, arm.seed) + ((arm.hard, arm.easy) if arm.alpha is not None else ())
+    if arm.alpha is None:
+        return arm.student, None, arm.seed
+    own = (arm.lr, arm.epochs) if arm.lr or arm.epochs else ()
+    return arm.student, arm.alpha, arm.seed, arm.hard, arm.easy, *own
 
 
-def name_of(arm: Arm, *_: object) -> str:
-    return f"{arm.student} {arm.recipe} seed {arm.seed}"
+def name_of(arm: Arm) -> str:
+    own = {"lr": arm.lr, "epochs": arm.epochs}
+    chosen = [f" {name} {value:g}" for name, value in own.items() if value is not None]
+    return f"{arm.student} {arm.recipe} seed {arm.seed}{''.join(chosen)}"
 
 
-def _run(arm: Arm, scale: Scale, split: str | None, wait: bool) -> float:
-    """Run an arm; returns the seconds. With `wait` False, raises Held in the place of waiting for another process."""
-    started, before = time.monotonic(), files.waits.set(wait)
-    try:
-        run_arm(arm, scale, split)
-    finally:
-        files.waits.reset(before)
-    return time.monotonic() - started
-
-
-def _cost(arm: Arm) -> float:
-    """Relative time of an arm. Longer traces take longer; the time of tiny students grows less than their size."""
+def _job(arm: Arm, scale: Scale, split: str | None) -> Job:
     size = n_params(arm.student, REVISIONS.get(arm.student))
-    return size ** (0.6 if size < TINY else 1) * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
+    # Longer traces take longer; the time of tiny students grows less than their size.
+    cost = size ** (0.6 if size < TINY else 1) * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
+    # Weights, gradients and the optimizer's two moments, in float32; with LoRA the weights only.
+    memory = (16 if arm.student in scale.full else 4) * size + 2 * 10**9
+    return Job(name_of(arm), _run, (arm, scale, split), cost, memory, wide=size >= LARGE)
+
+
+def _run(arm: Arm, scale: Scale, split: str | None) -> str:
+    return f"{run_arm(arm, scale, split).accuracy:.1%} right"
 
 
 def arm_items(arm: Arm, scale: Scale, items: pd.DataFrame) -> pd.DataFrame:

@@ -1,25 +1,21 @@
-"""Work in several processes of this machine, each with one thread."""
+"""Jobs in processes of this machine, one a core or a GPU."""
 
-import gc
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection
 from types import ModuleType
-from typing import Any
 
 import torch
 
 from mixdistill.data import students
-
-HEARTBEAT = 30  # seconds without an end until a line says what is at work
-End = tuple[tuple, Any, BaseException | None]  # task, result or None, error or None
+from mixdistill.study.jobs import End, Job, Progress, attempt
 
 
 def n_cores() -> int:
@@ -27,63 +23,86 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_turn(work: Callable[..., Any], tasks: Sequence[tuple]) -> Iterator[End]:
-    """`side_by_side` for GPUs: one task after the other in this process."""
-    for task in tasks:
-        try:
-            yield task, work(*task), None
-        except Exception as error:
-            yield task, None, error
-        gc.collect()
-        torch.cuda.empty_cache()  # what this task's optimizer and cache held
+def gpu_names() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return (given or [str(number) for number in range(torch.cuda.device_count())])[: torch.cuda.device_count()]
 
 
-def side_by_side(
-    work: Callable[..., Any], tasks: Sequence[tuple], name: Callable[..., str], workers: int
-) -> Iterator[End]:
-    """Call `work(*task)` for every task in so many processes, and yield as they end; `name(*task)` is for people.
+def in_processes(
+    jobs: Sequence[Job], patient: bool, shown: Progress, workers: int | None = None
+) -> Generator[End, None, None]:
+    """Run the jobs in processes of this machine, and yield as they end.
+
+    On GPUs every job gets a fresh process, which sees its own GPUs only: nothing stays in their memory. On a CPU a
+    process, with one thread, goes on with the next job. A killed process fails its own job only.
 
     An interrupt, or closing this generator, ends the processes at once; so does the end of this process.
     """
-    started, context = time.monotonic(), multiprocessing.get_context("spawn")  # a fork after torch was used may hang
-    with ProcessPoolExecutor(max(1, min(workers, len(tasks))), context, initializer=_start) as pool:
-        others = set(multiprocessing.active_children())
-        with _unseen_by_workers():
-            futures = {pool.submit(work, *task): task for task in tasks}
-        try:
-            while futures:
-                ended = wait(futures, timeout=HEARTBEAT, return_when=FIRST_COMPLETED).done
-                for future in ended:
-                    error = future.exception()
-                    yield futures.pop(future), None if error else future.result(), error
-                if not ended:
-                    names = ", ".join(name(*task) for task in list(futures.values())[:workers])
-                    print(f"    {time.monotonic() - started:.0f} s, at work: {names}", flush=True)
-        except BaseException:
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
+    gpus = gpu_names() if workers is None else []
+    places = gpus or [str(number) for number in range(workers or n_cores())]
+    free, todo, others = [*places], [*jobs], set(multiprocessing.active_children())
+    idle: list[ProcessPoolExecutor] = []
+    at_work: dict[Future, tuple[Job, list[str], ProcessPoolExecutor]] = {}
+    context = multiprocessing.get_context("spawn")  # a fork after torch was used may hang
+    try:
+        while todo or at_work:
+            for job in [*todo]:
+                n = len(places) if job.wide else 1
+                if n > len(free):
+                    continue
+                todo.remove(job)
+                taken, free = free[:n], free[n:]
+                pool = idle.pop() if idle else ProcessPoolExecutor(1, context, _start, (not gpus,))
+                with _as_workers_see_it(gpus and taken):
+                    at_work[pool.submit(attempt, job, patient)] = job, taken, pool
+            shown.at_work([job.name for job, *_ in at_work.values()])
+            for future in wait(at_work, timeout=1, return_when=FIRST_COMPLETED).done:
+                (job, taken, pool), error = at_work.pop(future), future.exception()
+                free += taken
+                killed = isinstance(error, BrokenProcessPool)
+                if gpus or killed:
+                    pool.shutdown()
+                else:
+                    idle.append(pool)
+                if killed:
+                    error = RuntimeError("its process was killed, as systems do that run out of memory")
+                yield job, "" if error else future.result(), error
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        for pool in [*idle, *(pool for *_, pool in at_work.values())]:
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 @contextmanager
-def _unseen_by_workers() -> Iterator[None]:
-    """Processes that start in here do not run the caller's script, so it needs no `__main__` guard, and ignore Ctrl-C,
-    which is for this process (what is ignored when a process starts, it ignores too)."""
+def _as_workers_see_it(gpus: Sequence[str]) -> Iterator[None]:
+    """Processes that start in here see these GPUs, or all if there are none; they do not run the caller's script, so it
+    needs no `__main__` guard, and ignore Ctrl-C, which is for this process (what is ignored when a process starts, it
+    ignores too)."""
     main, in_main_thread = sys.modules["__main__"], threading.current_thread() is threading.main_thread()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     sys.modules["__main__"] = ModuleType("__main__")
     answer = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+    if gpus:  # from the start, as CUDA reads it once
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     try:
         yield
     finally:
         sys.modules["__main__"] = main
         if in_main_thread:
             signal.signal(signal.SIGINT, answer)
+        if gpus:
+            os.environ.pop("CUDA_VISIBLE_DEVICES")
+            os.environ |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
 
 
-def _start() -> None:
-    """One thread, and an end to this process when its parent is gone (a killed notebook)."""
-    students.max_threads = 1
+def _start(one_thread: bool) -> None:
+    """In a new process: how many threads it has, and an end to it when its parent is gone (a killed notebook)."""
+    if one_thread:
+        students.max_threads = 1
     parent = multiprocessing.parent_process()
     assert parent is not None  # `_start` is called in workers only
 

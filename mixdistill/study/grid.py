@@ -1,0 +1,194 @@
+"""A grid of arms, or of runs of a notebook, and one table of them all: `mixdistill sweep`, docs/cluster.md."""
+
+import ast
+import itertools
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import papermill
+
+from mixdistill import files, runs
+from mixdistill.finetuning.finetune import TRAINING_VERSION
+from mixdistill.results import stats
+from mixdistill.results.evaluate import EVALUATION_VERSION, Scores
+from mixdistill.study import cluster
+from mixdistill.study.jobs import Job
+from mixdistill.study.plan import all_arms, check_machine
+from mixdistill.study.reproduce import execute
+from mixdistill.study.scales import Arm, Scale, get_scale, recipe_arm
+from mixdistill.study.sweep import LACKING, run_all, run_arms, same_work
+
+KEYS = {"STUDENT": "str", "RECIPE": "str", "ALPHA": "float", "SEED": "int", "LR": "float", "EPOCHS": "int"}  # of arms
+READ: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+RESULTS = ["accuracy", "ci_low", "ci_high", "n_problems", "truncated", "no_answer", "mean_tokens"]
+
+
+def sweep_grid(
+    scale: str, n_seeds: int = 0, grid: Sequence[str] = (), notebook: str | None = None, on: str = "local"
+) -> pd.DataFrame:
+    """Run a grid of arms, or of a notebook, and write one table of its runs to the run store; what it holds is read.
+
+    Arguments:
+        scale, n_seeds: as in `get_scale`; a notebook gets them as SCALE and SEEDS, if it has these parameters.
+        grid: texts `NAME=value,value`; every combination is a run. NAME is one of `KEYS` (no grid: the scale's own
+            arms), or a parameter of the notebook.
+        notebook: a path, or a name in `notebooks/`.
+        on: as in `sweep`.
+
+    Returns: one row a run: parameters, results, seconds, folder, and `cause`, why it failed (None if it did not). An
+        arm's seconds are those of its training; a notebook's result is what its last code cell has printed.
+
+    Raises ValueError for an unknown name, or a value of another type, before anything runs.
+    """
+    made, on = get_scale(scale, n_seeds), cluster.check_place(on)
+    if notebook is None:
+        values = _parsed(grid, KEYS, "a grid of arms")
+        arms = grid_arms(values, made)
+        if on == "local" and not made.pocket:
+            check_machine(replace(made, students=tuple(values.get("STUDENT", made.students))))
+        table = _arms_table(arms, made, on)
+    else:
+        source = _notebook(notebook)
+        types = {name: facts["inferred_type_name"] for name, facts in papermill.inspect_notebook(source).items()}
+        values = _parsed(grid, types, f"the notebook {source.name}")
+        values = {name: [value] for name, value in (("SCALE", scale), ("SEEDS", n_seeds)) if name in types} | values
+        combinations = [dict(zip(values, picked, strict=True)) for picked in itertools.product(*values.values())]
+        table = _notebook_table(source, combinations, on)
+    what = "arms" if notebook is None else source.stem
+    path = runs.runs_dir() / "sweeps" / f"{_label(what, scale, f'seeds={made.n_seeds}', *grid)}.csv"
+    files.replace(path, lambda temporary: table.to_csv(temporary, index=False))
+    print(f"\n{table.to_string(index=False, max_colwidth=40, na_rep='')}\n")
+    for number, cause in enumerate(table["cause"], start=1):
+        if isinstance(cause, str):
+            print(f"FAILED: row {number}: {cause}")
+    print(f"Table: {runs.shown(path)}")
+    return table
+
+
+def grid_arms(values: Mapping[str, Sequence[Any]], scale: Scale) -> list[Arm]:
+    """The arms of a grid, whose keys are in `KEYS`; what is not given is the scale's: students, seeds, and the recipes
+    with the untouched student. Raises ValueError for a value that no arm can have."""
+    if not values:
+        return all_arms(scale)
+    if "ALPHA" in values and "RECIPE" in values:
+        raise ValueError("the grid has ALPHA and RECIPE: a recipe is a share of its own, give one of the two")
+    alphas = values.get("ALPHA", ())
+    recipes = () if alphas else values.get("RECIPE", ("untouched", *scale.recipes))
+    seeds = values.get("SEED", range(scale.n_seeds))
+    own = [*itertools.product(values.get("LR", [None]), values.get("EPOCHS", [None]))]
+    found: dict[tuple, Arm] = {}
+    for student, seed in itertools.product(values.get("STUDENT", scale.students), seeds):
+        for name in recipes:
+            if name == "untouched":  # the same for all seeds that begin with one base, whatever is trained later
+                arm = Arm(student, name, None, seed)
+                found.setdefault((student, scale.base(arm)), arm)
+        trained = [Arm(student, f"alpha={alpha:g}", alpha, seed) for alpha in alphas]
+        trained += [recipe_arm(student, name, seed) for name in recipes if name != "untouched"]
+        for arm, (lr, epochs) in itertools.product(trained, own):
+            found |= {(arm, lr, epochs): replace(arm, lr=lr, epochs=epochs)}
+    return list(found.values())
+
+
+def _parsed(grid: Sequence[str], types: Mapping[str, str], of: str) -> dict[str, list[Any]]:
+    """The values by name, each of the type that its name has."""
+    values: dict[str, list[Any]] = {}
+    for text in grid:
+        name, _, listed = text.partition("=")
+        if name not in types or name in values or not listed:
+            raise ValueError(f"--grid has {text!r}: give NAME=value,value, each NAME once; {of} has {', '.join(types)}")
+        for value in listed.split(","):
+            try:
+                read = READ.get(types[name], _literal)(value)
+            except ValueError:
+                raise ValueError(f"--grid has {name}={value!r}: {name} is of the type {types[name]}") from None
+            values.setdefault(name, []).append(read)
+    return values
+
+
+def _literal(text: str) -> Any:
+    """The value of a parameter without a type, or of another than those of `READ`."""
+    with suppress(ValueError, SyntaxError):
+        return ast.literal_eval(text)
+    return text
+
+
+def _arms_table(arms: Sequence[Arm], scale: Scale, on: str) -> pd.DataFrame:
+    scores, failed = run_arms(arms, scale, on=on)
+    return pd.DataFrame([_row(arm, scores.get(same_work(arm)), failed.get(same_work(arm))) for arm in arms])
+
+
+def _row(arm: Arm, scores: Scores | None, error: BaseException | None) -> dict[str, Any]:
+    row = {name: getattr(arm, name) for name in ("student", "recipe", "alpha", "seed", "lr", "epochs")}
+    if scores is None:
+        return row | {"cause": str(error)}
+    folder = scores.folder.parents[1]
+    found = stats.accuracy_table(scores.items.assign(seed=arm.seed), []).to_dict("records")[0]
+    seconds = None if arm.alpha is None else files.read_json(folder / "manifest.json")["seconds"]
+    row |= {name: found[name] for name in RESULTS}
+    return row | {"seconds": seconds, "folder": runs.shown(folder), "cause": None}
+
+
+def _notebook(name: str) -> Path:
+    path, own = Path(name).expanduser(), runs.REPO / "notebooks" / f"{Path(name).stem}.ipynb"
+    if path.is_file():
+        return path.absolute()
+    if own.is_file() and path.parent == Path():
+        return own
+    known = ", ".join(path.stem for path in sorted(own.parent.glob("*.ipynb")))
+    raise ValueError(f"there is no notebook {name!r}: give the path of one, or one of {known}")
+
+
+def _notebook_table(source: Path, combinations: Sequence[dict[str, Any]], on: str) -> pd.DataFrame:
+    cells = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
+    jobs, rows, versions = {}, [], [TRAINING_VERSION, EVALUATION_VERSION]
+    for given in combinations:
+        named = [f"{name}={value}" for name, value in given.items()]
+        hashed = files.key({"cells": cells, "given": given, "versions": versions})
+        folder = runs.runs_dir() / "notebooks" / f"{_label(source.stem, *named)}-{hashed}"
+        jobs[folder] = Job(" ".join([source.stem, *named]), _run, (source, folder, given), wide=True)
+    todo = [job for folder, job in jobs.items() if not (folder / "run.json").is_file()]
+    print(
+        f"{len(jobs)} runs of {source.name}, {len(jobs) - len(todo)} in the run store, {len(todo)} to run", flush=True
+    )
+    failed = run_all(todo, on=on)
+    for folder, job in jobs.items():
+        row = job.given[2] | {"result": None, "seconds": None, "folder": runs.shown(folder), "cause": None}
+        done = job not in failed and (folder / "run.json").is_file()
+        rows.append(row | (files.read_json(folder / "run.json") if done else {"cause": str(failed.get(job, LACKING))}))
+    return pd.DataFrame(rows)
+
+
+def _run(source: Path, folder: Path, given: dict[str, Any]) -> str:
+    """Execute a notebook in a folder of the run store, once, whoever asks for it; returns what to say."""
+
+    def work() -> files.Record:
+        started, executed = time.monotonic(), folder / source.name
+        try:
+            execute(source, executed, given, echo=False)
+        except papermill.PapermillExecutionError as error:
+            raise RuntimeError(f"cell {error.exec_count} failed: {error.ename}: {error.evalue}") from None
+        return {"result": _printed(executed), "seconds": round(time.monotonic() - started, 1)}
+
+    runs.once(folder, "run.json", work)
+    return "executed"
+
+
+def _printed(executed: Path) -> str:
+    """What the last code cell of an executed notebook has printed or returned."""
+    cells = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
+    outputs = cells[-1].outputs if cells else []
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    return "".join(texts).strip()
+
+
+def _label(*parts: str) -> str:
+    """A file's name that says what is in it."""
+    text = re.sub(r"[^\w.=-]+", "-", "_".join(filter(None, parts)))
+    return text if len(text) <= 100 else f"{text[:100]}-{files.key({'': text})}"

@@ -1,0 +1,88 @@
+"""A job of a sweep, and how many of them go: what local processes and a Ray cluster have in common."""
+
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tqdm.auto import tqdm
+
+from mixdistill import files
+
+QUIET = 30  # seconds without an end until a log gets a line of what is at work; twice as long from line to line
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A piece of work: `work(*given)` returns what to say of it. Both must survive a pickle."""
+
+    name: str  # for people
+    work: Callable[..., str]
+    given: tuple
+    cost: float = 1.0  # time, relative to the other jobs
+    memory: int = 2 * 10**9  # bytes; a Ray cluster counts them
+    wide: bool = False  # takes a whole machine: all its GPUs, or all its cores where there are none
+
+
+End = tuple[Job, str, BaseException | None]  # what was said, and the error or None
+
+
+class Progress:
+    """How jobs go: one bar in a terminal or in JupyterLab; elsewhere, as in a log, a line a job."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs, self.left = len(jobs), {job: job.cost for job in jobs}
+        self.started = self.spoke = time.monotonic()
+        self.quiet = QUIET
+        terminal = sys.stdout.isatty() and sys.stderr.isatty()
+        # Where no Jupyter server has started the kernel, as under papermill, nobody could see a widget.
+        self.bar = tqdm(
+            total=sum(self.left.values()),
+            disable=not jobs or not (terminal or "JPY_SESSION_NAME" in os.environ),
+            bar_format="{desc} |{bar}| {elapsed}, {remaining} left{postfix}",
+            leave=False,
+            smoothing=0,
+        )
+
+    def at_work(self, names: Sequence[str]) -> None:
+        """Called about once a second with the jobs at work."""
+        now, said = time.monotonic(), ", ".join(names)
+        self.bar.set_description_str(f"{self.jobs - len(self.left)}/{self.jobs} done; at work: {said}")
+        if self.bar.disable and now - self.spoke >= self.quiet:
+            self.say(f"    {now - self.started:.0f} s, at work: {said}")
+            self.quiet *= 2
+
+    def ended(self, job: Job, said: str) -> None:
+        cost = self.left.pop(job)
+        self.bar.update(cost)
+        self.bar.set_postfix_str(f"; last {job.name}: {said}")
+        left, done = sum(self.left.values()), self.bar.total - sum(self.left.values())
+        minutes = f"; about {(time.monotonic() - self.started) * left / done / 60:.1f} min left" if self.left else ""
+        self.quiet = QUIET
+        if self.bar.disable or said.startswith("FAILED"):
+            self.say(f"[{self.jobs - len(self.left)}/{self.jobs}] {job.name}: {said}{minutes}")
+
+    def say(self, line: str) -> None:
+        self.spoke = time.monotonic()
+        self.bar.write(line)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def attempt(job: Job, patient: bool) -> str:
+    """Do a job in this process; with `patient` False, raises Held in the place of waiting for another process."""
+    started, before = time.monotonic(), files.waits.set(patient)
+    try:
+        return f"{job.work(*job.given)}, {time.monotonic() - started:.0f} s"
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # the errors of some libraries do not survive the way to another process
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+        raise
+    finally:
+        files.waits.reset(before)

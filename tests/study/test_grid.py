@@ -1,0 +1,136 @@
+import os
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import REPO
+
+from mixdistill import get_scale
+from mixdistill.data.pocket.bases import POCKET_BASES
+from mixdistill.study.grid import grid_arms, sweep_grid
+from mixdistill.study.plan import all_arms
+from mixdistill.study.scales import recipe_arm
+from mixdistill.study.sweep import run_arm
+
+SMOKE = get_scale("smoke", 1)
+GRID = ["STUDENT=pocket/xs", "ALPHA=0,1", "SEED=0"]
+NOTEBOOK = """
+import os
+assert NUMBER < 3, "too large"
+open(os.environ["SEEN"], "a").write(f"{NUMBER}{LETTER} ")
+print(f"{LETTER * NUMBER}: {SCALE}")
+"""
+
+
+def sweep_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mixdistill", "sweep", "--scale", "smoke", "--seeds", "1", *arguments]
+
+
+def table_of(said: str) -> pd.DataFrame:
+    return pd.read_csv(said.strip().splitlines()[-1].removeprefix("Table: "))
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """One that fails at NUMBER 3, and notes what it was run with."""
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen.txt"))
+    parameters = nbformat.v4.new_code_cell('SCALE: str = "pocket"\nNUMBER: int = 1\nLETTER: str = "a"')
+    parameters.metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
+    cells = [parameters, nbformat.v4.new_code_cell(NOTEBOOK)]
+    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=cells), tmp_path / "own.ipynb")
+    return tmp_path / "own.ipynb"
+
+
+def test_two_processes_divide_a_grid_and_both_end_with_the_whole_table(store):
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    command = sweep_command("--grid", "STUDENT=pocket/xs", "ALPHA=0,1", "SEED=0,1")
+    started = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    tables = [table_of(text) for text in said]
+    assert tables[0].equals(tables[1])
+    assert tables[0][["alpha", "seed"]].values.tolist() == [[0, 0], [1, 0], [0, 1], [1, 1]]
+    assert tables[0]["cause"].isna().all()
+    assert tables[0]["accuracy"].between(tables[0]["ci_low"], tables[0]["ci_high"]).all()
+    assert set(tables[0]["n_problems"]) == {24}
+    assert len(list(store.glob("*/manifest.json"))) == 4
+
+
+def test_a_failed_arm_is_a_row_with_its_cause_and_runs_again(store, capsys):
+    broken = run_arm(recipe_arm("pocket/xs", "short", 0), SMOKE).folder.parents[1]
+    run_arm(recipe_arm("pocket/xs", "long", 0), SMOKE)
+    config = (broken / "config.json").read_text()
+    (broken / "manifest.json").unlink()
+    (broken / "config.json").write_text("{}")
+    table = sweep_grid("smoke", 1, GRID)
+    assert table["cause"].isna().tolist() == [False, True]
+    assert "was changed after it was written" in table["cause"][0]
+    assert pd.isna(table["accuracy"][0])
+    assert table["accuracy"][1] == run_arm(recipe_arm("pocket/xs", "long", 0), SMOKE).accuracy
+    (broken / "config.json").write_text(config)
+    assert sweep_grid("smoke", 1, GRID)["cause"].isna().all()
+
+
+def test_a_grid_names_what_differs_from_the_scale():
+    assert grid_arms({}, SMOKE) == all_arms(SMOKE)
+    arms = grid_arms({"LR": [1e-3, 1e-2], "SEED": [0, 6]}, SMOKE)
+    untouched = [arm for arm in arms if arm.alpha is None]
+    assert len(untouched) == len({SMOKE.base(arm) for arm in untouched})
+    assert {arm.student for arm in arms} == set(SMOKE.students)
+    assert len(arms) - len(untouched) == 2 * 2 * len(SMOKE.students) * len(SMOKE.recipes)
+    assert all(arm.lr is None for arm in untouched)
+    assert len(POCKET_BASES["pocket/xs"]) <= 6
+
+
+def test_an_arm_s_own_rate_and_epochs_are_those_of_its_run(store):
+    arms = grid_arms({"STUDENT": ["pocket/xs"], "RECIPE": ["short"], "LR": [1e-3], "EPOCHS": [2]}, SMOKE)
+    table = sweep_grid("smoke", 1, ["STUDENT=pocket/xs", "RECIPE=short", "LR=0.001", "EPOCHS=2"])
+    own = run_arm(arms[0], SMOKE, stored_only=True)
+    assert table["accuracy"].tolist() == [own.accuracy]
+    assert run_arm(recipe_arm("pocket/xs", "short", 0), SMOKE, stored_only=True) is None
+
+
+def test_a_notebook_runs_once_for_every_combination(notebook, store, tmp_path, capsys):
+    grid = ["NUMBER=1,3,2", "LETTER=b,c"]
+    for _ in range(2):
+        table = sweep_grid("smoke", 1, grid, notebook=str(notebook))
+    assert table[["NUMBER", "LETTER"]].values.tolist() == [[n, letter] for n in (1, 3, 2) for letter in "bc"]
+    assert table["result"].dropna().tolist() == ["b: smoke", "c: smoke", "bb: smoke", "cc: smoke"]
+    assert table["cause"].dropna().tolist() == ["cell 3 failed: AssertionError: too large"] * 2
+    assert (tmp_path / "seen.txt").read_text() == "1b 1c 2b 2c "  # the second call has read
+    assert "6 runs of own.ipynb, 4 in the run store, 2 to run" in capsys.readouterr().out
+    for folder in table["folder"]:
+        assert (store.parent / folder / "own.ipynb").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid", "STUDENTS=pocket/xs"], "--grid has 'STUDENTS=pocket/xs': give NAME=value,value"),
+        (["--grid", "ALPHA=much"], "--grid has ALPHA='much': ALPHA is of the type float"),
+        (["--grid", "ALPHA=1.5"], "alpha is 1.5: it is a finite number, at least 0, at most 1"),
+        (["--grid", "STUDENT=pocket/huge", "SEED=0"], "unknown student 'pocket/huge'"),
+        (["--grid", "RECIPE=longest"], "recipe is 'longest': use one of"),
+        (["--grid", "ALPHA=0", "RECIPE=long"], "the grid has ALPHA and RECIPE"),
+        (["--grid", "SEED"], "--grid has 'SEED': give NAME=value,value"),
+        (["--on", "slurm"], "on is 'slurm': use local, ray"),
+        (["--notebook", "05_none"], "there is no notebook '05_none': give the path of one, or one of 00_tour"),
+        (["--notebook", "03_mix_distillation", "--grid", "ALPHAA=0.1"], "the notebook 03_mix_distillation.ipynb has"),
+        (["--notebook", "03_mix_distillation", "--grid", "ALPHA=x"], "ALPHA is of the type float"),
+    ],
+)
+def test_bad_grids_are_refused_in_one_sentence_before_any_work(arguments, message, monkeypatch, store):
+    from mixdistill.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", sweep_command(*arguments)[2:])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert message in str(end.value)
+    assert "\n" not in str(end.value)
+    assert not list(store.rglob("*"))

@@ -1,0 +1,68 @@
+import os
+
+import pytest
+import torch
+
+from mixdistill.study.jobs import Job, Progress, attempt
+from mixdistill.study.sweep import run_all
+from mixdistill.study.workers import in_processes
+
+
+def test_small_jobs_get_a_gpu_each_and_wide_ones_all_of_them(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")  # as a scheduler gives them
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    seen = ("CUDA_VISIBLE_DEVICES",)
+    jobs = [Job("small", os.getenv, seen), Job("other", os.getenv, seen), Job("wide", os.getenv, seen, wide=True)]
+    said = {job.name: said.split(", ")[0] for job, said, error in in_processes(jobs, True, Progress(jobs))}
+    assert {said["small"], said["other"]} == {"3", "5"}
+    assert said["wide"] == "3,5"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
+def test_a_killed_process_fails_its_own_job_only(capsys):
+    jobs = [Job("killed", os._exit, (1,), cost=2.0), Job("good", str, ("fine",))]
+    failed = run_all(jobs, workers=1)
+    assert [job.name for job in failed] == ["killed"]
+    said = capsys.readouterr().out
+    assert "[1/2] killed: FAILED: its process was killed, as systems do that run out of memory; about" in said
+    assert said.endswith("[2/2] good: fine, 0 s\n")
+
+
+def test_an_error_that_does_not_survive_the_way_arrives_as_its_text():
+    class Odd(Exception):
+        def __init__(self, *, reason):
+            super().__init__(reason)
+
+    def fail() -> str:
+        raise Odd(reason="no room")
+
+    with pytest.raises(RuntimeError, match="Odd: no room"):
+        attempt(Job("odd", fail, ()), True)
+
+
+def test_a_log_gets_a_line_a_job_and_seldom_one_of_what_is_at_work(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    jobs = [Job(name, str, (), cost) for name, cost in (("first", 3.0), ("second", 1.0))]
+    shown = Progress(jobs)
+    for second in range(600):
+        clock[0] = float(second)
+        shown.at_work(["first", "second"])
+    shown.ended(jobs[0], "56.1% right")
+    shown.ended(jobs[1], "29.4% right")
+    said = capsys.readouterr().out.splitlines()
+    assert said[:-2] == [f"    {second} s, at work: first, second" for second in (30, 90, 210, 450)]
+    assert said[-2:] == ["[1/2] first: 56.1% right; about 3.3 min left", "[2/2] second: 29.4% right"]
+
+
+def test_a_notebook_of_a_jupyter_server_gets_a_bar_and_only_failures_as_lines(capsys, monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/03.ipynb")
+    jobs = [Job(name, str, ()) for name in ("first", "second")]
+    shown = Progress(jobs)
+    shown.at_work(["first", "second"])
+    shown.ended(jobs[0], "56.1% right")
+    shown.ended(jobs[1], "FAILED: no room")
+    shown.close()
+    seen = capsys.readouterr()
+    assert seen.out == "[2/2] second: FAILED: no room\n"
+    assert "0/2 done; at work: first, second" in seen.err
