@@ -153,12 +153,11 @@ def train_run(run: Run, train: Dataset, lora: LoRA | None, on: Placement, shown:
         limit = min(config["max_tokens"] or student.context, student.context)
         examples = render_traces(student.tokenizer, train, limit, config["too_long"], config["thinking"])
         half = student.model.dtype == torch.bfloat16
-        attention = attention_for(student.model, device)
+        student.model.set_attn_implementation(attention_for(student.model, device))
         student.model = trainable_model(student, lora, config["seed"], fused=device.type == "cpu")
         if not on.shard:
             student.model.to(device)
         loss_of = ResponseLoss(student.model, half).train()
-        student.model.set_attn_implementation(attention)
         if gpus.rank() == 0:
             check_loss(student, loss_of)
         if on.shard:

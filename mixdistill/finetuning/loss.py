@@ -9,7 +9,7 @@ from transformers.utils import ModelOutput
 from mixdistill.data.chat import Example
 from mixdistill.data.students import Student
 from mixdistill.finetuning.attention import VARLEN
-from mixdistill.finetuning.batches import IGNORED, Batch, pack, pad
+from mixdistill.finetuning.batches import IGNORED, NOTHING, Batch, pack, pad
 
 # Positions whose logits are in memory at a time. On a CPU so few that they stay in its cache: half the time at the
 # pocket vocabulary. On a GPU PyTorch's own choice.
@@ -78,9 +78,12 @@ def has_plain_head(causal: PreTrainedModel) -> bool:
         outputs.last_hidden_state = rows[None]
         return outputs
 
+    inputs = pack([NOTHING, NOTHING]).to(rows.device).inputs
+    if causal.config._attn_implementation != VARLEN:
+        inputs = {"input_ids": inputs["input_ids"]}
     hook = body.register_forward_hook(replaced)
     try:
-        logits = causal(input_ids=torch.zeros(1, 2, dtype=torch.long, device=rows.device), use_cache=False).logits[0]
+        logits = causal(**inputs, use_cache=False).logits[0]
     finally:
         hook.remove()
     same = torch.allclose(logits, F.linear(rows, head.weight), rtol=1e-2)
