@@ -125,3 +125,19 @@ def test_pages_show_the_committed_tables():
     for page in (REPO / "README.md", REPO / "docs" / "pocket-world.md"):
         assert with_results(page.read_text()) == page.read_text()
     assert findings.table() in (REPO / "FINDINGS.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "path", [*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *FOLDER.glob("*.ipynb")], ids=lambda path: path.name
+)
+def test_links_lead_to_a_file_of_the_repo_and_to_a_heading_in_it(path):
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, heading = link.partition("#")
+        if not link.startswith("http"):
+            target = path.parent / name if name else path
+            assert target.exists(), link
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if heading else []
+            assert not heading or heading in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]

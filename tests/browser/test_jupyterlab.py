@@ -27,6 +27,20 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 SCREENSHOTS = Path(os.environ.get("MIXDISTILL_SCREENSHOTS", REPO / "runs" / "browser"))
 NARROW = 760  # pixels, of a window beside another one
 NOTEBOOKS = ("00_tour", "02_learnability_gap", "03_mix_distillation")
+READ = ("02_learnability_gap", "04_mechanism")  # as they are committed
+SETTINGS = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}  # every cell is in the page
+# What a reader sees of the outputs, whose right edge the panel has.
+SEEN = """() => {
+    const all = (selector) => [...document.querySelectorAll('.jp-OutputArea ' + selector)];
+    const right = (element) => Math.ceil(element.getBoundingClientRect().right);
+    return {
+        panel: right(document.querySelector('.jp-NotebookPanel')),
+        figures: all('img').map((image) => [image.naturalWidth / image.clientWidth, right(image)]),
+        verdicts: all('th').filter((head) => head.textContent == 'verdict').map(right),
+        texts: all('td div').map((text) => getComputedStyle(text).textAlign),
+        folded: all('details').map((details) => !details.open),
+    };
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +56,8 @@ def lab(tmp_path_factory):
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         nbformat.write(notebook, root / "notebooks" / f"run_{name}.ipynb")
-        shutil.copy(REPO / "notebooks" / f"{name}.ipynb", root / "notebooks")
+    for path in (REPO / "notebooks").glob("*.ipynb"):
+        shutil.copy(path, root / "notebooks")
     for name in ("docs", "figures", "README.md"):
         (root / name).symlink_to(REPO / name)
     with socket.socket() as found:
@@ -50,6 +65,10 @@ def lab(tmp_path_factory):
         port = found.getsockname()[1]
     token, home = secrets.token_hex(8), root / ".home"
     folders = ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")
+    for name, values in SETTINGS.items():
+        path = home / "JUPYTERLAB_SETTINGS_DIR" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
     environment = os.environ | {name: str(home / name) for name in folders} | {"MIXDISTILL_RUNS": str(root / "runs")}
     environment["PYTHONPATH"] = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
     options = {
@@ -128,10 +147,48 @@ def test_a_notebook_runs_from_the_menu_without_an_error(name, page, lab):
         page.wait_for_timeout(1000)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
-    outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    outputs = outputs_of(path)
+    assert figures_in(outputs)
     assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    if name == "03_mix_distillation":
+        page.locator(".widget-slider").wait_for()
     assert not complaints
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_fresh_clone_shows_what_was_committed_in_a_narrow_window(name, page, lab):
+    page.set_viewport_size({"width": NARROW, "height": 1400})
+    open_notebook(page, lab, name)
+    outputs = outputs_of(REPO / "notebooks" / f"{name}.ipynb")
+    n_solutions = sum("<details>" in output.get("data", {}).get("text/html", "") for output in outputs)
+    while True:
+        seen = page.evaluate(SEEN)
+        if len(seen["figures"]) == len(figures_in(outputs)) and len(seen["folded"]) == n_solutions:
+            break
+        page.wait_for_timeout(500)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}_{NARROW}.png")
+    for ratio, right in seen["figures"]:
+        assert ratio >= 2, "soft on a screen of high resolution"
+        assert right <= seen["panel"]
+    assert seen["verdicts"]
+    assert max(seen["verdicts"]) <= seen["panel"]
+    assert set(seen["texts"]) <= {"left"}  # running text, also where styles of a table are stripped
+    assert all(seen["folded"])
+
+
+def test_a_link_in_a_notebook_opens_the_page(page, lab):
+    open_notebook(page, lab, "02_learnability_gap")
+    page.get_by_role("link", name="docs/real-models.md").first.click()
+    page.locator(".lm-TabBar-tabLabel", has_text="real-models.md").first.wait_for()
+
+
+def outputs_of(path: Path) -> list:
+    return [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+
+
+def figures_in(outputs: list) -> list:
+    return [output for output in outputs if "image/png" in output.get("data", {})]
 
 
 def executed(path: Path) -> bool:
