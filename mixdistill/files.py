@@ -211,7 +211,8 @@ def files_in(path: Path) -> list[Path]:
 
     if not path.is_dir():
         return [path] if present(path) else []
-    return sorted(Path(folder, name) for folder, _, names in os.walk(path, onerror=fail) for name in names)
+    found = sorted(Path(folder, name) for folder, _, names in os.walk(path, onerror=fail) for name in names)
+    return [path for path in found if present(path) and path.is_file()]
 
 
 def unreadable(path: Path, error: OSError) -> OSError:

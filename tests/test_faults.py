@@ -160,6 +160,7 @@ DAMAGE = {
     "a JSON number": lambda good, other: b"7\n",
     "deep brackets": lambda good, other: b"[" * 100_000,
     "another run's": lambda good, other: other,
+    "no file": lambda good, other: "no file",
 }
 FILES = (
     "config.json",
@@ -179,6 +180,15 @@ def arm(seed: int) -> pd.DataFrame:
     scores = evaluate(run, "pocket/easy", n=3, **QUIET)
     load_trained(run)
     return scores.items.assign(loss=run.metrics()["loss"].iloc[-1])
+
+
+def put(path: Path, content: bytes | str | None) -> None:
+    """Let a file hold this, be gone (None), or be no file: a pipe, to open which waits for ever."""
+    path.unlink()
+    if content == "no file":
+        os.mkfifo(path)
+    elif content is not None:
+        path.write_bytes(content)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +217,7 @@ def test_a_damaged_file_is_named_and_deleting_its_folder_heals(good, store, file
     content = DAMAGE[damage](right.read_bytes(), wrong.read_bytes())
     if content == right.read_bytes():
         pytest.skip("both runs have the same")
-    right.unlink() if content is None else right.write_bytes(content)
+    put(right, content)
     with pytest.raises(ValueError, match=r"is damaged .*: delete the folder '.*' and call again") as caught:
         arm(0)
     assert str(right.parent) in str(caught.value)
@@ -223,7 +233,7 @@ def test_an_unfinished_evaluation_keeps_only_its_own_whole_rows(good, store, dam
     (right,) = [path for path in store.glob("*/evaluations/*/generations.jsonl") if other not in path.parts]
     (wrong,) = store.glob(f"{other}/evaluations/*/generations.jsonl")
     content = DAMAGE[damage](right.read_bytes(), wrong.read_bytes())
-    right.unlink() if content is None else right.write_bytes(content)
+    put(right, content)
     right.with_name("scores.json").unlink()
     assert arm(0).equals(items)
 
