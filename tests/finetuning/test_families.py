@@ -68,6 +68,12 @@ def test_the_loss_is_the_models_own_padded_and_packed(folder, monkeypatch):
         assert measured(model, loss_of(pack(EXAMPLES))) == pytest.approx(own, rel=1e-5)
 
 
+def test_in_bfloat16_it_is_too_up_to_rounding(folder):
+    model = load_student(folder).model.bfloat16()
+    own = sum(own_loss(model, example) for example in EXAMPLES).item()
+    assert ResponseLoss(model, half=True)(pad(EXAMPLES, 0)).item() == pytest.approx(own, rel=0.02)
+
+
 def test_greedy_text_is_that_of_generate(folder):
     student = load_student(folder)
     prompts = [prompt_ids(student.tokenizer, question, "gsm8k") for question in ("What is 12?", "Let me think. So 7.")]
