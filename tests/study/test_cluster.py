@@ -43,10 +43,14 @@ def cluster(monkeypatch):
 def in_some_try(start):
     """Ray gives a machine 30 seconds to start, which a busy one may need more than."""
     for _ in range(20):
+        before = set(psutil.Process().children(recursive=True))
         try:
             return start()
         except Exception as error:
             reason = error
+            for left in set(psutil.Process().children(recursive=True)) - before:
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
     raise reason
 
 
