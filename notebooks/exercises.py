@@ -107,7 +107,8 @@ def tier_of_false_checks():
 def marks_and_accuracy():
     accuracy = long_answers(scale.students[0]).groupby("base")["correct"].mean()
     facts = [json.loads(Path(student_source(base), "evaluation.json").read_text()) for base in accuracy.index]
-    return accuracy.corr(pd.Series([fact["rare"] for fact in facts], accuracy.index), method="spearman")
+    both = pd.DataFrame({"accuracy": accuracy, "rare": [fact["rare"] for fact in facts]})
+    return both.corr(method="spearman").loc["accuracy", "rare"]
 
 
 def other_error():
@@ -173,7 +174,7 @@ EXERCISES = {
     "04.2": Exercise(
         marks_and_accuracy,
         0.05,
-        'group the long answers of the smallest student by "base"; accuracy.corr(rare, method="spearman")',
+        'group the long answers of the smallest student by "base"; a table of both: table.corr(method="spearman")',
         "{:+.2f}. Above 0 agrees with the explanation, but a handful of bases can contradict it and hardly prove it. "
         "Across sizes it says less still: everything else differs too.",
     ),
