@@ -5,6 +5,7 @@ processes, and may be read by another number. (accelerate up to 1.15 wrote rank 
 #4206.)
 """
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,9 @@ def load_checkpoint(run: Run, model: torch.nn.Module, optimizer: torch.optim.Opt
         shapes = {name: value.shape for name, value in state["parameters"].items()}
         fits = state["run"] == runs.run_key(run.config) and shapes == trained_shapes(model)
         reason = f"is not of this run (it is of {state['run']!r})"
-    except OSError as error:  # which is no damage
-        raise files.unreadable(path, error) from error
-    except Exception as error:  # torch has many for a damaged file
+    except Exception as error:  # torch has many for a damaged file, for one that was cut OSError(EINVAL)
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is no damage
+            raise files.unreadable(path, error) from error
         fits, reason = False, f"is damaged ({type(error).__name__})"
     if not fits:
         raise ValueError(

@@ -192,7 +192,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_says_how_to_heal_it(undis
     assert_same(finetune("pocket/xs", train(), **SETTINGS), undisturbed)
 
 
-def test_a_flipped_bit_of_a_checkpoint_is_noticed(monkeypatch):
+def test_a_checkpoint_with_a_flipped_bit_or_cut_in_half_is_damaged(monkeypatch):
     stop_at(monkeypatch, 7)
     with pytest.raises(KeyboardInterrupt):
         finetune("pocket/xs", train(), **SETTINGS)
@@ -203,6 +203,10 @@ def test_a_flipped_bit_of_a_checkpoint_is_noticed(monkeypatch):
     for tensor in (weights, state["optimizer"]["state"][name]["exp_avg"]):
         at = content.index(tensor.numpy().tobytes())
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(ValueError, match=r"checkpoint.pt is damaged .*: delete this file"):
+            finetune("pocket/xs", train(), **SETTINGS)
+    for length in (0, 9000, len(content) // 2, len(content) - 3):
+        path.write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"checkpoint.pt is damaged .*: delete this file"):
             finetune("pocket/xs", train(), **SETTINGS)
 
