@@ -29,8 +29,12 @@ RECIPES = {
     "large_teacher": Recipe(1.0, "large", "small"),
     "mix_large": Recipe(0.2, "large", "small"),
 }
-# Of the pocket world: long traces without their verification, and short ones without their steps.
-CONTROLS = {"unverified": Recipe(1.0, "unverified"), "direct": Recipe(1.0, "direct")}
+# Of the pocket world: long traces without their checks, or with checks that only confirm, and short ones without steps.
+CONTROLS = {
+    "unverified": Recipe(1.0, "unverified"),
+    "confirmed": Recipe(1.0, "confirmed"),
+    "direct": Recipe(1.0, "direct"),
+}
 
 
 def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0) -> Dataset:

@@ -28,6 +28,8 @@ CONTRASTS = {
     "mix_large-best": ("mix_large", ["small_teacher", "large_teacher"]),
     "unverified-short": ("unverified", ["short"]),
     "long-unverified": ("long", ["unverified"]),
+    "confirmed-unverified": ("confirmed", ["unverified"]),
+    "long-confirmed": ("long", ["confirmed"]),
     "short-direct": ("short", ["direct"]),
 }
 

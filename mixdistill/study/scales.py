@@ -67,6 +67,7 @@ class Scale:
     small: TraceSet | None = None
     # Those of `mix.CONTROLS`.
     unverified: TraceSet | None = None
+    confirmed: TraceSet | None = None
     direct: TraceSet | None = None
     batch_size: int = 32
     lora_rank: int = 16
@@ -197,6 +198,7 @@ POCKET_STUDY = Scale(
     epochs=4,
     n_problems=340,
     unverified=TraceSet("pocket/unverified"),
+    confirmed=TraceSet("pocket/confirmed"),
     direct=TraceSet("pocket/direct"),
     batch_size=16,
 )
@@ -261,10 +263,13 @@ def untouched_arms(scale: Scale, students: Sequence[str]) -> list[Arm]:
     return list({scale.base(arm): arm for arm in reversed(arms)}.values())[::-1]
 
 
-def control_arms(scale: Scale) -> list[Arm]:
-    """Every student under the controls of `mix.CONTROLS` with every seed; none where the scale has no such traces."""
+def control_arms(scale: Scale, *names: str) -> list[Arm]:
+    """Every student under the named controls of `mix.CONTROLS` with every seed, under all that the scale has traces of
+    if none is named. Raises ValueError for an unknown name.
+    """
     instance("scale", scale, Scale)
-    return _recipe_arms(scale, [name for name, control in CONTROLS.items() if getattr(scale, control.hard)])
+    wanted = [choice("a control", name, CONTROLS) for name in names] or list(CONTROLS)
+    return _recipe_arms(scale, [name for name in wanted if getattr(scale, CONTROLS[name].hard)])
 
 
 def alpha_arms(scale: Scale, student: str, alphas: Sequence[float]) -> list[Arm]:

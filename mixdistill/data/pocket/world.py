@@ -150,8 +150,18 @@ def long_trace(problem: Mystery, rng: Random) -> str:
 
 def unverified_trace(problem: Mystery, rng: Random) -> str:
     """Ablation: search by colours only, from a start where the first machine that fits is the right one."""
-    traces = [search(problem, start, verify=False) for start in range(len(MACHINES))]
-    return rng.choice([trace for trace in traces if f"so {problem.item} {problem.machine} " in trace])
+    return search(problem, lucky_start(problem, rng), verify=False)
+
+
+def confirmed_trace(problem: Mystery, rng: Random) -> str:
+    """Ablation: the long trace from the start of the unverified one, so that its check only ever confirms."""
+    return search(problem, lucky_start(problem, rng), verify=True)
+
+
+def lucky_start(problem: Mystery, rng: Random) -> int:
+    """A start from which the first machine that passes the colour test is the right one."""
+    found = f"so {problem.item} {problem.machine} "
+    return rng.choice([n for n in range(len(MACHINES)) if found in search(problem, n, verify=False)])
 
 
 def direct_trace(problem: Mystery, rng: Random) -> str:
@@ -159,7 +169,13 @@ def direct_trace(problem: Mystery, rng: Random) -> str:
     return f"try {test(problem.machine, problem.kind, problem.colour)} . so answer {problem.answer} ."
 
 
-TEACHERS = {"short": short_trace, "long": long_trace, "unverified": unverified_trace, "direct": direct_trace}
+TEACHERS = {
+    "short": short_trace,
+    "long": long_trace,
+    "unverified": unverified_trace,
+    "confirmed": confirmed_trace,
+    "direct": direct_trace,
+}
 
 
 def search(problem: Mystery, start: int, verify: bool) -> str:

@@ -89,6 +89,12 @@ def test_long_traces_go_in_a_circle_and_check_marks_exactly_where_the_colour_fit
     assert len(starts) == len(world.MACHINES)
 
 
+def test_checks_that_only_confirm_are_all_that_tells_such_traces_from_unverified_ones():
+    for (_, confirmed), (_, unverified) in zip(traces("confirmed"), traces("unverified"), strict=True):
+        assert confirmed.count("check") == 1
+        assert re.sub(r" check \S+ \S+ = \S+ need \S+ ok", "", confirmed) == unverified
+
+
 def test_without_verification_no_mark_is_checked_and_exactly_one_colour_fits():
     for _, trace in traces("unverified"):
         assert "check" not in trace
