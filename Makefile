@@ -1,6 +1,7 @@
-# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n]   make test   make test-browser   make lab [ARGS=...]   make slides   make clean
+# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n] [NOTEBOOKS=all]   make test   make test-browser   make lab [ARGS=...]   make slides   make clean
 SCALE  ?= pocket
 SEEDS  ?= 0
+NOTEBOOKS ?= first
 PYTHON ?= python3
 
 # The active environment, or a .venv that setup makes.
@@ -11,7 +12,10 @@ TESTS  := $(ENV)/.mixdistill-tests-ready
 
 .PHONY: reproduce plan figures test test-browser lab slides publish setup clean
 
-reproduce plan figures: setup
+reproduce: setup
+	$(PY) -m mixdistill reproduce --scale "$(SCALE)" --seeds "$(SEEDS)" --notebooks "$(NOTEBOOKS)"
+
+plan figures: setup
 	$(PY) -m mixdistill $@ --scale "$(SCALE)" --seeds "$(SEEDS)"
 
 test: $(TESTS)

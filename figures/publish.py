@@ -8,7 +8,7 @@ import pandas as pd
 
 from mixdistill.results import stats
 from mixdistill.runs import REPO
-from mixdistill.study.reproduce import NOTEBOOKS, execute, reproduce
+from mixdistill.study.reproduce import FURTHER, NOTEBOOKS, execute, reproduce
 from mixdistill.study.scales import get_scale
 from mixdistill.study.stored import store_items
 
@@ -17,9 +17,9 @@ def publish() -> None:
     """Run the study, and put its figures and answers in the place of the committed ones; then the notebooks, executed
     once more as a reader of a fresh clone does it.
     """
-    folder = reproduce("pocket")
+    folder = reproduce("pocket", notebooks="all")
     store_items(get_scale("pocket"))
-    for name in NOTEBOOKS:
+    for name in NOTEBOOKS + FURTHER:
         source = REPO / "notebooks" / f"{name}.ipynb"
         execute(source, folder / f"{name}.ipynb", {})
         publish_notebook(folder / f"{name}.ipynb", source)

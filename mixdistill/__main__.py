@@ -26,6 +26,8 @@ def main() -> None:
             command.add_argument("--grid", nargs="+", default=[], metavar="NAME=VALUE,VALUE", help=GRID)
             command.add_argument("--notebook", help="run this notebook for every combination, in the place of arms")
             command.add_argument("--on", default="local", help="local (default), ray or ray://HEAD:10001")
+        if name == "reproduce":
+            command.add_argument("--notebooks", default="first", help="all: the further notebooks too (default: first)")
     try:
         sys.exit(run(parser.parse_args()))
     except ValueError as error:
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> str | int:
         failed = f"error: {n_failed} of {len(table)} runs failed (column cause); the same command runs these again"
         return failed if n_failed else 0
     try:
-        reproduce.reproduce(args.scale, args.seeds)
+        reproduce.reproduce(args.scale, args.seeds, args.notebooks)
     except PapermillExecutionError as error:
         return (
             f"\nerror: cell {error.exec_count} of a notebook failed: {error.ename}: {error.evalue}\n"

@@ -11,16 +11,16 @@ import pytest
 from conftest import REPO
 from publish import publish_notebook, with_results
 
-from mixdistill.study.reproduce import NOTEBOOKS, execute
+from mixdistill.study.reproduce import FURTHER, NOTEBOOKS, execute
 
 FOLDER = REPO / "notebooks"
 
 
 def test_the_list_of_notebooks_is_complete():
-    assert sorted(NOTEBOOKS) == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    assert sorted(NOTEBOOKS + FURTHER) == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("name", sorted(NOTEBOOKS))
+@pytest.mark.parametrize("name", sorted(NOTEBOOKS + FURTHER))
 def test_each_notebook_runs_alone(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it does not depend on the working directory
     executed = tmp_path / "executed.ipynb"
@@ -99,7 +99,7 @@ def test_bad_parameters_are_refused_before_anything_runs(parameters, message, tm
     assert not store.exists() or not list(store.rglob("config.json"))
 
 
-@pytest.mark.parametrize("name", sorted(NOTEBOOKS))
+@pytest.mark.parametrize("name", sorted(NOTEBOOKS + FURTHER))
 def test_the_committed_notebooks_follow_the_rules(name):
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
     first, *code = [cell for cell in notebook.cells if cell.cell_type == "code"]

@@ -33,6 +33,9 @@ STYLE = {
     "large_teacher-small_teacher": ("#D55E00", "^", "large - small teacher (the gap)"),
     "mix_large-best": ("#009E73", "D", "Mix-Large - better of the two"),
     "unverified-short": ("#CC79A7", "v", "long without its checks - short (ablation)"),
+    "confirmed-unverified": ("#56B4E9", "o", "checks that only confirm, against none"),
+    "long-confirmed": ("#D55E00", "^", "checks that must refuse, against those that only confirm"),
+    "long-unverified": ("#7f7f7f", "s", "both together: long - unverified"),
     "short-direct": ("#E69F00", "s", "short - short without its steps (finer steps, control)"),
 }
 # Recipes and contrasts of the paper's two gaps, each of which has a figure.
@@ -199,6 +202,18 @@ def controls(gaps: pd.DataFrame) -> Figure:
     return _noted(figure, gaps)
 
 
+def checks(gaps: pd.DataFrame) -> Figure:
+    """By student size: what checks that must refuse, and checks that only confirm, add to long traces without any."""
+    require(gaps, "student", "params", "contrast", "delta", *INTERVAL, *COUNTS)
+    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    _lines(axes, gaps, "contrast", ["long-unverified", "long-confirmed", "confirmed-unverified"], "delta")
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set(ylabel="difference in accuracy", title="What checks cost and are worth, by what they have to do")
+    _size_axis(axes, gaps)
+    figure.legend(fontsize=9, loc="outside upper center")
+    return _noted(figure, gaps)
+
+
 def trace_lengths(lengths: pd.DataFrame) -> Figure:
     """Histogram of tokens a trace (columns `tokens`, `style`)."""
     require(lengths, "tokens", "style")
@@ -241,6 +256,7 @@ def redraw(folder: Path) -> list[str]:
         "03_mix_distillation": (mix_distillation, ["alpha_sweep", "mix_recipes"]),
         "04_errors": (error_shares, ["errors"]),
         "04_controls": (controls, ["controls"]),
+        "05_checks": (checks, ["checks"]),
     }
     folder = Path(text("folder", folder))
     tables = {path.stem: pd.read_csv(path) for path in (folder / "data").glob("*.csv")}

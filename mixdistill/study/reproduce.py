@@ -13,26 +13,32 @@ import papermill
 import psutil
 from traitlets.config import Config
 
+from mixdistill.arguments import choice
 from mixdistill.results import stats
 from mixdistill.runs import REPO, runs_dir, shown
 from mixdistill.study.plan import check_machine
 from mixdistill.study.scales import SCALES, get_scale
 
 NOTEBOOKS = ("00_tour", "01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism")
+FURTHER = ("05_checks",)  # run by `--notebooks all`: what does not fit into the time of a first visit
 
 
-def reproduce(scale: str, n_seeds: int = 0) -> Path:
+def reproduce(scale: str, n_seeds: int = 0, notebooks: str = "first") -> Path:
     """Execute the notebooks in order, and print the gaps and where everything lies; what the run store holds is not
     computed again.
+
+    Arguments:
+        notebooks: `first` (`NOTEBOOKS`) or `all`, with those of `FURTHER`.
 
     Returns the folder of the executed notebooks, in the run store. Raises ValueError, before anything runs, for an
     unknown scale, a bad number of seeds, or a machine that can not run the scale.
     """
     made, started = get_scale(scale, n_seeds), time.monotonic()
+    names = NOTEBOOKS if choice("notebooks", notebooks, ("first", "all")) == "first" else NOTEBOOKS + FURTHER
     check_machine(made)
     folder = runs_dir() / "notebooks" / (scale if made == SCALES[scale] else made.figures_dir().name)
-    for number, name in enumerate(NOTEBOOKS, start=1):
-        print(f"\n[{number}/{len(NOTEBOOKS)}] notebooks/{name}.ipynb, {scale} with {made.n_seeds} seeds", flush=True)
+    for number, name in enumerate(names, start=1):
+        print(f"\n[{number}/{len(names)}] notebooks/{name}.ipynb, {scale} with {made.n_seeds} seeds", flush=True)
         given = {"SCALE": scale, "SEEDS": n_seeds, "RESULTS": "live"}
         execute(REPO / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", given)
     figures = made.figures_dir()

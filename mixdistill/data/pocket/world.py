@@ -154,7 +154,7 @@ def unverified_trace(problem: Mystery, rng: Random) -> str:
 
 
 def confirmed_trace(problem: Mystery, rng: Random) -> str:
-    """Ablation: the long trace from the start of the unverified one, so that its check only ever confirms."""
+    """Ablation: the long trace from a start as that of the unverified one, so that its check only ever confirms."""
     return search(problem, lucky_start(problem, rng), verify=True)
 
 
