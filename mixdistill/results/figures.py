@@ -127,6 +127,7 @@ def mix_distillation(alphas: pd.DataFrame, recipes: pd.DataFrame) -> Figure:
     """Accuracy of one student against the share of long traces (alpha_sweep.csv), beside it the named recipes."""
     require(alphas, "student", "alpha", "accuracy", *INTERVAL, *COUNTS)
     require(recipes, "recipe", "accuracy", *INTERVAL)
+    alphas, recipes = _as_saved(alphas), _as_saved(recipes)
     layout = {"figsize": (10, 4.3), "width_ratios": [1.5, 1], "layout": "constrained"}
     figure, (left, right) = plt.subplots(1, 2, sharey=True, **layout)
     student = alphas["student"].iloc[0]
@@ -173,6 +174,7 @@ def error_shares(table: pd.DataFrame) -> Figure:
         table: errors.csv: student, params, recipe, and a share for each key of `pocket.errors.ERRORS`.
     """
     require(table, "student", "params", "recipe", *ERROR_COLORS)
+    table = _as_saved(table)
     recipes = table["recipe"].unique()
     figure, panels = plt.subplots(1, len(recipes), figsize=(10, 4.6), sharey=True, squeeze=False, layout="constrained")
     kinds = [name for name in ERROR_COLORS if name == "right" or table[name].max() >= 0.005]
@@ -277,13 +279,18 @@ def size_text(params: int) -> str:
     return f"{params / 1e6:.1f}M" if params < 1e8 else f"{params / 1e9:.1f}B"
 
 
+def _as_saved(table: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of the CSV file, so that a figure that is drawn from it is the same file."""
+    return table.round(6)
+
+
 def _bars(rows: pd.DataFrame, y: str) -> np.ndarray:
     return np.clip([rows[y] - rows["ci_low"], rows["ci_high"] - rows[y]], 0, None)
 
 
 def _lines(axes: Axes, table: pd.DataFrame, by: str, names: list[str], y: str, x: str = "params") -> None:
     """A line of points with their intervals for each name in column `by`, side by side so that no bar hides another."""
-    table = table.round(6)  # as in the CSV files, so that a figure that is drawn from these is the same file
+    table = _as_saved(table)
     for i, name in enumerate(names):
         (color, marker, label), rows = STYLE[name], table[table[by] == name].sort_values(x)
         shifted = rows[x] * 1.035 ** (i - (len(names) - 1) / 2)
