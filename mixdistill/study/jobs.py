@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from mixdistill import files
 
-QUIET = 30  # seconds without an end until a log gets a line of what is at work; twice as long from line to line
+QUIET = 30  # seconds without an end until a log gets a line of what is at work
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,6 @@ class Progress:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs, self.left = len(jobs), {job: job.cost for job in jobs}
         self.started = self.spoke = time.monotonic()
-        self.quiet = QUIET
         terminal = sys.stdout.isatty() and sys.stderr.isatty()
         # Where no Jupyter server has started the kernel, as under papermill, nobody could see a widget.
         self.bar = tqdm(
@@ -50,9 +49,8 @@ class Progress:
         """Called about once a second with the jobs at work."""
         now, said = time.monotonic(), ", ".join(names)
         self.bar.set_description_str(f"{self.jobs - len(self.left)}/{self.jobs} done; at work: {said}")
-        if self.bar.disable and now - self.spoke >= self.quiet:
+        if self.bar.disable and now - self.spoke >= QUIET:
             self.say(f"    {now - self.started:.0f} s, at work: {said}")
-            self.quiet *= 2
 
     def ended(self, job: Job, said: str) -> None:
         cost = self.left.pop(job)
@@ -60,7 +58,6 @@ class Progress:
         self.bar.set_postfix_str(f"; last {job.name}: {said}")
         left, done = sum(self.left.values()), self.bar.total - sum(self.left.values())
         minutes = f"; about {(time.monotonic() - self.started) * left / done / 60:.1f} min left" if self.left else ""
-        self.quiet = QUIET
         if self.bar.disable or said.startswith("FAILED"):
             self.say(f"[{self.jobs - len(self.left)}/{self.jobs}] {job.name}: {said}{minutes}")
 

@@ -40,7 +40,7 @@ def test_an_error_that_does_not_survive_the_way_arrives_as_its_text():
         attempt(Job("odd", fail, ()), True)
 
 
-def test_a_log_gets_a_line_a_job_and_seldom_one_of_what_is_at_work(capsys, monkeypatch):
+def test_a_log_gets_a_line_a_job_and_every_30_seconds_one_of_what_is_at_work(capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     jobs = [Job(name, str, (), cost) for name, cost in (("first", 3.0), ("second", 1.0))]
@@ -51,7 +51,7 @@ def test_a_log_gets_a_line_a_job_and_seldom_one_of_what_is_at_work(capsys, monke
     shown.ended(jobs[0], "56.1% right")
     shown.ended(jobs[1], "29.4% right")
     said = capsys.readouterr().out.splitlines()
-    assert said[:-2] == [f"    {second} s, at work: first, second" for second in (30, 90, 210, 450)]
+    assert said[:-2] == [f"    {second} s, at work: first, second" for second in range(30, 600, 30)]
     assert said[-2:] == ["[1/2] first: 56.1% right; about 3.3 min left", "[2/2] second: 29.4% right"]
 
 
