@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import papermill
 import psutil
@@ -53,7 +54,7 @@ def reproduce(scale: str, n_seeds: int = 0, notebooks: str = "first") -> Path:
 
 def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: bool = True) -> None:
     """Run one notebook with those of the parameters that it declares and that differ from what it says itself; `echo`:
-    print what its cells print."""
+    print what its cells print. No path of this machine is written into it."""
     declared = {name: facts["default"].replace('"', "'") for name, facts in papermill.inspect_notebook(source).items()}
     given = {name: value for name, value in parameters.items() if repr(value) != declared.get(name, repr(value))}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,13 +70,19 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: 
     prefix = f"mixdistill-kernel-{os.getpid()}-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir="/tmp" if posix else None) as sockets:
         local = {"transport": "ipc", "ip": f"{sockets}/kernel"}
-        papermill.execute_notebook(
-            source,
-            target,
-            given,
-            progress_bar=False,
-            stdout_file=sys.stdout if echo else None,
-            stderr_file=sys.stderr if echo else None,
-            cwd=REPO,
-            config=Config({"KernelManager": local} if posix else {}),
-        )
+        try:
+            papermill.execute_notebook(
+                source,
+                target,
+                given,
+                progress_bar=False,
+                stdout_file=sys.stdout if echo else None,
+                stderr_file=sys.stderr if echo else None,
+                cwd=REPO,
+                config=Config({"KernelManager": local} if posix else {}),
+            )
+        finally:
+            if target.is_file():  # papermill writes a failed notebook too
+                notebook = nbformat.read(target, as_version=4)
+                notebook.metadata["papermill"] |= {"input_path": source.name, "output_path": target.name}
+                nbformat.write(notebook, target)

@@ -158,5 +158,6 @@ def test_sockets_have_a_short_path_and_a_killed_process_leaves_none(tmp_path, mo
     own.mkdir()
     nbformat.write(nbformat.v4.new_notebook(metadata=PYTHON, cells=[]), tmp_path / "empty.ipynb")
     execute(tmp_path / "empty.ipynb", tmp_path / "out.ipynb", {})
+    assert str(tmp_path) not in (tmp_path / "out.ipynb").read_text()
     assert not left.exists()
     own.rmdir()
