@@ -226,7 +226,7 @@ def test_a_damaged_file_is_named_and_deleting_its_folder_heals(good, store, file
     assert arm(0).equals(items)
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", sorted(DAMAGE.keys() - {"no file"}))
 def test_an_unfinished_evaluation_keeps_only_its_own_whole_rows(good, store, damage):
     folder, other, items = good
     shutil.copytree(folder, store)

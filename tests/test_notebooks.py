@@ -80,7 +80,7 @@ def check_tables(data: Path, n_students: int, n_seeds: int, n_problems: int) -> 
             "unknown notebook parameter ALPHAA: this notebook takes SCALE, SEEDS, RESULTS, STUDENT, ALPHA",
         ),
         ({"SCALE": "smoke", "ALPHA": "much"}, "ALPHA is 'much', a str: give a float"),
-        ({"SCALE": "smoke", "ALPHA": 1.5}, "alpha is 1.5: it is a finite number, at least 0, at most 1"),
+        ({"SCALE": "smoke", "ALPHA": 1.5}, "alphas is 1.5: it is a finite number, at least 0, at most 1"),
         ({"SCALE": "smoke", "STUDENT": "pocket/xxl"}, "unknown student 'pocket/xxl'"),
         ({"SCALE": "smoke", "RESULTS": "saved"}, "RESULTS is 'saved': use one of stored, live"),
         (

@@ -67,7 +67,7 @@ INTERVAL, COUNTS = ("ci_low", "ci_high"), ("n_problems", "n_seeds", "n_bases")  
 
 def save_table(table: pd.DataFrame, folder: Path, name: str) -> str:
     """Write the data of a figure to `FOLDER/data/NAME.csv`; returns its path. For `folder` see `Scale.figures_dir`."""
-    require(table)
+    instance("the table", table, pd.DataFrame)  # it may be empty: students of one size have no slope
     path = folder / "data" / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     table.round(6).to_csv(path, index=False)

@@ -59,7 +59,7 @@ def in_processes(
             shown.at_work([job.name for job, *_ in at_work.values()])
             for future in wait(at_work, timeout=1, return_when=FIRST_COMPLETED).done:
                 (job, taken, pool), error = at_work.pop(future), future.exception()
-                free += taken
+                free = sorted(free + taken, key=places.index)
                 killed = isinstance(error, BrokenProcessPool)
                 if gpus or killed:
                     pool.shutdown()
