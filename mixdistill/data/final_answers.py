@@ -40,8 +40,8 @@ VALUE = re.compile(
 NOUN = re.compile(r"(?:[a-z]+ )*(?:[a-z]+(?<!s)s|people|(?:wo)?men|children|feet|fish|sheep)(?: of [a-z ]+)?")
 ONE_NOUN = re.compile(r"[a-z]{3,}")  # behind 1 or 1/2
 NUMBER_WORD = (
-    r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen|\w+ty|hundred|thousand|\w*illion|dozen|"
-    r"score|lakh|crore|myriad|grand|k|pair|couple|double|triple|zero)(?:e?s)?|twenties|\w*illion\w*"
+    r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen|(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|hundred|thousand|\w*illion|dozen|"
+    r"score|lakh|crore|myriad|grand|k|pair|couple|double|triple|zero)(?:e?s)?|\w*illion\w*"
 )
 NO_NOUN = re.compile(
     rf"\b(?:{NUMBER_WORD}|half|halves|thirds?|quarters?|\w*(?:four|fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|ie|een)ths?|"

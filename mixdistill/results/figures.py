@@ -194,23 +194,22 @@ def error_shares(table: pd.DataFrame) -> Figure:
 
 def controls(gaps: pd.DataFrame) -> Figure:
     """By student size: the gap of long traces, that of long ones without their checks, and that of finer steps."""
-    require(gaps, "student", "params", "contrast", "delta", *INTERVAL, *COUNTS)
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    _lines(axes, gaps, "contrast", ["long-short", "unverified-short", "short-direct"], "delta")
-    axes.axhline(0, color="black", lw=0.8)
-    axes.set(ylabel="difference in accuracy", title="The gap, without its checks, and of finer steps only")
-    _size_axis(axes, gaps)
-    figure.legend(fontsize=9, loc="outside upper center")
-    return _noted(figure, gaps)
+    contrasts = ["long-short", "unverified-short", "short-direct"]
+    return _by_size(gaps, contrasts, "The gap, without its checks, and of finer steps only")
 
 
 def checks(gaps: pd.DataFrame) -> Figure:
     """By student size: what checks that must refuse, and checks that only confirm, add to long traces without any."""
+    contrasts = ["long-unverified", "long-confirmed", "confirmed-unverified"]
+    return _by_size(gaps, contrasts, "What checks cost and are worth, by what they have to do")
+
+
+def _by_size(gaps: pd.DataFrame, contrasts: list[str], title: str) -> Figure:
     require(gaps, "student", "params", "contrast", "delta", *INTERVAL, *COUNTS)
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    _lines(axes, gaps, "contrast", ["long-unverified", "long-confirmed", "confirmed-unverified"], "delta")
+    _lines(axes, gaps, "contrast", contrasts, "delta")
     axes.axhline(0, color="black", lw=0.8)
-    axes.set(ylabel="difference in accuracy", title="What checks cost and are worth, by what they have to do")
+    axes.set(ylabel="difference in accuracy", title=title)
     _size_axis(axes, gaps)
     figure.legend(fontsize=9, loc="outside upper center")
     return _noted(figure, gaps)

@@ -1,7 +1,6 @@
 """A job of a sweep, and how many of them go: what local processes and a Ray cluster have in common."""
 
 import os
-import pickle
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -75,11 +74,12 @@ def attempt(job: Job, patient: bool) -> str:
     started, before = time.monotonic(), files.waits.set(patient)
     try:
         return f"{job.work(*job.given)}, {time.monotonic() - started:.0f} s"
-    except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # the errors of some libraries do not survive the way to another process
-            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+    except files.Held:
         raise
+    except Exception as error:  # as text: the errors of some libraries do not survive the way to another process
+        said = (
+            str(error) if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {error}"
+        )
+        raise RuntimeError(said) from error
     finally:
         files.waits.reset(before)

@@ -29,7 +29,7 @@ from mixdistill.study.workers import in_processes
 
 STOPPED = "stopped: what was finished is stored, the same call goes on from there"
 LACKING = "it has run, and this machine's run store lacks it: all machines need one that they share"
-LARGE = 4 * 10**9  # parameters, from which an arm takes all GPUs of a machine
+MANY = 4 * 10**9  # parameters, from which an arm takes all GPUs of a machine
 
 
 def sweep(
@@ -143,7 +143,7 @@ def run_arm(arm: Arm, scale: Scale, split: str | None = None, stored_only: bool 
             too_long=scale.too_long,
             seed=arm.seed,
             revision=revision,
-            on=Placement(gpus=1 if n_params(base, revision) < LARGE else max(1, torch.cuda.device_count())),
+            on=Placement(gpus=1 if n_params(base, revision) < MANY else max(1, torch.cuda.device_count())),
             progress=progress,
             stored_only=stored_only,
         )
@@ -234,7 +234,7 @@ def _job(arm: Arm, scale: Scale, split: str | None) -> Job:
     cost = size ** (0.6 if size < TINY else 1) * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
     # Weights, gradients and the optimizer's two moments, in float32; with LoRA the weights only.
     memory = (16 if arm.student in scale.full else 4) * size + 2 * 10**9
-    return Job(name_of(arm), _run, (arm, scale, split), cost, memory, wide=size >= LARGE)
+    return Job(name_of(arm), _run, (arm, scale, split), cost, memory, wide=size >= MANY)
 
 
 def _run(arm: Arm, scale: Scale, split: str | None) -> str:
