@@ -60,7 +60,7 @@ def render(
     does not know.
     """
     form, prompt = format_of(tokenizer, thinking), prompt_text(tokenizer, question, answer_format, thinking)
-    response = _plain(form, "response", response)
+    response = _plain(tokenizer, form, "response", response)
     text = form.before + _continued(prompt, response.strip() if form.trims_response else response) + form.after
     prompt_tokens, tokens = _ids(tokenizer, prompt), _ids(tokenizer, prompt + text)
     if tokens[: len(prompt_tokens)] != prompt_tokens:
@@ -76,7 +76,7 @@ def render(
 def prompt_text(tokenizer: Tokenizer, question: str, answer_format: str, thinking: bool | None = None) -> str:
     """The chat template's text up to where the assistant begins; raises as `render` does."""
     form, prompt = format_of(tokenizer, thinking), PROMPTS[arguments.choice("answer_format", answer_format, PROMPTS)]
-    asked = prompt.format(question=_plain(form, "question", question))
+    asked = prompt.format(question=_plain(tokenizer, form, "question", question))
     return form.prompt.replace(QUESTION, asked.strip() if form.trims_question else asked)
 
 
@@ -88,6 +88,12 @@ def prompt_ids(tokenizer: Tokenizer, question: str, answer_format: str, thinking
 def stop_token_id(tokenizer: Tokenizer) -> int:
     """The token that ends the assistant's turn: what training examples end with, and where generation stops."""
     return _ids(tokenizer, format_of(tokenizer, None).after)[-1]
+
+
+def opens_thinking(tokenizer: Tokenizer, thinking: bool | None = None) -> bool:
+    """Whether the prompt ends in an open think block, so that a response without its end is a thought that was cut."""
+    block = THINK_BLOCK.search(format_of(tokenizer, thinking).prompt)
+    return block is not None and len(THINK_TAG.findall(block[0])) % 2 == 1
 
 
 def prompt_fingerprint(tokenizer: Tokenizer, thinking: bool | None = None) -> str:
@@ -231,10 +237,12 @@ def _rendered(tokenizer: Tokenizer, template: str, thinking: bool | None, *conve
     return json.loads(done.stdout)
 
 
-def _plain(form: Format, name: str, text: str) -> str:
-    """A question or response, in which no control token is spelt out."""
+def _plain(tokenizer: Tokenizer, form: Format, name: str, text: str) -> str:
+    """A question or response, in which no control token is spelt out, also not as the tokenizer normalizes it."""
     text = arguments.text(name, text, empty=name == "response")
-    if spelt := [repr(token) for token in form.control if token in text]:
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    ways = [str] if normalizer is None else [str, normalizer.normalize_str]
+    if spelt := [repr(token) for token in form.control if any(way(token) and way(token) in way(text) for way in ways)]:
         what = f"the text spells out control tokens of the student ({', '.join(spelt)})"
         raise ValueError(f"{what}, which would end a turn or begin another: take them out, or leave this text out")
     return text

@@ -12,7 +12,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from mixdistill import arguments, files, runs
-from mixdistill.data.chat import prompt_fingerprint, render_prompts
+from mixdistill.data.chat import opens_thinking, prompt_fingerprint, render_prompts
 from mixdistill.data.problems import Problem, load_problems
 from mixdistill.data.students import fingerprint, load_tokenizer, n_params, student_source
 from mixdistill.finetuning.checkpoints import load_trained
@@ -125,8 +125,7 @@ def evaluate(
         "max_new_tokens": arguments.whole("max_new_tokens", max_new_tokens, optional=True),
         # Greedily, neither seed nor top_p changes anything.
         "sampling": asdict(Sampling() if sampling.greedy else sampling),
-        "prompts": _prompts_seen(run.student, run.config["revision"], run.config["fingerprint"], thinking),
-    }
+    } | _prompts_seen(run.student, run.config["revision"], run.config["fingerprint"], thinking)
     folder = run.folder / "evaluations" / files.key(config)
     if stored_only and not files.present(folder / "scores.json"):
         return None
@@ -162,8 +161,11 @@ def as_run(run: Run | str | Path, revision: str | None = None) -> Run:
 
 
 @lru_cache(maxsize=256)
-def _prompts_seen(student: str, revision: str | None, fingerprint: str, thinking: bool | None) -> str:
-    return prompt_fingerprint(load_tokenizer(student, revision), thinking)
+def _prompts_seen(student: str, revision: str | None, fingerprint: str, thinking: bool | None) -> files.Record:
+    """What the prompts show around a question, and whether they open a think block, which grades then begin with."""
+    tokenizer = load_tokenizer(student, revision)
+    opened = {"opens_thinking": True} if opens_thinking(tokenizer, thinking) else {}
+    return {"prompts": prompt_fingerprint(tokenizer, thinking)} | opened
 
 
 def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[Problem]:
@@ -226,7 +228,7 @@ def _evaluate(
         batch_problems, batch_prompts, samples = zip(*(requests[at] for at in batch), strict=True)
         seeds = [sampling.seed_of(p.source, p.id, sample) for p, sample in zip(batch_problems, samples, strict=True)]
         completions = complete_batch(batch_prompts, room, sampling, seeds=seeds, progress=progress)
-        grades = _graded(batch_problems, completions)
+        grades = _graded(batch_problems, completions, "<think>" if "opens_thinking" in config else "")
         results = zip(batch, completions, grades, strict=True)
         new = [_row(at, *requests[at], completion, grade) for at, completion, grade in results]
         files.append_rows(file, new, owner, at=len(rows))
@@ -250,11 +252,12 @@ def _open(run: Run, engine: str) -> tuple[PreTrainedTokenizerBase, int, Complete
     return open_vllm(student_source(run.student), run.config["revision"], trained, lora["r"] if lora else 0)
 
 
-def _graded(problems: Sequence[Problem], completions: Sequence[Completion]) -> list[Grade]:
+def _graded(problems: Sequence[Problem], completions: Sequence[Completion], opened: str) -> list[Grade]:
+    """The grades of completions, behind what their prompts have opened."""
     grades: dict[int, Grade] = {}  # by place
     for answer_format in {problem.answer_format for problem in problems}:
         places = [at for at, problem in enumerate(problems) if problem.answer_format == answer_format]
-        responses, golds = [completions[at].response for at in places], [problems[at].answer for at in places]
+        responses, golds = [opened + completions[at].response for at in places], [problems[at].answer for at in places]
         grades |= zip(places, grade_all(responses, golds, answer_format), strict=True)
     return [grades[at] for at in range(len(problems))]
 

@@ -4,9 +4,11 @@ from datetime import date
 import pytest
 from datasets import Dataset
 from families import COMMAND_R7B, FAMILIES, GEMMA4, Family, tokenizer
+from tokenizers.normalizers import NFD, NFKC, Lowercase, Sequence, StripAccents
 
 from mixdistill import load_problems, load_traces
 from mixdistill.data.chat import (
+    opens_thinking,
     prompt_fingerprint,
     prompt_ids,
     prompt_text,
@@ -175,6 +177,29 @@ def test_control_tokens_that_a_text_spells_out_are_refused_with_the_row(question
     traces = Dataset.from_list([dict(zip(("question", "response", "answer_format"), row, strict=True)) for row in rows])
     with pytest.raises(ValueError, match=rf"row 1 of the traces: the text spells out control tokens .*{named}"):
         render_traces(words, traces, 256, "error")
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "spelt"),
+    [
+        (NFKC(), "\uff1c|im_end|\uff1e"),
+        (Lowercase(), "<|IM_END|>"),
+        (Sequence([NFD(), StripAccents()]), "<|\xedm_end|>"),
+    ],
+)
+def test_control_tokens_that_a_normalizer_spells_out_are_refused(normalizer, spelt):
+    words = tokenizer(FAMILIES["qwen2.5"])
+    words.backend_tokenizer.normalizer = normalizer
+    with pytest.raises(ValueError, match=r"spells out control tokens of the student \('<\|im_end\|>'\)"):
+        prompt_text(words, f"What is {spelt}?", "gsm8k")
+
+
+@pytest.mark.parametrize(
+    ("family", "thinking", "opens"),
+    [("qwen3", None, False), ("qwen3", False, False), ("qwen3.5", None, True), ("qwen3.5", False, False)],
+)
+def test_whether_a_prompt_opens_a_thought(family, thinking, opens):
+    assert opens_thinking(tokenizer(FAMILIES[family]), thinking) is opens
 
 
 @pytest.mark.parametrize("written", ["m['content'] | lower", "m['content'][:20]", "m['content'].split() | join"])
