@@ -19,6 +19,12 @@ LED = re.compile(
     r"(?:\banswer(?:\s*(?:is|:|=|\*\*))+(?:\s+(?:therefore|thus|simply|exactly|option)\b)?|####)[\s:*]*(?=([^\n]+))",
     re.I,
 )
+# Words before a formula that is no answer: "it is not $5$", "substitute $x=5$", "$4$ when $x=5$".
+DOUBT = re.compile(
+    r"\b(?:not|cannot|never|no|at (?:least|most)|(?:more|less|greater|fewer|smaller|larger) than|approximately|about|"
+    r"roughly|contradiction|unable|check|substitute|start|let|suppose|assume|consider|try|if|when|where|unless)\b",
+    re.I,
+)
 FORMULA = re.compile(r"(?<!\\)\$\$?([^$]+)(?<!\\)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
 JOINT = re.compile(r"\s*(?:[,;]|[,;]?\s*(?:and|or))\s*")  # between the members of a list
 
@@ -38,16 +44,17 @@ VALUE = re.compile(
 )
 # A counted noun behind a number, such as `red apples` or `cups of tea`, and words that are none: 5 lakh, 5 or more.
 NOUN = re.compile(r"(?:[a-z]+ )*(?:[a-z]+(?<!s)s|people|(?:wo)?men|children|feet|fish|sheep)(?: of [a-z ]+)?")
-ONE_NOUN = re.compile(r"[a-z]{3,}")  # behind 1 or 1/2
 NUMBER_WORD = (
     r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen|(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|hundred|thousand|\w*illion|dozen|"
     r"score|lakh|crore|myriad|grand|k|pair|couple|double|triple|zero)(?:e?s)?|\w*illion\w*"
 )
 NO_NOUN = re.compile(
     rf"\b(?:{NUMBER_WORD}|half|halves|thirds?|quarters?|\w*(?:four|fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|ie|een)ths?|"
-    r"percent(?:age)?s?|and|or|over|per|mod|bases?|if|when|where|plus|minus(?:es)?|not|no|except|times|more|less|than|is|as|"
+    r"percent(?:age)?s?|and|or|over|per|mod|bases?|if|when|where|plus\w*|minus(?:es)?|not|no|except|times|more|less|than|is|as|"
     r"(?:root|log|radian|factorial|power|factor|square|cube|negative|inverse|reciprocal|opposite|multiple|remainder|lot)s?|"
-    r"squareds?|cubeds?|fails|contradicts|exceeds|equals|"
+    r"squareds?|cubeds?|fails|works|differs|contradicts|exceeds|equals|cos|(?:co)?sines?|(?:co)?tangents?|pis|googols?|mils|"
+    r"bils|thous|lacs|gross(?:es)?|quires?|reams?|\w*weights|permilles?|basis|unknowns?|false|wrong|missing|other|additional|"
+    r"extra|remaining|"
     r"below|above|under|at|between|divided|multiplied|with|by|to|in)\b"
 )
 
@@ -118,8 +125,11 @@ def _unboxed(text: str) -> str | None:
     """The answer of a completion without a box, as lm-evaluation-harness (minerva) and Math-Verify find it."""
     if led := list(LED.finditer(text)):
         sentence = re.split(r"\.(?:\s|$)|\s*I hope", led[-1][1])[0].strip(" *")
+        sentence = re.split(r"(?<=\d),? +\(?(?:since|because|as|which|not|approximately)\b", sentence)[0]
         return (None if sentence[:1].isdigit() else _last_formulas(sentence)) or sentence or None
     last = text.rstrip(" \n\t.*").rsplit("\n", 1)[-1]
+    if (number := re.search(rf"(.*)\b(?:is|get|gives|equals)[\s:*]+({NUMBER})$", last)) and not DOUBT.search(number[1]):
+        return number[2]
     if formulas := _last_formulas(text[-2000:] if last in ("$$", "\\]") else last):
         return formulas
     return last.strip(" *") if re.fullmatch(NUMBER, last.strip(" *")) else None
@@ -136,7 +146,10 @@ def _last_formulas(text: str) -> str | None:
         first -= 1
     # A comma alone also separates a formula from the clause before it: "for $n=3$, $2^n=8$".
     is_list = not text[: formulas[first].start()].strip() or re.search("and|or", "".join(gaps[first:]))
-    return ", ".join(next(filter(None, formula.groups())).strip() for formula in formulas[first if is_list else -1 :])
+    found = formulas[first if is_list else -1 :]
+    if DOUBT.search(re.split(r"[,.;:]\s", text[: found[0].start()])[-1]):
+        return None
+    return ", ".join(next(filter(None, formula.groups())).strip() for formula in found)
 
 
 def _marked_number(text: str) -> str | None:
@@ -147,7 +160,7 @@ def _marked_number(text: str) -> str | None:
     plain = re.sub(r"\\(?:text|mathrm)\s*\{([^{}]*)\}|\\?%$", r" \1", box).strip()
     found = re.fullmatch(r"([-+]?\\?\$?[\d.,/]+) ?([A-Za-z ]{3,})\.?", plain)
     words = found[2].strip().lower() if found else ""
-    return found[1] if found and is_counted(words, number_value(found[1])) else plain  # 5 red apples are 5
+    return found[1] if found and is_counted(words) else plain  # 5 red apples are 5
 
 
 def _last_number(text: str) -> str | None:
@@ -155,10 +168,9 @@ def _last_number(text: str) -> str | None:
     return numbers[-1].strip() if numbers else None
 
 
-def is_counted(words: str, number: Fraction | None) -> bool:
-    """Whether words behind a number name what it counts: `red apples`, or behind 1 and 1/2 `apple`."""
-    noun = NOUN.fullmatch(words) or (number is not None and 0 < number <= 1 and ONE_NOUN.fullmatch(words))
-    return bool(noun) and not NO_NOUN.search(words)
+def is_counted(words: str) -> bool:
+    """Whether words behind a number name what it counts, such as `red apples`, and do not change it."""
+    return bool(NOUN.fullmatch(words)) and not NO_NOUN.search(words)
 
 
 def number_value(text: str) -> Fraction | None:

@@ -55,7 +55,8 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\[? ?\\begin ?\{(?:[pb]?matrix|array)\}(?: ?\{[lcr| ]*\})?", r"\\begin{pmatrix}"),
     (r"(?:\\\\\s*)?\\end ?\{(?:[pb]?matrix|array)\} ?\]?", r"\\end{pmatrix}"),
-    (r"^\s*(?:\\approx|=)|(?<=\d:\d\d):00$", ""),
+    (r"^\s*(?:\\approx|=)|(?<=\d:\d\d):00$|\\text\s*\{\s*[.,]\s*\}$", ""),
+    (r"(?<=[\d}]) *\\approx *[\d.]+$", ""),
     (r"\s+", " "),
     (r"^ ?\\text ?\{([^{}]*)\} ?$", r"\1"),
 ]
@@ -70,21 +71,12 @@ SYMBOLS = dict(
 UNIT = (
     r"(?:(?:sq|square|cu|cubic) )?(?:[cmk]?m|[mk]?g|m?l|[a-z]*(?:met(?:er|re)|lit(?:er|re)|gram)|in|inch|inche|ft|foot|"
     r"feet|yd|yard|mi|mile|mph|kph|h|hr|hour|min|minute|s|sec|second|day|week|month|year|oz|lb|ounce|pound|[ap]m|dollar|"
-    r"cent|euro|yuan|yen|unit)s?(?: ?\^ ?[23])?"
+    r"cent|euro|yuan|yen|unit|[LJN])s?(?: ?\^ ?[23])?"
 )
 UNITS = re.compile(rf"{UNIT}(?:(?: ?/ ?| per ){UNIT})?")  # all other words have to be a counted noun
 SHORT = {
     **{"inch": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "hr": "h", "hour": "h", "minute": "min"},
-    **{
-        "sec": "s",
-        "second": "s",
-        "ounce": "oz",
-        "pound": "lb",
-        "dollar": "$",
-        "euro": "€",
-        "mph": "mi/h",
-        "kph": "km/h",
-    },
+    **{"sec": "s", "second": "s", "ounce": "oz", "pound": "lb", "dollar": "$", "euro": "€", "mph": "mi/h", "L": "l"},
     **{
         prefix + name: letter + name[0]
         for prefix, letter in (("", ""), ("milli", "m"), ("centi", "c"), ("kilo", "k"))
@@ -92,7 +84,7 @@ SHORT = {
     },
 }
 NUMERIC = r"(?:[\d\s.:+\-*/^(){}]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))*?"
-WORDS = re.compile(r"[A-Za-z\s.,'-]*[A-Za-z]{3}[A-Za-z\s.,'-]*")
+WORDS = re.compile(r"[A-Za-z\s.,'-]*[A-Za-z]{3}[A-Za-z\s.,'-]*|[Nn]o")
 # Letters that are a word and no product: `ab` and `xyz` are products.
 WORD = re.compile(r"(?=.*[aeiou])[A-Za-z]{3,}|no|on|is|in|of|to|at|by|an|or|if|so|up|as|be|do|go|we|us|it")
 # What an equation may name: x, x_1, AB, f(x), (p, q), \angle ABC, |AB|, A:B; but no function of a name, such as \sec x.
@@ -105,7 +97,8 @@ NO_NAME = re.compile(rf"(?<![A-Za-z])(?:{FUNCTIONS}|sqrt|floor|ceil|abs|max|min|
 COMMANDS = rf"frac|sqrt|binom|cdot|times|div|pi|[lr]floor|[lr]ceil|[lr]vert|infty|pm|cup|[lgn]e|{FUNCTIONS}|{GREEK}"
 KNOWN = re.compile(rf"\\(?:begin|end)\{{pmatrix\}}|\\(?:{COMMANDS})(?![A-Za-z])|\\\\|\\[{{}}]|{FUNCTIONS}")
 UNKNOWN = re.compile(r"[A-Za-z]{5}|[^\w\s+\-*/^(){}|!.,;=<>\[\]&:]")
-AMBIGUOUS = re.compile(  # what `parse` drops or guesses at: number bases, Gauss's [x], stacked powers, a/bc, ...
+AMBIGUOUS = re.compile(  # what `parse` drops or guesses at: bases, Gauss's [x], stacked powers, a/bc, sets of sets
+    r"\\\{[^}]*\\\{|"
     r"(?<!_)\d \d|[\d)}] ?_|! ?!|\^ ?(?:\{[^{}]*\}|\w) ?\^|\^ ?[(!T]|\.(?!\d)|\.\d+\.|\\sqrt ?\d|\\frac ?\d|\w ?\| ?\w|"
     r"(?<![A-Za-z])I(?![A-Za-z])|(?:[\d)}+\-*/^|]|(?<![A-Za-z\\])[A-Za-z]) ?\\\{|\\\} ?[\w(+\-*/^|]|\[[^,;\[\]]*\]|"
     rf"\\(?:{FUNCTIONS}) ?(?:\{{[^{{}}]*\}}|\([^()]*\)) ?\^|"
@@ -122,8 +115,9 @@ class Unreadable(Exception):
 
 def compare(gold: str, answer: str) -> bool:
     """True if two final answers are the same by the policy. Raises exceptions of all kinds on what is unreadable."""
-    with_or = {bool(re.search(r"(?<![A-Za-z])or(?![A-Za-z])", text)) for text in (gold, answer)}
-    if len(with_or) > 1 and re.search(r"[<>≤≥]|\\[lg](?:eq?|t)(?![A-Za-z])", gold + answer):
+    joined = [set(re.findall(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])", text)) for text in (gold, answer)]
+    inequality = re.search(r"[<>≤≥]|\\[lg](?:eq?|t)(?![A-Za-z])", gold + answer)
+    if joined[0] != joined[1] and (all(joined) or (inequality and "or" in joined[0] | joined[1])):
         return False  # x < 1 or x > 3: `_clean` makes `and` and `or` commas
     return any(_same(one, other) for one in _readings(_clean(gold)) for other in _readings(_clean(answer)))
 
@@ -168,8 +162,15 @@ def _text(text: str) -> str:
     """What is compared as text: words without case, everything else without spaces."""
     plain = re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text).strip()
     if WORDS.fullmatch(plain.strip("()")):
-        return plain.strip("() .").lower()
+        return re.sub(r"[A-Za-z]+", _folded, plain.strip("() ."))
     return re.sub(r"(?<!\d) | (?!\d)", "", plain)
+
+
+def _folded(word: re.Match[str]) -> str:
+    """A word in small letters; no name of points, such as ABC, no letter, and nothing like xyZ."""
+    text = word[0]
+    folds = (text[1:].islower() and WORD.fullmatch(text.lower())) or (text.isupper() and len(text) > 4)
+    return text.lower() if folds else text
 
 
 def _named(text: str) -> tuple[list[str], str]:
@@ -210,8 +211,8 @@ def _with_unit(text: str) -> tuple[str, str]:
         rf"({NUMERIC}[\d)}}])((?: [A-Za-z]{{2}}| [A-Za-z] ?/|[A-Za-z]{{4}})[A-Za-z. /]*)(.*)", text
     )
     words = re.sub("[.{}]", "", found[2] + found[3]).strip() if found else ""
-    words = words if len(words) == 1 else words.lower()  # 7 M is not 7 m
-    if not found or not (UNITS.fullmatch(words) or is_counted(words, number_value(found[1]))):
+    words = words if re.fullmatch(".|M[gmlL]", words) else words.lower()  # 7 M is not 7 m
+    if not found or not (UNITS.fullmatch(words) or is_counted(words)):
         return text, ""
     return found[1], _unit_name(words)
 

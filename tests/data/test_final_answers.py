@@ -115,3 +115,27 @@ def test_the_value_of_a_number_is_exact(text, value):
 )
 def test_without_a_box_the_last_statement_counts_and_a_list_is_whole(response, answer):
     assert final_answer(response, "math") == answer
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "So the answer cannot be $5$.",
+        "We conclude that $x$ is greater than $5$.",
+        "There is no solution with $x = 5$.",
+        "Next, substitute $x = 5$",
+        "We need to check $n=4$ and $n=5$.",
+        "$x$ equals 42 when $y = 5$.",
+        "I was not able to solve this for $n=5$.",
+    ],
+)
+def test_a_formula_that_is_taken_back_or_only_tried_is_no_answer(response):
+    assert final_answer(response, "math") is None
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["The value of $x$ is 42.", "I get **42**", "So the answer is 42 since 6*7 = 42.", "The answer is 42, which fits."],
+)
+def test_a_number_that_a_sentence_ends_with_or_explains_is_the_answer(response):
+    assert final_answer(response, "math") == "42"

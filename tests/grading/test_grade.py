@@ -62,7 +62,6 @@ REFUSED = {
         ),
         ("5", r"\underline{5}"),
         ("5", r"\bm{5}"),
-        ("5", r"5\text{.}"),
     ],
     "brackets or layout differ": [
         ("[0.5, 1]", r"\begin{matrix} \frac12 \\ 1 \end{matrix}"),
