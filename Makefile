@@ -1,4 +1,4 @@
-# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n] [NOTEBOOKS=all]   make test   make test-browser   make lab [ARGS=...]   make slides   make clean
+# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n] [NOTEBOOKS=all]   make test   make test-browser   make lab [ARGS=...]   make slides   make badges   make clean
 SCALE  ?= pocket
 SEEDS  ?= 0
 NOTEBOOKS ?= first
@@ -10,7 +10,7 @@ PY     := $(ENV)/bin/python
 READY  := $(ENV)/.mixdistill-ready
 TESTS  := $(ENV)/.mixdistill-tests-ready
 
-.PHONY: reproduce plan figures test test-browser lab slides publish setup clean
+.PHONY: reproduce plan figures test test-browser lab slides badges publish setup clean
 
 reproduce: setup
 	$(PY) -m mixdistill reproduce --scale "$(SCALE)" --seeds "$(SEEDS)" --notebooks "$(NOTEBOOKS)"
@@ -33,6 +33,9 @@ lab: setup  # such as ARGS="--no-browser --allow-root --port 8890"
 slides: setup  # one deck of all notebooks. Of the package that holds reveal.js nothing is run, so it needs nothing else
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps sphinx-revealjs==3.2.1
 	$(PY) docs/slides.py
+
+badges: setup  # of Colab and Binder, once origin is a repository on GitHub
+	$(PY) docs/badges.py
 
 publish: setup  # what is committed
 	$(PY) figures/publish.py

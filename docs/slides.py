@@ -1,4 +1,4 @@
-"""One deck of slides from the five notebooks, for a class: `make slides` writes slides/index.html.
+"""One deck of slides from the notebooks of a first visit, for a class: `make slides` writes slides/index.html.
 
 What a cell is on a slide stands in its metadata (`slideshow`, the right sidebar of JupyterLab). Code is shown only of
 cells with the tag `slide-code`. reveal.js comes from a package, so that the deck works without a network.

@@ -1,10 +1,13 @@
-"""Write the table of `FINDINGS.md`, the paper's claims beside what was measured here, from the tables in `figures/`.
+"""Write the tables of `FINDINGS.md` and `docs/pocket-world.md`: claims beside what was measured here, from `figures/`.
 
 python figures/findings.py        # part of make publish
 """
 
+from collections.abc import Sequence
+
 import pandas as pd
 
+from mixdistill.data.pocket.bases import POCKET
 from mixdistill.runs import REPO
 
 DATA = REPO / "figures" / "data"
@@ -12,7 +15,10 @@ SMALL, LARGE = ("pocket/xs", "pocket/s"), ("pocket/l", "pocket/xl")
 
 
 def table() -> str:
-    gaps, slope = pd.read_csv(DATA / "gaps.csv"), pd.read_csv(DATA / "slope.csv")
+    gaps, slope = (
+        pd.concat([pd.read_csv(DATA / name), pd.read_csv(DATA / f"teacher_{name}")])
+        for name in ("gaps.csv", "slope.csv")
+    )
     long, teachers, methods = (
         pd.read_csv(DATA / "paper" / f"{name}.csv")
         for name in ("table1_long_cot_gap", "table2_large_teacher_gap", "table3_mix_distillation")
@@ -20,34 +26,86 @@ def table() -> str:
     average = methods.pivot(index="student", columns="method", values="average").sort_index(ascending=False)
     mix_long = average["mix_long"] - average[["long_cot", "short_cot"]].max(axis=1)
     mix_large = average["mix_large"] - average[["large_teacher_cot", "small_teacher_cot"]].max(axis=1)
-    claims = [  # the paper's numbers, students, contrast, sign
-        (
-            "short over long for small students (Table 1, to 3B)",
-            long[long["params_b"] <= 3]["delta_long"],
-            SMALL,
-            "long-short",
-            -1,
-        ),
-        (
-            "long over short for larger ones (Table 1, from 7B)",
-            long[long["params_b"] > 3]["delta_long"],
-            LARGE,
-            "long-short",
-            1,
-        ),
-        ("the gap grows with size (for ten times the parameters)", [], ["all"], "long-short", 1),
-        ("Mix-Long over both its parts (Table 3, 3B)", mix_long, SMALL, "mix_long-best", 1),
-    ]
+    claims = []  # the paper's numbers, students, contrast, sign
+    for low, high, number, theirs, column, contrast, mix, best in (
+        ("short", "long", 1, long, "delta_long", "long-short", "Mix-Long", mix_long),
+        ("small", "large", 2, teachers, "delta_large", "large_teacher-small_teacher", "Mix-Large", mix_large),
+    ):
+        of = {small: theirs[(theirs["params_b"] <= 3) == small][column] for small in (True, False)}
+        claims += [
+            (f"{low} over {high} for small students (Table {number}, to 3B)", of[True], SMALL, contrast, -1),
+            (f"{high} over {low} for larger ones (Table {number}, from 7B)", of[False], LARGE, contrast, 1),
+            (f"{high} - {low} grows with size (for ten times the parameters)", [], ["all"], contrast, 1),
+            (f"{mix} over both its parts (Table 3, 3B)", best, SMALL, f"{mix.lower().replace('-', '_')}-best", 1),
+        ]
     lines = ["| claim | the paper: Qwen2.5, then Llama 3 | measured on | here | verdict |", "|---|---|---|---|---|"]
     for claim, theirs, students, contrast, sign in claims:
         for student in students:
             rows = slope if student == "all" else gaps[gaps["student"] == student]
             found, verdict = measured(rows[rows["contrast"] == contrast].iloc[0], sign)
             lines.append(f"| {claim} | {points(theirs)} | {student} | {found} | {verdict} |")
-    small = teachers[teachers["params_b"] <= 3]["delta_large"]
-    lines.append(f"| small over large teachers for small students (Table 2, to 3B) | {points(small)} | not yet | | |")
-    lines.append(f"| Mix-Large over both its parts (Table 3, 3B) | {points(mix_large)} | not yet | | |")
     return "\n".join(lines) + "\n"
+
+
+def asked_of_the_world() -> str:
+    """What the pocket world was built to show, and whether it does."""
+    names = ("gaps", "checks", "controls", "teacher_gaps")
+    gaps = pd.concat([pd.read_csv(DATA / f"{name}.csv") for name in names]).drop_duplicates(["student", "contrast"])
+    slope, errors = (pd.read_csv(DATA / f"{name}.csv") for name in ("slope", "errors"))
+    found = gaps.set_index(["student", "contrast"])
+
+    def shown(contrast: str, students: Sequence[str] = POCKET) -> str:
+        cells = [f"{student[7:]} {measured(found.loc[(student, contrast)], 1)[0]}" for student in students]
+        return f"{contrast}: " + ", ".join(cells)
+
+    def side(contrast: str, sign: int, students: Sequence[str] = POCKET) -> list[bool]:
+        """Whether the whole interval is on that side of 0, a student each."""
+        return [measured(found.loc[(student, contrast)], sign)[1] == "agrees" for student in students]
+
+    checks = errors[errors["recipe"] == "long"].set_index("student")[["wrong mark", "false proof"]].sum(axis=1)
+    failing = ", ".join(f"{student[7:]} {share:.0%}" for student, share in checks.items())
+    (trend,) = (measured(row, 1) for _, row in slope[slope["contrast"] == "long-short"].iterrows())
+    mix = [measured(found.loc[(student, "mix_long-best")], 1)[1] for student in SMALL]
+    confirmed = gaps[gaps["contrast"] == "confirmed-unverified"]
+    rows = [
+        ("long below short at the two smallest", shown("long-short", SMALL), all(side("long-short", -1, SMALL))),
+        ("long above short at the two largest", shown("long-short", LARGE), all(side("long-short", 1, LARGE))),
+        ("a gap that grows with size", f"{trend[0]} for ten times the parameters", trend[1] == "agrees"),
+        (
+            "the mix above both its parts at one of the two smallest, below at none",
+            shown("mix_long-best", SMALL),
+            "agrees" in mix and "differs" not in mix,
+        ),
+        (
+            "long answers of small students that go wrong first at a check",
+            failing,
+            checks[list(SMALL)].min() > checks[list(LARGE)].max(),
+        ),
+        (
+            "without checks, and from starts that need none: no whole interval below 0 at the two smallest",
+            shown("unverified-short"),
+            not any(side("unverified-short", -1, SMALL)),
+        ),
+        (
+            "checks that only confirm: no whole interval outside -6 to +3",
+            shown("confirmed-unverified"),
+            (confirmed["ci_high"].min() >= -0.06) & (confirmed["ci_low"].max() <= 0.03),
+        ),
+        (
+            "refusing by a mark costs the two smallest and is worth it to the two largest",
+            shown("long-confirmed"),
+            all(side("long-confirmed", -1, SMALL) + side("long-confirmed", 1, LARGE)),
+        ),
+        ("finer steps help everybody", shown("short-direct"), all(side("short-direct", 1))),
+        (
+            "a large teacher below a small one at the two smallest, above it at the two largest",
+            shown("large_teacher-small_teacher"),
+            all(side("large_teacher-small_teacher", -1, SMALL) + side("large_teacher-small_teacher", 1, LARGE)),
+        ),
+    ]
+    verdicts = ["not with all whole intervals", "yes"]
+    lines = [f"| {claim} | {cells} | {verdicts[bool(holds)]} |" for claim, cells, holds in rows]
+    return "\n".join(["| asked | measured, in points [95%] | holds |", "|---|---|---|", *lines]) + "\n"
 
 
 def points(values) -> str:
@@ -62,9 +120,10 @@ def measured(row: pd.Series, sign: int) -> tuple[str, str]:
 
 
 def write() -> None:
-    page = REPO / "FINDINGS.md"
-    before, rest = page.read_text().split("<!-- findings -->\n")
-    page.write_text(f"{before}<!-- findings -->\n{table()}<!-- /findings -->{rest.partition('<!-- /findings -->')[2]}")
+    for page, made in ((REPO / "FINDINGS.md", table()), (REPO / "docs" / "pocket-world.md", asked_of_the_world())):
+        before, rest = page.read_text().split("<!-- findings -->\n")
+        after = rest.partition("<!-- /findings -->")[2]
+        page.write_text(f"{before}<!-- findings -->\n{made}<!-- /findings -->{after}")
 
 
 if __name__ == "__main__":

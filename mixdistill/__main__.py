@@ -27,7 +27,11 @@ def main() -> None:
             command.add_argument("--notebook", help="run this notebook for every combination, in the place of arms")
             command.add_argument("--on", default="local", help="local (default), ray or ray://HEAD:10001")
         if name == "reproduce":
-            command.add_argument("--notebooks", default="first", help="all: the further notebooks too (default: first)")
+            command.add_argument(
+                "--notebooks",
+                default="first",
+                help="all: the further ones too (default: first)",
+            )
     try:
         sys.exit(run(parser.parse_args()))
     except ValueError as error:

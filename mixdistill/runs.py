@@ -7,6 +7,7 @@
         adapter/          LoRA weights as safetensors (or model/ after full fine-tuning)
         manifest.json     versions, hardware, times, tokens, digests of the files; written when all else is on the disk
         evaluations/HASH/ config.json, generations.jsonl (every completion), scores.json (written last)
+    runs/teachers/HASH/   traces of the pocket world's trained teachers
     runs/.students/       where local students lie on this machine: the only files with paths, no part of any run
 
 Files are replaced whole, so a kill at any moment leaves the last good state. What is read is checked: the folder's name

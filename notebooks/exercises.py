@@ -156,7 +156,7 @@ EXERCISES = {
         60,
         'how many times the tokens of training_set(recipe_arm(student, "short", 0), scale) has that of "mix_long"?',
         "About {:.0f} short problems. What the mix is above a student of so many comes from the long traces and not "
-        "from more tokens; finetune takes any trace set, so try it.",
+        "from more tokens; notebook 07 has trained such students.",
     ),
     "03.2": Exercise(
         best_share,

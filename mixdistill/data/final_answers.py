@@ -45,7 +45,9 @@ VALUE = re.compile(
 # A counted noun behind a number, such as `red apples` or `cups of tea`, and words that are none: 5 lakh, 5 or more.
 NOUN = re.compile(r"(?:[a-z]+ )*(?:[a-z]+(?<!s)s|people|(?:wo)?men|children|feet|fish|sheep)(?: of [a-z ]+)?")
 NUMBER_WORD = (
-    r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen|(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|hundred|thousand|\w*illion|dozen|"
+    r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen|"
+    r"(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|hundred|thousand|"
+    r"\w*illion|dozen|"
     r"score|lakh|crore|myriad|grand|k|pair|couple|double|triple|zero)(?:e?s)?|\w*illion\w*"
 )
 NO_NOUN = re.compile(

@@ -29,10 +29,12 @@ RECIPES = {
     "large_teacher": Recipe(1.0, "large", "small"),
     "mix_large": Recipe(0.2, "large", "small"),
 }
-# Of the pocket world: long traces without their checks, or with checks that only confirm, and short ones without steps.
+# Of the pocket world: long traces without their checks, with checks that only confirm, or that search in a random
+# order, and short ones without steps.
 CONTROLS = {
     "unverified": Recipe(1.0, "unverified"),
     "confirmed": Recipe(1.0, "confirmed"),
+    "shuffled": Recipe(1.0, "shuffled"),
     "direct": Recipe(1.0, "direct"),
 }
 

@@ -17,6 +17,8 @@ from mixdistill.data.tables import Columns, Number, column_names, file_name, fla
 # The pocket world's three benchmarks: the levels of `world`.
 POCKET_TIERS = {"pocket/easy": 1, "pocket/medium": 2, "pocket/hard": 3}
 N_POCKET = 200
+# Test problems of a tier that students of earlier studies were asked: a test begins behind them.
+N_ANSWERED = 340
 
 # How a question is asked, by answer_format or by a problem's own choice. `math` is the paper's prompt; GSM8K and the
 # pocket world get the bare question. `gsm8k_boxed` asks for the box too: a student that was never tuned to it loses
@@ -219,17 +221,20 @@ def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> li
     """`n` different mysteries of a split, the levels in turn. Raises ValueError if a level runs out before."""
     whole("n", n)
     choice("split", split, world.SPLITS)
+    if not levels or len(set(levels)) < len(levels):
+        raise ValueError(f"levels is {levels}: give at least one, each once")
     for level in levels:
         whole("one of levels", level, high=len(world.LEVELS))
-    most = min(world.N_PROBLEMS[split][level] * len(levels) + i for i, level in enumerate(levels))
+    skipped = N_ANSWERED * len(levels) if split == "test" else 0
+    most = min(world.N_PROBLEMS[split][level] * len(levels) + i for i, level in enumerate(levels)) - skipped
     if n > most:
         raise ValueError(f"n is {n}: the split {split!r} has {most} such problems, ask for at most as many")
     rng = Random(f"problems/{split}/{levels}/{seed}")
     found: dict[str, world.Mystery] = {}
-    while len(found) < n:
+    while len(found) < skipped + n:
         mystery = world.random_mystery(rng, levels[len(found) % len(levels)], split)
         found.setdefault(mystery.text, mystery)
-    return list(found.values())
+    return list(found.values())[skipped:]
 
 
 def plain_question(question: str) -> str:

@@ -32,16 +32,17 @@ from mixdistill.finetuning.progress import Progress, peak_memory
 from mixdistill.runs import Run
 
 # Raised whenever the same configuration would train another student than before: old runs are not taken for new.
-TRAINING_VERSION = 3
+TRAINING_VERSION = 4
 
 # LoRA learning rate of the pocket students: in steps of 2, the one with the best mean accuracy over short, long and
-# mix_long on development problems (`python -m pretraining.choose_lr`).
+# mix_long and all bases of the size (of 2xl and 3xl the first) on development problems
+# (`python -m pretraining.choose_lr`).
 POCKET_LR = {
-    "pocket/xs": 6.25e-4,
+    "pocket/xs": 5e-3,
     "pocket/s": 2.5e-3,
     "pocket/m": 1e-2,
-    "pocket/l": 2.5e-3,
-    "pocket/xl": 1e-2,
+    "pocket/l": 5e-3,
+    "pocket/xl": 2.5e-3,
     "pocket/2xl": 2.5e-3,
     "pocket/3xl": 5e-3,
 }

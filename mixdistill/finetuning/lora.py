@@ -102,9 +102,9 @@ def _is_linear(layer: torch.nn.Linear) -> bool:
 def fuse(model: PeftModel) -> None:
     """Let adapted layers compute x W^T + s x A^T B^T in one product: peft's function up to rounding.
 
-    On a CPU the many small operations of peft cost a pocket student more than their FLOPs, 27 to 34% of a step
-    (`benchmarks/README.md`). In bfloat16 peft adds x A^T B^T to an output that is rounded already: a first step of
-    SmolLM2-135M then lowers its loss by .03 less than in float32.
+    On a CPU the many small operations of peft cost a pocket student more than their FLOPs. In bfloat16 peft adds
+    x A^T B^T to an output that is rounded already: a first step of SmolLM2-135M then lowers its loss by .03 less than
+    in float32.
     """
     for layer in model.modules():
         if isinstance(layer, Linear) and isinstance(layer.base_layer, torch.nn.Linear):  # no Conv1D
@@ -117,7 +117,7 @@ def _fused_forward(layer: Linear, x: torch.Tensor) -> torch.Tensor:
     weight, bias, scaling = layer.base_layer.weight, layer.base_layer.bias, layer.scaling["default"]
     # In bfloat16 the sum would be rounded away; its gradient, a whole matrix, costs a wide layer more than it saves.
     if weight.dtype == torch.float32 and weight.numel() < 8 * a.shape[0] * sum(weight.shape):
-        return _LowRankUpdate.apply(x, weight, bias, a, b, scaling)
+        return F.linear(x, torch.addmm(weight, b, a, alpha=scaling), bias)
     rows = x.flatten(0, -2).to(weight.dtype)
     return _FusedUpdate.apply(rows, weight, bias, a, b, scaling).view(*x.shape[:-1], -1)
 
@@ -142,31 +142,4 @@ class _FusedUpdate(torch.autograd.Function):
             grad_x = torch.cat([grad, grad_low], dim=1) @ torch.cat([weight, a])
         grad_a = (grad_low.t() @ x).float()
         grad_b = (grad.t() @ low).float() * ctx.scaling
-        return grad_x, None, None, grad_a, grad_b, None
-
-
-class _LowRankUpdate(torch.autograd.Function):
-    """x (W + s B A)^T + bias, with gradients for x, A and B."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, a, b, scaling):
-        merged = torch.addmm(weight, b, a, alpha=scaling)
-        ctx.save_for_backward(x, merged, a, b)
-        ctx.scaling = scaling
-        return F.linear(x, merged, bias)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, merged, a, b = ctx.saved_tensors
-        grad_x = grad @ merged if ctx.needs_input_grad[0] else None
-        grad, x = grad.flatten(0, -2), x.flatten(0, -2)
-        (n_out, n_in), r = merged.shape, len(a)
-        # Through the whole matrix's gradient, or past it: whichever takes fewer FLOPs, thin products counting half
-        # more.
-        if n_out * n_in < 3 * r * (n_out + n_in):
-            grad_merged = (grad.t() @ x).mul_(ctx.scaling)
-            grad_a, grad_b = b.t() @ grad_merged, grad_merged @ a.t()
-        else:
-            grad_a = (grad @ (b * ctx.scaling)).t() @ x
-            grad_b = grad.t() @ (x @ (a.t() * ctx.scaling))
         return grad_x, None, None, grad_a, grad_b, None

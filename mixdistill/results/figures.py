@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -38,7 +39,7 @@ STYLE = {
     "long-unverified": ("#7f7f7f", "s", "both together: long - unverified"),
     "short-direct": ("#E69F00", "s", "short - short without its steps (finer steps, control)"),
 }
-# Recipes and contrasts of the paper's two gaps, each of which has a figure.
+# Recipes and contrasts of the paper's two gaps, each of which has a figure; the first contrast is the gap.
 FAMILY = {
     "long": (["untouched", "short", "long", "mix_long"], ["long-short", "mix_long-best"]),
     "large": (
@@ -60,7 +61,6 @@ ERROR_COLORS = {
     "endless": "#999999",
     "right": "#ffffff",
 }
-
 
 INTERVAL, COUNTS = ("ci_low", "ci_high"), ("n_problems", "n_seeds", "n_bases")  # columns
 
@@ -92,8 +92,8 @@ def learnability_gap(
     """Accuracy of every student by recipe, and the gaps by student size.
 
     Arguments:
-        accuracy, gaps: the tables of learnability_gap.csv and gaps.csv.
-        guess: the reader's own `long - short` in points, a student each; drawn beside the measurement where not None.
+        accuracy, gaps: learnability_gap.csv and gaps.csv, or teacher_accuracy.csv and teacher_gaps.csv.
+        guess: the reader's own gap in points, a student each; drawn beside the measurement where not None.
         family: `long` for long and short traces, `large` for large and small teachers.
 
     Raises ValueError for another number of guesses than students, or one that is no number. Every figure also does for
@@ -111,7 +111,7 @@ def learnability_gap(
     _lines(left, accuracy, "recipe", recipes, "accuracy")
     _lines(right, gaps, "contrast", contrasts, "delta")
     if not np.isnan(points).all():
-        right.plot(sizes, points, "*", ms=13, mfc="none", mec="black", label="your guess of long - short")
+        right.plot(sizes, points, "*", ms=13, mfc="none", mec="black", label="your guess of the gap")
     left.set(
         ylim=(0, 1.02), ylabel="accuracy on test problems", title="What each student learns from each kind of trace"
     )
@@ -215,6 +215,20 @@ def _by_size(gaps: pd.DataFrame, contrasts: list[str], title: str) -> Figure:
     return _noted(figure, gaps)
 
 
+def forest(table: pd.DataFrame) -> Figure:
+    """What each control adds to short traces: a line a control, a panel a student (further_controls.csv)."""
+    require(table, "student", "control", "minus", "delta", *INTERVAL, *COUNTS)
+    table, students = _as_saved(table[table["minus"] == "short"]), table["student"].unique()
+    figure, panels = plt.subplots(1, len(students), figsize=(10, 3.6), sharey=True, squeeze=False, layout="constrained")
+    for axes, student in zip(panels[0], students, strict=True):
+        rows = table[table["student"] == student][::-1]
+        axes.errorbar(rows["delta"], rows["control"], xerr=_bars(rows, "delta"), fmt="o", color="#0072B2", capsize=3)
+        axes.axvline(0, color="black", lw=0.8)
+        axes.set(title=student, xlabel="difference to short, in accuracy")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return _noted(figure, table)
+
+
 def trace_lengths(lengths: pd.DataFrame) -> Figure:
     """Histogram of tokens a trace (columns `tokens`, `style`)."""
     require(lengths, "tokens", "style")
@@ -258,6 +272,8 @@ def redraw(folder: Path) -> list[str]:
         "04_errors": (error_shares, ["errors"]),
         "04_controls": (controls, ["controls"]),
         "05_checks": (checks, ["checks"]),
+        "07_controls": (forest, ["further_controls"]),
+        "06_teacher_gap": (partial(learnability_gap, family="large"), ["teacher_accuracy", "teacher_gaps"]),
     }
     folder = Path(text("folder", folder))
     tables = {path.stem: pd.read_csv(path) for path in (folder / "data").glob("*.csv")}
@@ -266,8 +282,6 @@ def redraw(folder: Path) -> list[str]:
         needed = sorted(name for _, of in drawn_from.values() for name in of)
         raise ValueError(f"{shown(folder)}/data lacks {', '.join(needed)}: run make reproduce first")
     drawn["02_paper_table1"] = paper_gap(pd.read_csv(PAPER / "table1_long_cot_gap.csv"))
-    if "02_learnability_gap" in drawn and "large_teacher" in set(tables["learnability_gap"]["recipe"]):
-        drawn["02_teacher_gap"] = learnability_gap(tables["learnability_gap"], tables["gaps"], family="large")
     return [save_figure(figure, folder, name) for name, figure in drawn.items()]
 
 

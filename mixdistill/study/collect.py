@@ -1,8 +1,12 @@
-"""One's own traces by rejection sampling: ask a teacher, grade, keep what is right, count what is not."""
+"""One's own traces by rejection sampling: ask a teacher, grade, keep what is right, count what is not.
+
+`trained_teachers` does so for the pocket world's large and small teacher.
+"""
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,14 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from mixdistill import arguments
-from mixdistill.data.problems import Problem
+from mixdistill import arguments, files, runs
+from mixdistill.data.problems import POCKET_TIERS, Problem, load_problems
+from mixdistill.data.traces import N_POCKET
 from mixdistill.generation.sampling import Sampling
 from mixdistill.results.evaluate import as_run, evaluate
 from mixdistill.runs import Run
+from mixdistill.study.scales import Scale, TraceSet, recipe_arm
+from mixdistill.study.sweep import trained, training_set
 
 KEEP = ("all", "shortest", "longest", "random")
 OPTIONS = ("max_new_tokens", "engine", "batch_size", "thinking", "progress")
@@ -114,3 +121,51 @@ def _fates(items: pd.DataFrame, keep: str, seed: int) -> pd.Series:
     if keep != "all":
         fate[right.index[right.duplicated("problem_id")]] = "not_chosen"
     return fate
+
+
+def trained_teachers(scale: Scale) -> tuple[Scale, pd.DataFrame]:
+    """A pocket scale with trace sets of a large and a small *trained* teacher (the paper's section 3.2).
+
+    The teachers are the scale's largest and smallest student, fine-tuned on long traces with seed 0. Each answers about
+    twice as many problems of the training split as the scale trains on, from all tiers and none of its own training, 4
+    times at temperature 0.7. Of the problems that both solve, the first `n_train` are kept, each with one of its right
+    answers at random.
+
+    Returns: the scale, its `large` and `small` being files in the run store; and a table [problems asked] of which
+        teacher solved which at least once, and which were kept: problem_id, level, large, small, both, kept.
+
+    Raises ValueError for a scale of real models, or if no problem is solved by both.
+    """
+    if not arguments.instance("scale", scale, Scale).pocket:
+        raise ValueError(
+            f"the scale {scale.name!r} has real models: give it trace sets of its teachers as large, small"
+        )
+    if len(set(scale.students)) == 1:
+        raise ValueError(
+            f"the scale has one student, {scale.students[0]}: a large and a small teacher are two, add one"
+        )
+    n, given = scale.n_train or N_POCKET, {}
+    tiers = [load_problems(tier, n=-(-2 * n // len(POCKET_TIERS)), split="train") for tier in POCKET_TIERS]
+    own = set(training_set(recipe_arm(scale.students[0], "long", 0), scale)["problem_id"])
+    problems = [problem for row in zip(*tiers, strict=True) for problem in row if problem.id not in own]
+    for role, student in (("large", scale.students[-1]), ("small", scale.students[0])):
+        run = trained(recipe_arm(student, "long", 0), scale)
+        assert run is not None  # as always without stored_only
+        with warnings.catch_warnings(action="ignore"):  # that some are not solved: the table says which
+            given[role] = collect_traces(run, problems, 4, keep="random", style=role, batch_size=1024)
+    solved = {role: set(collected.traces["problem_id"]) for role, collected in given.items()}
+    common = [problem.id for problem in problems if problem.id in solved["large"] & solved["small"]][:n]
+    if not common:
+        raise ValueError("no problem is solved by both teachers: give the scale a larger n_train or more epochs")
+    answers = {role: f"{found.folder.parents[1].name}/{found.folder.name}" for role, found in given.items()}
+    folder, sources = runs.runs_dir() / "teachers" / files.key(answers | {"common": common}), {}
+    for role, collected in given.items():
+        rows, path = {row["problem_id"]: row for row in collected.traces.to_list()}, folder / f"{role}.jsonl"
+        text = pd.DataFrame([rows[problem] for problem in common]).to_json(orient="records", lines=True)
+        if not files.present(path) or path.read_text() != text:  # a second call only reads
+            files.replace(path, partial(Path.write_text, data=text))
+        sources[role] = TraceSet(str(path), answer_format="pocket")
+    table = pd.DataFrame([{"problem_id": one.id, "level": one.level} for one in problems])
+    solved |= {"both": solved["large"] & solved["small"], "kept": set(common)}
+    fates = {name: table["problem_id"].isin(ids) for name, ids in solved.items()}
+    return replace(scale, large=sources["large"], small=sources["small"]), table.assign(**fates)

@@ -25,7 +25,10 @@ from mixdistill.study.reproduce import execute
 from mixdistill.study.scales import Arm, Scale, get_scale, recipe_arm
 from mixdistill.study.sweep import LACKING, run_all, run_arms, same_work
 
-KEYS = {"STUDENT": "str", "RECIPE": "str", "ALPHA": "float", "SEED": "int", "LR": "float", "EPOCHS": "int"}  # of arms
+# Of a grid of arms.
+KEYS = {"STUDENT": "str", "RECIPE": "str", "ALPHA": "float", "SEED": "int"}
+OWN = {"LR": "float", "EPOCHS": "int", "N_TRAIN": "int"}  # which take the place of the scale's
+ARM = ("student", "recipe", "alpha", "seed", "lr", "epochs", "n_train")  # columns
 READ: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
 RESULTS = ["accuracy", "ci_low", "ci_high", "n_problems", "truncated", "no_answer", "mean_tokens"]
 
@@ -37,8 +40,8 @@ def sweep_grid(
 
     Arguments:
         scale, n_seeds: as in `get_scale`; a notebook gets them as SCALE and SEEDS, if it has these parameters.
-        grid: texts `NAME=value,value`; every combination is a run. NAME is one of `KEYS` (no grid: the scale's own
-            arms), or a parameter of the notebook.
+        grid: texts `NAME=value,value`; every combination is a run. NAME is one of `KEYS` and `OWN` (no grid: the
+            scale's own arms), or a parameter of the notebook.
         notebook: a path, or a name in `notebooks/`.
         on: as in `sweep`.
 
@@ -49,7 +52,7 @@ def sweep_grid(
     """
     made, on = get_scale(scale, n_seeds), cluster.check_place(on)
     if notebook is None:
-        values = _parsed(grid, KEYS, "a grid of arms")
+        values = _parsed(grid, KEYS | OWN, "a grid of arms")
         arms = grid_arms(values, made)
         if on == "local" and not made.pocket:
             check_machine(replace(made, students=tuple(values.get("STUDENT", made.students))))
@@ -73,7 +76,7 @@ def sweep_grid(
 
 
 def grid_arms(values: Mapping[str, Sequence[Any]], scale: Scale) -> list[Arm]:
-    """The arms of a grid, whose keys are in `KEYS`; what is not given is the scale's: students, seeds, and the recipes
+    """The arms of a grid, with keys of `KEYS` and `OWN`; what is not given is the scale's: students, seeds, and recipes
     with the untouched student. Raises ValueError for a value that no arm can have."""
     if not values:
         return all_arms(scale)
@@ -82,7 +85,7 @@ def grid_arms(values: Mapping[str, Sequence[Any]], scale: Scale) -> list[Arm]:
     alphas = values.get("ALPHA", ())
     recipes = () if alphas else values.get("RECIPE", ("untouched", *scale.recipes))
     seeds = values.get("SEED", range(scale.n_seeds))
-    own = [*itertools.product(values.get("LR", [None]), values.get("EPOCHS", [None]))]
+    own = [*itertools.product(*(values.get(name, [None]) for name in OWN))]
     found: dict[tuple, Arm] = {}
     for student, seed in itertools.product(values.get("STUDENT", scale.students), seeds):
         for name in recipes:
@@ -91,8 +94,9 @@ def grid_arms(values: Mapping[str, Sequence[Any]], scale: Scale) -> list[Arm]:
                 found.setdefault((student, scale.base(arm)), arm)
         trained = [Arm(student, f"alpha={alpha:g}", alpha, seed) for alpha in alphas]
         trained += [recipe_arm(student, name, seed) for name in recipes if name != "untouched"]
-        for arm, (lr, epochs) in itertools.product(trained, own):
-            found |= {(arm, lr, epochs): replace(arm, lr=lr, epochs=epochs)}
+        for arm, (lr, epochs, n_train) in itertools.product(trained, own):
+            made = replace(arm, lr=lr, epochs=epochs, n_train=n_train)
+            found[same_work(made)] = made
     return list(found.values())
 
 
@@ -125,7 +129,7 @@ def _arms_table(arms: Sequence[Arm], scale: Scale, on: str) -> pd.DataFrame:
 
 
 def _row(arm: Arm, scores: Scores | None, error: BaseException | None) -> dict[str, Any]:
-    row = {name: getattr(arm, name) for name in ("student", "recipe", "alpha", "seed", "lr", "epochs")}
+    row = {name: getattr(arm, name) for name in ARM}
     if scores is None:
         return row | {"cause": str(error)}
     folder = scores.folder.parents[1]

@@ -19,6 +19,7 @@ from mixdistill.study.scales import PARTS, REVISIONS, Arm, Scale, TraceSet, alph
 from mixdistill.study.sweep import evaluation_problems, run_arm, same_work, trace_set
 from mixdistill.study.workers import n_cores
 
+ABLATIONS = ("unverified", "confirmed", "direct")  # the controls that all students of a study get
 NEEDS_GPU = 400_000_000  # parameters: larger students are not for a CPU
 # FLOP/s, where nothing was measured: an H100 at 40% of its dense bfloat16 peak; one CPU core with tiny students.
 GPU_RATE, CORE_RATE = 4e14, 1e10
@@ -93,8 +94,8 @@ def check_machine(scale: Scale) -> None:
 
 
 def all_arms(scale: Scale) -> list[Arm]:
-    """What the notebooks run, each piece of work once."""
-    arms = [*gap_arms(scale), *alpha_arms(scale, scale.alpha_student, scale.alphas), *control_arms(scale)]
+    """What notebooks 02 to 05 run, each piece of work once; the traces of 06 and the controls of 07 are made there."""
+    arms = [*gap_arms(scale), *alpha_arms(scale, scale.alpha_student, scale.alphas), *control_arms(scale, *ABLATIONS)]
     return list({same_work(arm): arm for arm in arms}.values())
 
 

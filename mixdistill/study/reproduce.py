@@ -14,35 +14,47 @@ import papermill
 import psutil
 from traitlets.config import Config
 
+from mixdistill import files
 from mixdistill.arguments import choice
 from mixdistill.results import stats
-from mixdistill.runs import REPO, runs_dir, shown
+from mixdistill.runs import REPO, machine, runs_dir, shown
 from mixdistill.study.plan import check_machine
 from mixdistill.study.scales import SCALES, get_scale
 
 NOTEBOOKS = ("00_tour", "01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism")
-FURTHER = ("05_checks",)  # run by `--notebooks all`: what does not fit into the time of a first visit
+# Run by `--notebooks all`: in the pocket world they do not fit into the time of a first visit.
+FURTHER = ("05_checks", "06_teacher_gap", "07_controls")
 
 
 def reproduce(scale: str, n_seeds: int = 0, notebooks: str = "first") -> Path:
     """Execute the notebooks in order, and print the gaps and where everything lies; what the run store holds is not
-    computed again.
+    computed again. Where neither code nor notebooks, figures or tables have changed since the last call, nothing is.
 
     Arguments:
-        notebooks: `first` (`NOTEBOOKS`) or `all`, with those of `FURTHER`.
+        notebooks: `first` (`NOTEBOOKS`) or `all`, with those of `FURTHER`; of real models always all.
 
     Returns the folder of the executed notebooks, in the run store. Raises ValueError, before anything runs, for an
     unknown scale, a bad number of seeds, or a machine that can not run the scale.
     """
     made, started = get_scale(scale, n_seeds), time.monotonic()
-    names = NOTEBOOKS if choice("notebooks", notebooks, ("first", "all")) == "first" else NOTEBOOKS + FURTHER
+    every = choice("notebooks", notebooks, ("first", "all")) == "all" or not made.pocket
+    names = NOTEBOOKS + FURTHER if every else NOTEBOOKS
     check_machine(made)
     folder = runs_dir() / "notebooks" / (scale if made == SCALES[scale] else made.figures_dir().name)
-    for number, name in enumerate(names, start=1):
-        print(f"\n[{number}/{len(names)}] notebooks/{name}.ipynb, {scale} with {made.n_seeds} seeds", flush=True)
-        given = {"SCALE": scale, "SEEDS": n_seeds, "RESULTS": "live"}
-        execute(REPO / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", given)
-    figures = made.figures_dir()
+    figures, note, code = made.figures_dir(), folder / f"done-{notebooks}.json", code_hash()
+    if made.pocket and _unchanged(note, code):
+        print("Nothing has changed since the last call: notebooks, figures and tables are as it left them", flush=True)
+    else:
+        for number, name in enumerate(names, start=1):
+            print(f"\n[{number}/{len(names)}] notebooks/{name}.ipynb, {scale} with {made.n_seeds} seeds", flush=True)
+            given = {"SCALE": scale, "SEEDS": n_seeds, "RESULTS": "live"}
+            execute(REPO / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", given)
+        # Executed notebooks are never the same bytes twice, and a call with more of them writes these again.
+        there = [*(folder / f"{name}.ipynb" for name in names), *runs_dir().glob("*/manifest.json")]
+        same = [*figures.glob("*.*"), *figures.glob("data/*.*"), *runs_dir().glob("*/evaluations/*/scores.json")]
+        hashes = {os.path.relpath(path, folder): files.digest(path) for path in same if path.is_file()}
+        needs = [os.path.relpath(path, folder) for path in there]
+        files.write_json(note, {"code": code, "there": needs, "same": hashes})
     print(f"\nGaps, scale {scale}: accuracy of one recipe minus another, in points\n")
     print(stats.readable_gaps(pd.read_csv(figures / "data" / "gaps.csv")).to_string(index=False))
     print("\nFigures:", *(f"  {shown(path)}" for path in sorted(figures.glob("*.png"))), sep="\n")
@@ -50,6 +62,25 @@ def reproduce(scale: str, n_seeds: int = 0, notebooks: str = "first") -> Path:
     print(f"Notebooks: {shown(folder)}/*.ipynb, as executed")
     print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes")
     return folder
+
+
+def code_hash() -> str:
+    """What the notebooks are made of: package, notebooks, the paper's tables, versions of libraries."""
+    folders = (REPO / "mixdistill", REPO / "notebooks", REPO / "figures" / "data" / "paper")
+    found = sorted(path for folder in folders for path in folder.rglob("*.*") if path.is_file())
+    hashes = {path.relative_to(REPO).as_posix(): files.digest(path) for path in found if path.suffix != ".pyc"}
+    return files.key(hashes | machine()["versions"])
+
+
+def _unchanged(note: Path, code: str) -> bool:
+    """Whether a call ended with this code, its notebooks and runs are there, and figures and scores the same."""
+    try:
+        last = files.read_json(note)
+        there = all((note.parent / path).is_file() for path in last["there"])
+        same = all(files.digest(note.parent / path) == wrote for path, wrote in last["same"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):  # no note, not of this place, or a file is gone
+        return False
+    return last.get("code") == code and there and same
 
 
 def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: bool = True) -> None:

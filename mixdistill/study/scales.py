@@ -68,6 +68,7 @@ class Scale:
     # Those of `mix.CONTROLS`.
     unverified: TraceSet | None = None
     confirmed: TraceSet | None = None
+    shuffled: TraceSet | None = None
     direct: TraceSet | None = None
     batch_size: int = 32
     lora_rank: int = 16
@@ -199,6 +200,7 @@ POCKET_STUDY = Scale(
     n_problems=340,
     unverified=TraceSet("pocket/unverified"),
     confirmed=TraceSet("pocket/confirmed"),
+    shuffled=TraceSet("pocket/shuffled"),
     direct=TraceSet("pocket/direct"),
     batch_size=16,
 )
@@ -224,8 +226,8 @@ class Arm:
     """One student under one recipe with one seed.
 
     `alpha` is the share of hard traces, None for the untouched student; `hard` and `easy` are parts as in `mix.Recipe`;
-    a peak learning rate and epochs of its own take the place of the scale's. Raises ValueError for a field that cannot
-    be.
+    a peak learning rate, epochs and number of training problems of its own take the place of the scale's. Raises
+    ValueError for a field that cannot be.
     """
 
     student: str
@@ -236,6 +238,7 @@ class Arm:
     easy: str = "short"
     lr: float | None = None
     epochs: int | None = None
+    n_train: int | None = None
 
     def __post_init__(self) -> None:
         text("student", self.student)
@@ -248,6 +251,7 @@ class Arm:
         if self.lr is not None:
             number("lr", self.lr, above=0)
         whole("epochs", self.epochs, optional=True)
+        whole("n_train", self.n_train, optional=True)
 
 
 def gap_arms(scale: Scale) -> list[Arm]:

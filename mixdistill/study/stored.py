@@ -1,4 +1,4 @@
-"""The published results travel with the clone: every graded answer of the study in one Parquet file, about 1 MB.
+"""The published results travel with the clone: every graded answer of the study in one Parquet file, about 2 MB.
 
 A notebook opens on them in seconds, without training. `make publish` writes the file from the run store.
 """
@@ -12,7 +12,9 @@ import pandas as pd
 
 from mixdistill.arguments import choice, instance
 from mixdistill.runs import REPO, shown
-from mixdistill.study.scales import SCALES, Arm, Scale, alpha_arms, control_arms, gap_arms
+from mixdistill.study.collect import trained_teachers
+from mixdistill.study.plan import all_arms
+from mixdistill.study.scales import SCALES, Arm, Scale, alpha_arms
 from mixdistill.study.sweep import arm_items, name_of, run_arm, same_work, sweep
 
 FILE = REPO / "figures" / "data" / "items.parquet"
@@ -82,9 +84,10 @@ def open_results(scale: Scale, results: str = "", **changed: object) -> Results:
 
 
 def store_items(scale: Scale, file: Path = FILE) -> None:
-    """Write what the notebooks show of a scale, trained where the run store lacks it, to one file."""
+    """Write what the notebooks show of a pocket scale, trained where the run store lacks it, to one file."""
+    scale, _ = trained_teachers(scale)
     swept = [arm for student in scale.students[:N_SWEPT] for arm in alpha_arms(scale, student, scale.alphas)]
-    works = {same_work(arm): arm for arm in (*gap_arms(scale), *control_arms(scale), *swept)}.values()
+    works = {same_work(arm): arm for arm in (*all_arms(scale), *swept)}.values()
     sweep(works, scale)
     rows = pd.concat([run_arm(arm, scale).items.assign(work=_key(arm)) for arm in works])
     # Answers to one problem lie together: a third smaller. An arm's rows keep their order.

@@ -128,29 +128,38 @@ def run_arm(arm: Arm, scale: Scale, split: str | None = None, stored_only: bool 
 
     Raises ValueError for an unknown student, benchmark or trace set.
     """
-    base, revision = scale.base(arm), REVISIONS.get(arm.student)
-    progress = torch.cuda.is_available() and not sys.stdout.isatty()  # where the sweep has its bar
-    run: Run | None = untouched(base, revision)
-    if arm.alpha is not None:
-        run = finetune(
-            base,
-            training_set(arm, scale),
-            lora=None if arm.student in scale.full else LoRA(r=scale.lora_rank),
-            lr=arm.lr or scale.lr,
-            epochs=arm.epochs or scale.epochs,
-            batch_size=scale.batch_size,
-            max_tokens=scale.max_tokens,
-            too_long=scale.too_long,
-            seed=arm.seed,
-            revision=revision,
-            on=Placement(gpus=1 if n_params(base, revision) < MANY else max(1, torch.cuda.device_count())),
-            progress=progress,
-            stored_only=stored_only,
-        )
+    run = trained(arm, scale, stored_only)
     if run is None:
         return None
     problems = [evaluation_problems(name, scale.n_problems, split) for name in scale.benchmarks]
-    return evaluate(run, problems, max_new_tokens=scale.max_new_tokens, progress=progress, stored_only=stored_only)
+    shown = _shows_progress()
+    return evaluate(run, problems, max_new_tokens=scale.max_new_tokens, progress=shown, stored_only=stored_only)
+
+
+def trained(arm: Arm, scale: Scale, stored_only: bool = False) -> Run | None:
+    """The student of an arm, trained unless it is the untouched one, as a run; None as in `run_arm`."""
+    base, revision = scale.base(arm), REVISIONS.get(arm.student)
+    if arm.alpha is None:
+        return untouched(base, revision)
+    return finetune(
+        base,
+        training_set(arm, scale),
+        lora=None if arm.student in scale.full else LoRA(r=scale.lora_rank),
+        lr=arm.lr or scale.lr,
+        epochs=arm.epochs or scale.epochs,
+        batch_size=scale.batch_size,
+        max_tokens=scale.max_tokens,
+        too_long=scale.too_long,
+        seed=arm.seed,
+        revision=revision,
+        on=Placement(gpus=1 if n_params(base, revision) < MANY else max(1, torch.cuda.device_count())),
+        progress=_shows_progress(),
+        stored_only=stored_only,
+    )
+
+
+def _shows_progress() -> bool:
+    return torch.cuda.is_available() and not sys.stdout.isatty()  # where the sweep has its bar
 
 
 def training_set(arm: Arm, scale: Scale) -> Dataset:
@@ -169,7 +178,11 @@ def training_set(arm: Arm, scale: Scale) -> Dataset:
             f"the scale {scale.name!r} has no trace set for {' and '.join(missing)}, which {arm.recipe!r} needs: "
             f"use one of {', '.join(scale.recipes)}, or give it one with replace(scale, {missing[0]}=TraceSet(...))"
         )
-    return _kept(_mixed, _stamp(hard.source, easy.source), hard, easy, arm.alpha, scale.n_train, arm.seed)
+    n_train = arm.n_train or scale.n_train
+    made = _kept(_mixed, _stamp(hard.source, easy.source), hard, easy, arm.alpha, n_train, arm.seed)
+    if arm.n_train and len(made) < arm.n_train:
+        raise ValueError(f"n_train is {arm.n_train}: there are traces of {len(made)} problems, ask for no more")
+    return made
 
 
 def trace_set(traces: TraceSet, n: int | None, seed: int) -> Dataset:
@@ -218,12 +231,12 @@ def same_work(arm: Arm) -> tuple:
     """What an arm trains, whatever its recipe is called: equal for alpha=0 and short."""
     if arm.alpha is None:
         return arm.student, None, arm.seed
-    own = (arm.lr, arm.epochs) if arm.lr or arm.epochs else ()
+    own = (arm.lr, arm.epochs, arm.n_train) if arm.lr or arm.epochs or arm.n_train else ()
     return arm.student, arm.alpha, arm.seed, arm.hard, arm.easy, *own
 
 
 def name_of(arm: Arm) -> str:
-    own = {"lr": arm.lr, "epochs": arm.epochs}
+    own = {"lr": arm.lr, "epochs": arm.epochs, "n_train": arm.n_train}
     chosen = [f" {name} {value:g}" for name, value in own.items() if value is not None]
     return f"{arm.student} {arm.recipe} seed {arm.seed}{''.join(chosen)}"
 
@@ -232,6 +245,7 @@ def _job(arm: Arm, scale: Scale, split: str | None) -> Job:
     size = n_params(arm.student, REVISIONS.get(arm.student))
     # Longer traces take longer; the time of tiny students grows less than their size.
     cost = size ** (0.6 if size < TINY else 1) * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
+    cost *= arm.n_train / scale.n_train if arm.n_train and scale.n_train else 1
     # Weights, gradients and the optimizer's two moments, in float32; with LoRA the weights only.
     memory = (16 if arm.student in scale.full else 4) * size + 2 * 10**9
     return Job(name_of(arm), _run, (arm, scale, split), cost, memory, wide=size >= MANY)

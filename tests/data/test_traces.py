@@ -72,7 +72,10 @@ def test_unusable_traces_are_dropped_only_when_asked_to_and_counted(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": "pocket/medium"}, "pocket/short, pocket/long, pocket/unverified, pocket/confirmed, pocket/direct"),
+        (
+            {"source": "pocket/medium"},
+            "pocket/short, pocket/long, pocket/unverified, pocket/confirmed, pocket/shuffled, pocket/direct",
+        ),
         ({"source": "pocket/long", "n": 0}, "at least 1"),
         ({"source": "pocket/long", "n": 152_590}, "n is 152590: the split 'train' has 152589 such problems"),
         ({"source": "pocket/long", "seed": None}, "seed is None: it is a whole number"),

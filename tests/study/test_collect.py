@@ -1,11 +1,16 @@
 import importlib
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from mixdistill import Sampling, collect_traces, evaluate, load_problems, mix
+from mixdistill import Sampling, collect_traces, evaluate, get_scale, load_problems, mix
 from mixdistill.data.final_answers import final_answer
+from mixdistill.data.problems import POCKET_TIERS
 from mixdistill.data.traces import check_traces
-from mixdistill.study.collect import _fates
+from mixdistill.study.collect import _fates, trained_teachers
+from mixdistill.study.scales import recipe_arm
+from mixdistill.study.sweep import trace_set, training_set
 
 evaluation = importlib.import_module("mixdistill.results.evaluate")
 WARM = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 60, "progress": False}
@@ -110,3 +115,41 @@ def test_bad_requests_are_refused(problems):
         collect_traces("pocket/s", problems, 1.5)
     with pytest.raises(ValueError, match="an option is 'stored_only': use one of max_new_tokens, engine"):
         collect_traces("pocket/s", problems, seed=77, stored_only=True)
+
+
+def test_two_trained_teachers_give_right_traces_of_the_problems_that_both_solve():
+    taught, solved = trained_teachers(get_scale("smoke"))
+    large, small = (check_traces(trace_set(part, taught.n_train, 0)) for part in (taught.large, taught.small))
+    assert large["question"][:] == small["question"][:]
+    assert large["response"][:] != small["response"][:]
+    asked = [one for tier in POCKET_TIERS for one in load_problems(tier, n=22, split="train")]
+    golds = {one.question: one.answer for one in asked}
+    for traces in (large, small):
+        assert all(final_answer(row["response"], "pocket") == golds[row["question"]] for row in traces)
+    own = set(trace_set(taught.long, taught.n_train, 0)["problem_id"])
+    assert set(solved["problem_id"]) == {one.id for one in asked} - own
+    assert (solved["both"] == solved["large"] & solved["small"]).all()
+    assert len(large) == solved["kept"].sum() == min(taught.n_train, solved["both"].sum())
+    assert "mix_large" in taught.recipes
+
+
+def test_a_second_call_writes_nothing():
+    taught, _ = trained_teachers(get_scale("smoke"))
+    before = Path(taught.large.source).stat().st_mtime_ns
+    assert Path(trained_teachers(get_scale("smoke"))[0].large.source).stat().st_mtime_ns == before
+
+
+def test_two_teachers_need_two_students():
+    with pytest.raises(ValueError, match="has one student, pocket/xs: a large and a small teacher are two"):
+        trained_teachers(replace(get_scale("smoke"), students=("pocket/xs",)))
+
+
+def test_more_problems_than_a_file_holds_are_refused():
+    taught, _ = trained_teachers(get_scale("smoke"))
+    with pytest.raises(ValueError, match=r"n_train is 1000: there are traces of \d+ problems"):
+        training_set(replace(recipe_arm("pocket/xs", "large_teacher", 0), n_train=1000), taught)
+
+
+def test_real_models_have_published_teachers():
+    with pytest.raises(ValueError, match="'gpu' has real models: give it trace sets of its teachers"):
+        trained_teachers(get_scale("gpu"))

@@ -14,10 +14,12 @@ import pytest
 from conftest import REPO
 from publish import with_results
 
+from mixdistill.study import reproduce
 from mixdistill.study.reproduce import execute
 
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
 REPRODUCE = [sys.executable, "-m", "mixdistill", "reproduce", "--scale", "smoke", "--seeds", "1"]
+SWEEP = [sys.executable, "-m", "mixdistill", "sweep", "--scale", "smoke", "--seeds", "1"]
 TRAIN = """
 from mixdistill import evaluate, finetune, load_traces
 from mixdistill.finetuning import finetune as training
@@ -92,19 +94,47 @@ def test_it_shows_progress_and_ends_with_the_gaps_and_the_figures(undisturbed):
     assert "Done in" in output
 
 
+def test_a_second_call_executes_no_notebook_until_something_has_changed(undisturbed):
+    store, first = undisturbed
+    again = finish(start(REPRODUCE, store))
+    assert "Nothing has changed since the last call" in again
+    assert "[1/5]" not in again
+    assert again.partition("Gaps,")[2].partition("Done in")[0] == first.partition("Gaps,")[2].partition("Done in")[0]
+    note = store / "notebooks" / "smoke_n_seeds=1" / "done-first.json"
+    code = reproduce.code_hash()
+    assert reproduce._unchanged(note, code)
+    assert not reproduce._unchanged(note, "other code")
+    assert not reproduce._unchanged(note.with_name("done-all.json"), code)
+    run = next(store.glob("*/evaluations/*/scores.json"))
+    written = note.read_text()
+    for broken in ("", "[]", "{}", '{"code": "' + code + '"}', '{"code": "' + code + '", "there": 5, "same": []}'):
+        note.write_text(broken)
+        assert not reproduce._unchanged(note, code)
+    note.write_text(written)
+    table = store / "figures" / "smoke_n_seeds=1" / "data" / "slope.csv"
+    for changed in (table, run, run.parents[2] / "manifest.json", note.with_name("00_tour.ipynb")):
+        kept = changed.rename(changed.with_suffix(".kept"))
+        assert not reproduce._unchanged(note, code)
+        kept.rename(changed)
+    assert reproduce._unchanged(note, code)
+
+
 def test_kills_lose_no_finished_arm_and_change_no_score(undisturbed, tmp_path):
     expected = finished(undisturbed[0])
     store = tmp_path / "killed"
-    for n_finished in (1, 4):
-        process = start(REPRODUCE, store)
+    for command, n_finished in ((REPRODUCE, 1), (SWEEP, 4)):
+        process = start(command, store)
         wait_for(lambda n=n_finished: len(finished(store)) >= n, process)
         before = {path: path.stat().st_mtime_ns for path in store.rglob("scores.json")}
         kill(process)
         wait_for(lambda: not workers_of(store))  # nobody goes on in the background
         assert len(finished(store)) < len(expected)
         assert {path: path.stat().st_mtime_ns for path in before} == before
-    finish(start(REPRODUCE, store))
-    assert finished(store) == expected
+    finish(start(SWEEP, store))
+    ended = finished(store)
+    both = ended.keys() & expected.keys()  # the sweep has the arms of notebook 05 too
+    assert len(both) > 10
+    assert {path: ended[path] for path in both} == {path: expected[path] for path in both}
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

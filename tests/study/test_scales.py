@@ -74,6 +74,7 @@ def test_controls_are_arms_of_the_pocket_world_only():
     assert {(arm.recipe, arm.hard, arm.alpha) for arm in arms} == {
         ("unverified", "unverified", 1.0),
         ("confirmed", "confirmed", 1.0),
+        ("shuffled", "shuffled", 1.0),
         ("direct", "direct", 1.0),
     }
     assert control_arms(get_scale("gpu")) == []
@@ -115,7 +116,7 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
         (lambda: get_scale("pocket", True), "n_seeds is True"),
         (
             lambda: recipe_arm("pocket/xs", "medium", 0),
-            "recipe is 'medium': use one of short, long, mix_long, .*, unverified, confirmed, direct",
+            "recipe is 'medium': use one of short, long, mix_long, .*, unverified, confirmed, shuffled, direct",
         ),
     ],
 )

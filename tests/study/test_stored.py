@@ -8,17 +8,20 @@ from conftest import REPO
 
 from mixdistill import get_scale, sweep
 from mixdistill.study import stored
-from mixdistill.study.scales import alpha_arms, control_arms, gap_arms
+from mixdistill.study.plan import all_arms
+from mixdistill.study.scales import alpha_arms
 from mixdistill.study.stored import open_results, store_items
 
 POCKET = get_scale("pocket")
 
 
 def test_what_is_stored_is_what_the_sweep_gives(tmp_path, monkeypatch):
-    scale = replace(get_scale("smoke", 1), students=("pocket/xs",), n_problems=2, n_train=8, alphas=(0.0, 0.3))
+    scale = replace(
+        get_scale("smoke", 1), students=("pocket/xs", "pocket/s"), n_problems=2, n_train=8, alphas=(0.0, 0.3)
+    )
     monkeypatch.setattr(stored, "FILE", tmp_path / "items.parquet")
     store_items(scale, stored.FILE)
-    arms = [*gap_arms(scale), *control_arms(scale), *alpha_arms(scale, "pocket/xs", [0, 0.3])]
+    arms = [*all_arms(scale), *alpha_arms(scale, "pocket/xs", [0, 0.3])]
     read = stored.Results(scale, tmp_path, stored=True).items(arms)
     pd.testing.assert_frame_equal(read, sweep(arms, scale))
 

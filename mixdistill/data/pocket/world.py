@@ -14,6 +14,7 @@ does not: verification needs knowledge of marks that answering does not.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from random import Random
@@ -145,23 +146,28 @@ def short_trace(problem: Mystery, rng: Random) -> str:
 
 def long_trace(problem: Mystery, rng: Random) -> str:
     """The long teacher: from a random machine on it tests colours and, where they fit, marks, until both fit."""
-    return search(problem, rng.randrange(len(MACHINES)), verify=True)
+    return search(problem, circle(rng.randrange(len(MACHINES))), verify=True)
 
 
 def unverified_trace(problem: Mystery, rng: Random) -> str:
     """Ablation: search by colours only, from a start where the first machine that fits is the right one."""
-    return search(problem, lucky_start(problem, rng), verify=False)
+    return search(problem, circle(lucky_start(problem, rng)), verify=False)
 
 
 def confirmed_trace(problem: Mystery, rng: Random) -> str:
     """Ablation: the long trace from a start as that of the unverified one, so that its check only ever confirms."""
-    return search(problem, lucky_start(problem, rng), verify=True)
+    return search(problem, circle(lucky_start(problem, rng)), verify=True)
 
 
 def lucky_start(problem: Mystery, rng: Random) -> int:
     """A start from which the first machine that passes the colour test is the right one."""
     found = f"so {problem.item} {problem.machine} "
-    return rng.choice([n for n in range(len(MACHINES)) if found in search(problem, n, verify=False)])
+    return rng.choice([n for n in range(len(MACHINES)) if found in search(problem, circle(n), verify=False)])
+
+
+def shuffled_trace(problem: Mystery, rng: Random) -> str:
+    """Control: the long trace with the machines in a random order, in the place of a circle."""
+    return search(problem, rng.sample(MACHINES, len(MACHINES)), verify=True)
 
 
 def direct_trace(problem: Mystery, rng: Random) -> str:
@@ -174,14 +180,20 @@ TEACHERS = {
     "long": long_trace,
     "unverified": unverified_trace,
     "confirmed": confirmed_trace,
+    "shuffled": shuffled_trace,
     "direct": direct_trace,
 }
 
 
-def search(problem: Mystery, start: int, verify: bool) -> str:
-    """Machines in a circle from number `start` on: colour, then (with `verify`) mark, until one fits; its solution."""
+def circle(start: int) -> tuple[str, ...]:
+    """All machines, in a circle from number `start` on."""
+    return MACHINES[start:] + MACHINES[:start]
+
+
+def search(problem: Mystery, machines: Sequence[str], verify: bool) -> str:
+    """Machines in this order: colour, then (with `verify`) mark, until one fits; its solution."""
     text = ""
-    for machine in MACHINES[start:] + MACHINES[:start]:
+    for machine in machines:
         text += f"try {test(machine, problem.kind, problem.colour)}"
         accepted = machine in problem.suspects
         if accepted and verify:

@@ -17,7 +17,8 @@ PROBLEM = next(  # three suspects, and three different items from the question t
 HIDDEN, KIND, NUMBER = PROBLEM.machine, PROBLEM.kind, PROBLEM.number
 REJECTED = next(machine for machine in world.MACHINES if machine not in PROBLEM.suspects)
 OTHER = next(machine for machine in PROBLEM.suspects if machine != HIDDEN)
-ANSWER = world.search(PROBLEM, world.MACHINES.index(OTHER), verify=True)  # refuses OTHER by its mark, comes to HIDDEN
+CIRCLE = world.circle(world.MACHINES.index(OTHER))
+ANSWER = world.search(PROBLEM, CIRCLE, verify=True)  # refuses OTHER by its mark, comes to HIDDEN
 REFUSED, CHECKED = (world.test(machine, NUMBER, PROBLEM.mark) for machine in (OTHER, HIDDEN))
 OTHERS_MARK = FACTS[OTHER, NUMBER]
 WRONG_MARK = next(mark for mark in world.MARKS if mark not in (PROBLEM.mark, OTHERS_MARK))

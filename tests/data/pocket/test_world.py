@@ -180,7 +180,10 @@ def test_the_tokenizer_knows_every_word_of_problems_traces_and_pretraining_text(
 
 def test_the_longest_trace_fits_the_context():
     starts = range(len(world.MACHINES))
-    texts = [f"{problem.text} {world.search(problem, i, verify=True)}" for problem in mysteries(2000) for i in starts]
+    circles = [world.circle(start) for start in starts]
+    texts = [
+        f"{problem.text} {world.search(problem, one, verify=True)}" for problem in mysteries(2000) for one in circles
+    ]
     assert max(len(text.split()) for text in texts) + 2 < CONTEXT  # <bos> and <eos>
 
 
