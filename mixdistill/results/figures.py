@@ -1,6 +1,7 @@
 """One function a figure, each from data frames; `python -m mixdistill figures` redraws all from their CSV files."""
 
 import html
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,11 @@ STYLE = {
     "confirmed-unverified": ("#56B4E9", "o", "checks that only confirm, against none"),
     "long-confirmed": ("#D55E00", "^", "checks that must refuse, against those that only confirm"),
     "long-unverified": ("#7f7f7f", "s", "both together: long - unverified"),
+    "mark": ("#D55E00", "^", "marks"),
+    "colour": ("#E69F00", "o", "colours"),
+    "product": ("#56B4E9", "v", "products of items"),
+    "machine": ("#009E73", "D", "machines"),
+    "form": ("#7f7f7f", "s", "words of the form"),
     "short-direct": ("#E69F00", "s", "short - short without its steps (finer steps, control)"),
 }
 # Recipes and contrasts of the paper's two gaps, each of which has a figure; the first contrast is the gap.
@@ -62,6 +68,7 @@ ERROR_COLORS = {
     "right": "#ffffff",
 }
 
+SIZES = [("#0072B2", "o"), ("#56B4E9", "v"), ("#009E73", "s"), ("#E69F00", "D"), ("#D55E00", "^")]  # small to large
 INTERVAL, COUNTS = ("ci_low", "ci_high"), ("n_problems", "n_seeds", "n_bases")  # columns
 
 
@@ -229,6 +236,69 @@ def forest(table: pd.DataFrame) -> Figure:
     return _noted(figure, table)
 
 
+def rank_shift(recipes: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
+    """Share of shifted tokens by student size: of each recipe's answers, and of long answers by the kind of word.
+
+    Arguments:
+        recipes, kinds: rank_shift.csv and rank_shift_kinds.csv.
+    """
+    require(recipes, "student", "params", "recipe", "shifted", *INTERVAL, *COUNTS)
+    require(kinds, "params", "recipe", "kind", "shifted", *INTERVAL)
+    figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(10, 4.6), layout="constrained")
+    _lines(left, recipes, "recipe", ["short", "long", "mix_long"], "shifted")
+    _lines(right, kinds[kinds["recipe"] == "long"], "kind", ["mark", "colour", "product", "machine", "form"], "shifted")
+    left.set(ylabel="share of tokens that the base ranks below its third choice", title="All tokens of an answer")
+    right.set_title("Long answers, by the kind of word")
+    for axes in (left, right):
+        axes.set_ylim(bottom=0)
+        _size_axis(axes, recipes)
+        axes.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+    return _noted(figure, recipes, "bars: 95% intervals over bases")
+
+
+def moves(table: pd.DataFrame) -> Figure:
+    """The gap and what the mix adds (rows), against one changed setting (columns), a line a student (moves.csv)."""
+    require(table, "student", "params", "contrast", "axis", "value", "delta", *INTERVAL, *COUNTS)
+    table, axes_names = _as_saved(table), table["axis"].unique()
+    grid = {"figsize": (10, 5.6), "sharex": "col", "sharey": "row", "squeeze": False, "layout": "constrained"}
+    figure, panels = plt.subplots(2, len(axes_names), **grid)
+    for (i, contrast), (j, axis) in itertools.product(enumerate(table["contrast"].unique()), enumerate(axes_names)):
+        axes, rows = panels[i, j], table[(table["contrast"] == contrast) & (table["axis"] == axis)]
+        for n, (student, own) in enumerate(rows.groupby("student", sort=False)):
+            color, marker = SIZES[n]
+            x = np.arange(len(own)) + 0.1 * n
+            bars = {"color": color, "marker": marker, "ms": 6, "capsize": 3, "label": student}
+            axes.errorbar(x, own["delta"], _bars(own, "delta"), **bars)
+            axes.set_xticks(np.arange(len(own)) + 0.05, own["value"], fontsize=8.5)
+        axes.axhline(0, color="black", lw=0.8)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if j == 0:
+            axes.set_ylabel(STYLE[choice("a contrast", contrast, STYLE)][2], fontsize=9)
+        if i == 1:
+            axes.set_xlabel(axis)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
+    return _noted(figure, table)
+
+
+def known_marks(table: pd.DataFrame) -> Figure:
+    """The gap of every base against its size and against the marks that it knows (known_marks.csv)."""
+    require(table, "params", "student", "marks known", "gap")
+    figure, panels = plt.subplots(1, 2, sharey=True, figsize=(10, 4), layout="constrained")
+    for n, (student, rows) in enumerate(_as_saved(table).groupby("student", sort=False)):
+        for axes, x in zip(panels, ("params", "marks known"), strict=True):
+            axes.plot(rows[x], rows["gap"], SIZES[n][1], color=SIZES[n][0], label=student)
+    for axes in panels:
+        axes.axhline(0, color="black", lw=0.8)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _size_axis(panels[0], table)
+    panels[0].set(ylabel=STYLE["long-short"][2], title="by size")
+    panels[1].set(xlabel="marks in long traces that the base knows before fine-tuning", title="by what is known")
+    panels[1].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[1].legend(fontsize=9)
+    figure.supxlabel(f"{len(table)} bases, a point each: mean over its seeds", fontsize=9, x=0.01, ha="left")
+    return figure
+
+
 def trace_lengths(lengths: pd.DataFrame) -> Figure:
     """Histogram of tokens a trace (columns `tokens`, `style`)."""
     require(lengths, "tokens", "style")
@@ -273,6 +343,9 @@ def redraw(folder: Path) -> list[str]:
         "04_controls": (controls, ["controls"]),
         "05_checks": (checks, ["checks"]),
         "07_controls": (forest, ["further_controls"]),
+        "08_speaking_style": (rank_shift, ["rank_shift", "rank_shift_kinds"]),
+        "10_what_moves_the_gap": (moves, ["moves"]),
+        "10_known_marks": (known_marks, ["known_marks"]),
         "06_teacher_gap": (partial(learnability_gap, family="large"), ["teacher_accuracy", "teacher_gaps"]),
     }
     folder = Path(text("folder", folder))
@@ -326,7 +399,7 @@ def _student_labels(rows: pd.DataFrame) -> list[str]:
     return [f"{name}\n{size_text(params)}" for name, params in zip(names, rows["params"], strict=True)]
 
 
-def _noted(figure: Figure, table: pd.DataFrame) -> Figure:
+def _noted(figure: Figure, table: pd.DataFrame, bars: str = "") -> Figure:
     """Say n, seeds, bases, and what the intervals cover: with one seed, or one base, nothing but the problems."""
     n_seeds, fewest, most = table["n_seeds"].max(), table["n_bases"].min(), table["n_bases"].max()
     if n_seeds == 1 or most == 1:
@@ -336,7 +409,7 @@ def _noted(figure: Figure, table: pd.DataFrame) -> Figure:
     bases = "" if most == 1 else f" on {fewest if fewest == most else f'{fewest} to {most}'} bases a size"
     note = (
         f"n = {table['n_problems'].max()} test problems, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'} of data and "
-        f"training{bases}; bars: 95% intervals {cover}"
+        f"training{bases}; {bars or f'bars: 95% intervals {cover}'}"
     )
     figure.supxlabel(note, fontsize=9, x=0.01, ha="left")
     return figure
