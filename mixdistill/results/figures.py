@@ -222,18 +222,44 @@ def _by_size(gaps: pd.DataFrame, contrasts: list[str], title: str) -> Figure:
     return _noted(figure, gaps)
 
 
-def forest(table: pd.DataFrame) -> Figure:
-    """What each control adds to short traces: a line a control, a panel a student (further_controls.csv)."""
+def forest(table: pd.DataFrame, minus: str = "short") -> Figure:
+    """What each control adds to short traces or to another recipe: a line a control, a panel a student.
+
+    Arguments:
+        table: further_controls.csv, or rivals.csv with `minus="mix_long"`.
+    """
     require(table, "student", "control", "minus", "delta", *INTERVAL, *COUNTS)
-    table, students = _as_saved(table[table["minus"] == "short"]), table["student"].unique()
+    table, students = _as_saved(table[table["minus"] == minus]), table["student"].unique()
     figure, panels = plt.subplots(1, len(students), figsize=(10, 3.6), sharey=True, squeeze=False, layout="constrained")
     for axes, student in zip(panels[0], students, strict=True):
         rows = table[table["student"] == student][::-1]
         axes.errorbar(rows["delta"], rows["control"], xerr=_bars(rows, "delta"), fmt="o", color="#0072B2", capsize=3)
         axes.axvline(0, color="black", lw=0.8)
-        axes.set(title=student, xlabel="difference to short, in accuracy")
+        axes.set(title=student, xlabel=f"difference to {STYLE[minus][2]}, in accuracy")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return _noted(figure, table)
+
+
+def costs(table: pd.DataFrame) -> Figure:
+    """Accuracy against tokens of training and of an answer, a point a recipe, a row a student (rivals.csv)."""
+    require(table, "student", "control", "accuracy", "tokens trained on", "tokens an answer")
+    table = _as_saved(table).drop_duplicates(["student", "control"])
+    students = table["student"].unique()
+    layout = {"figsize": (10, 3.6 * len(students)), "sharex": "col", "sharey": "row", "layout": "constrained"}
+    figure, panels = plt.subplots(len(students), 2, squeeze=False, **layout)
+    colors = plt.get_cmap("tab20").colors
+    for row, student in zip(panels, students, strict=True):
+        own = table[table["student"] == student]
+        for axes, x in zip(row, ("tokens trained on", "tokens an answer"), strict=True):
+            for n, point in enumerate(own.to_dict("records")):
+                color, marker = colors[n % 20], "os^DvP*Xd<>"[n % 11]
+                axes.plot(point[x], point["accuracy"], marker, color=color, mec="black", ms=8, label=point["control"])
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        row[0].set(title=student, ylabel="accuracy on test problems")
+    panels[-1, 0].set_xlabel("response tokens trained on, all epochs")
+    panels[-1, 1].set_xlabel("tokens an answer")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside right center")
+    return figure
 
 
 def rank_shift(recipes: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
@@ -346,6 +372,8 @@ def redraw(folder: Path) -> list[str]:
         "08_speaking_style": (rank_shift, ["rank_shift", "rank_shift_kinds"]),
         "10_what_moves_the_gap": (moves, ["moves"]),
         "10_known_marks": (known_marks, ["known_marks"]),
+        "09_beyond_mix": (partial(forest, minus="mix_long"), ["rivals"]),
+        "09_costs": (costs, ["rivals"]),
         "06_teacher_gap": (partial(learnability_gap, family="large"), ["teacher_accuracy", "teacher_gaps"]),
     }
     folder = Path(text("folder", folder))
