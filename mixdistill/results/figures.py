@@ -242,7 +242,8 @@ def forest(table: pd.DataFrame, minus: str = "short") -> Figure:
 
 def costs(table: pd.DataFrame) -> Figure:
     """Accuracy against tokens of training and of an answer, a point a recipe, a row a student (rivals.csv)."""
-    require(table, "student", "control", "accuracy", "tokens trained on", "tokens an answer")
+    require(table, "student", "control", "accuracy", "accuracy_low", "accuracy_high")
+    require(table, "tokens trained on", "tokens an answer")
     table = _as_saved(table).drop_duplicates(["student", "control"])
     students = table["student"].unique()
     layout = {"figsize": (10, 3.6 * len(students)), "sharex": "col", "sharey": "row", "layout": "constrained"}
@@ -252,8 +253,9 @@ def costs(table: pd.DataFrame) -> Figure:
         own = table[table["student"] == student]
         for axes, x in zip(row, ("tokens trained on", "tokens an answer"), strict=True):
             for n, point in enumerate(own.to_dict("records")):
-                color, marker = colors[n % 20], "os^DvP*Xd<>"[n % 11]
-                axes.plot(point[x], point["accuracy"], marker, color=color, mec="black", ms=8, label=point["control"])
+                bars = [[point["accuracy"] - point["accuracy_low"]], [point["accuracy_high"] - point["accuracy"]]]
+                look = {"color": colors[n % 20], "fmt": "os^DvP*Xd<>"[n % 11], "mec": "black", "ms": 8, "lw": 1}
+                axes.errorbar(point[x], point["accuracy"], bars, label=point["control"], **look)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         row[0].set(title=student, ylabel="accuracy on test problems")
     panels[-1, 0].set_xlabel("response tokens trained on, all epochs")
@@ -273,7 +275,7 @@ def rank_shift(recipes: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(10, 4.6), layout="constrained")
     _lines(left, recipes, "recipe", ["short", "long", "mix_long"], "shifted")
     _lines(right, kinds[kinds["recipe"] == "long"], "kind", ["mark", "colour", "product", "machine", "form"], "shifted")
-    left.set(ylabel="share of tokens that the base ranks below its third choice", title="All tokens of an answer")
+    left.set(ylabel="share of shifted tokens", title="All tokens of an answer")
     right.set_title("Long answers, by the kind of word")
     for axes in (left, right):
         axes.set_ylim(bottom=0)

@@ -23,7 +23,14 @@ from mixdistill.study.scales import SCALES, get_scale
 
 NOTEBOOKS = ("00_tour", "01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism")
 # Run by `--notebooks all`: in the pocket world they do not fit into the time of a first visit.
-FURTHER = ("05_checks", "06_teacher_gap", "07_controls")
+FURTHER = (
+    "05_checks",
+    "06_teacher_gap",
+    "07_controls",
+    "08_speaking_style",
+    "09_beyond_mix",
+    "10_what_moves_the_gap",
+)
 
 
 def reproduce(scale: str, n_seeds: int = 0, notebooks: str = "first") -> Path:
