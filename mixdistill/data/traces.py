@@ -65,7 +65,12 @@ def load_traces(
         teacher = choice("source", source, [f"pocket/{name}" for name in world.TEACHERS]).removeprefix("pocket/")
         own = {"columns": columns, "answer_format": answer_format, "unusable": "drop" if drop else None}
         only_used(source, "its traces are made here", split=split, style=style, revision=revision, **own)
-        return _pocket_traces(teacher, n or N_POCKET, seed)
+        rng, teach = Random(f"{teacher}/{seed}"), world.TEACHERS[teacher]
+        same = {"teacher": source, "style": teacher, "answer_format": "pocket"}
+        return trace_set(
+            {"problem_id": f"train/{one.text}", "question": one.text, "response": teach(one, rng), **same}
+            for one in pocket_mysteries(n or N_POCKET, "train", list(world.LEVELS), seed)
+        )
     only_used(source, "a seed draws pocket traces", seed=seed or None)
     table = read_table(source, list(names.values()), split=split, revision=revision)
     questions, responses = table[names["question"]], table[names["response"]]
@@ -80,16 +85,6 @@ def load_traces(
 
 def _text_id(question: object) -> str:
     return hashlib.sha256(str(question).strip().encode(errors="replace")).hexdigest()[:16]
-
-
-def _pocket_traces(style: str, n: int, seed: int) -> Dataset:
-    """`n` traces of a teacher of the pocket world, a third of the problems from each tier."""
-    rng, teach = Random(f"{style}/{seed}"), world.TEACHERS[style]
-    same = {"teacher": f"pocket/{style}", "style": style, "answer_format": "pocket"}
-    return trace_set(
-        {"problem_id": f"train/{one.text}", "question": one.text, "response": teach(one, rng), **same}
-        for one in pocket_mysteries(n, "train", list(world.LEVELS), seed)
-    )
 
 
 def trace_set(rows: Iterable[Mapping[str, object]]) -> Dataset:
