@@ -84,19 +84,17 @@ class Benchmark:
         return value.removesuffix(".0") if isinstance(value, Number) else str(value).strip()
 
 
-MATH_COLUMNS = {"question": "problem", "answer": "solution", "subject": "type"}
-OLYMPIAD_COLUMNS = {"answer": "final_answer", "subject": "subfield"}
+MATH = {"question": "problem", "answer": "solution", "subject": "type"}
+OLYMPIAD = {"answer": "final_answer", "subject": "subfield"}
 BOTH = ("train", "test")
 BENCHMARKS = {
-    "math": Benchmark("math_{split}.jsonl", MATH_COLUMNS, solved=True, splits=BOTH),
+    "math": Benchmark("math_{split}.jsonl", MATH, solved=True, splits=BOTH),
     "math500": Benchmark("MATH-500.jsonl", {"question": "problem", "id": "unique_id"}),
     "gsm8k": Benchmark("gsm8k_{split}.jsonl", {}, "gsm8k", solved=True, splits=BOTH, config="main"),
     "svamp": Benchmark("svamp_test.jsonl", {}, "gsm8k"),
     "amc23": Benchmark("amc23.jsonl", {}),
     "aime24": Benchmark("aime24.jsonl", {"question": "problem"}, hub_split="train"),
-    "olympiadbench": Benchmark(
-        "olympiadbench.jsonl", OLYMPIAD_COLUMNS, config="OE_TO_maths_en_COMP", hub_split="train"
-    ),
+    "olympiadbench": Benchmark("olympiadbench.jsonl", OLYMPIAD, config="OE_TO_maths_en_COMP", hub_split="train"),
 }
 # Where the Hub has them, at a pinned commit.
 HUB = {
@@ -170,10 +168,8 @@ def load_problems(
     if without:
         what = f"{len(without)} of {len(answers)} problems of {source!r} have no gold answer"
         warnings.warn(f"{what} and are left out (rows {without[:5]})", stacklevel=2)
-    levels, subjects = (
-        ["" if value is None else str(value) for value in given.get(label, [None] * len(ids))]
-        for label in ("level", "subject")
-    )
+    labels = [given.get(label, [None] * len(ids)) for label in ("level", "subject")]
+    levels, subjects = [["" if value is None else str(value) for value in label] for label in labels]
     return [  # MATH writes `Level 5`, MATH-500 `5`
         Problem(of_row + id, question, answer, level.removeprefix("Level "), name, answer_format, subject, prompt)
         for id, question, answer, level, subject in zip(ids, questions, answers, levels, subjects, strict=True)

@@ -62,7 +62,7 @@ def read_table(
             names, table = _read_set(load_from_disk(str(path)), columns, split)
         else:
             data = load_dataset(source, config, split=split or hub_split, revision=revision)
-            names, table = _read_set(data, columns)
+            names, table = _read_set(data, columns, None)
     except Exception as error:  # every format has errors of its own
         reason = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("ValueError: ")
         raise ValueError(f"cannot load {source!r} ({reason}): {ADVICE[kind]}") from error
@@ -180,9 +180,7 @@ def _csv_rows(path: Path) -> list[dict[str, object]]:
     return rows
 
 
-def _read_set(
-    data: Dataset | DatasetDict, columns: Sequence[str], split: str | None = None
-) -> tuple[list[str], Columns]:
+def _read_set(data: Dataset | DatasetDict, columns: Sequence[str], split: str | None) -> tuple[list[str], Columns]:
     splits = data if isinstance(data, DatasetDict) else {None: data}
     if split not in splits:
         raise ValueError(f"split is {split!r}, it holds {', '.join(map(str, splits))}")
