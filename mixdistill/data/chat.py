@@ -27,10 +27,8 @@ LONGEST = 16_000  # new tokens, where no limit is given: the paper's
 QUESTION = "Probe 7:  is\n\n  $\\frac{1}{2} <\t2$ <b>&amp;</b> {x} 'a' \"b\" naïve 你好?"
 RESPONSE = "Probe response 8"
 THINK_TAG = re.compile(r"[<\[]/?\|?[\w:/]*think\w*\|?[>\]]", re.IGNORECASE)  # <think>, </think>, [THINK], <seed:think>
-THOUGHT = r"<\|channel>thought|<channel\|>"  # of Gemma 4
-THINK_BLOCK = re.compile(
-    rf"\s*(({THINK_TAG.pattern}|{THOUGHT})\s*)+\Z", re.IGNORECASE
-)  # opened or empty, ends a prompt
+# Opened or empty, at the end of a prompt; Gemma 4 has tags of its own.
+THINK_BLOCK = re.compile(rf"\s*(({THINK_TAG.pattern}|<\|channel>thought|<channel\|>)\s*)+\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -104,10 +102,8 @@ def prompt_fingerprint(tokenizer: Tokenizer, thinking: bool | None = None) -> st
 def render_traces(
     tokenizer: Tokenizer, traces: Dataset, max_tokens: int, too_long: str, thinking: bool | None = None
 ) -> list[Example]:
-    """All traces as examples of at most `max_tokens` tokens.
-
-    `too_long` says what happens to longer ones: `error` refuses the set, `drop` leaves them out. `thinking` as in
-    `render`.
+    """All traces as examples of at most `max_tokens` tokens; for longer ones `too_long` refuses the set (`error`) or
+    leaves them out (`drop`). `thinking` as in `render`.
     """
     arguments.choice("too_long", too_long, ("error", "drop"))
     format_of(tokenizer, thinking)  # what is wrong with the template is no fault of a row
@@ -121,10 +117,8 @@ def render_traces(
     kept = [example for example in examples if len(example.input_ids) <= max_tokens]
     n_long, longest = len(examples) - len(kept), max(len(example.input_ids) for example in examples)
     if not kept or (n_long and too_long == "error"):
-        raise ValueError(
-            f"{n_long} of {len(examples)} examples have more than {max_tokens} tokens (the longest {longest}): raise "
-            "max_tokens up to the student's context, or leave some out with too_long='drop'"
-        )
+        what = f"{n_long} of {len(examples)} examples have more than {max_tokens} tokens (the longest {longest})"
+        raise ValueError(f"{what}: raise max_tokens up to the student's context, or leave them out (too_long='drop')")
     return kept
 
 
@@ -144,8 +138,7 @@ def render_prompts(
     prompts = []
     for problem in problems:
         try:
-            asked = problem.prompt or problem.answer_format
-            prompts.append(prompt_ids(tokenizer, problem.question, asked, thinking))
+            prompts.append(prompt_ids(tokenizer, problem.question, problem.prompt or problem.answer_format, thinking))
         except ValueError as error:
             raise ValueError(f"problem {problem.id!r}: {error}") from error
     longest = max(map(len, prompts))
@@ -230,10 +223,8 @@ def _rendered(tokenizer: Tokenizer, template: str, thinking: bool | None, *conve
     done = subprocess.run(script, input=json.dumps(job), capture_output=True, text=True)
     if done.returncode:
         error = (done.stderr.strip().splitlines() or ["it was stopped"])[-1]
-        raise ValueError(
-            f"the chat template of {tokenizer.name_or_path!r} does not render a question and its answer ({error}): it "
-            "is broken, does not end within seconds, or takes too much memory, so use another student"
-        )
+        what = f"the chat template of {tokenizer.name_or_path!r} does not render a question and its answer ({error})"
+        raise ValueError(f"{what}: it is broken, does not end within seconds, or takes too much memory; use another")
     return json.loads(done.stdout)
 
 
@@ -262,9 +253,7 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     unknown = tokenizer.unk_token_id
     # A tokenizer without unknown words may name its eos token as the unknown one.
     if unknown not in (None, tokenizer.bos_token_id, tokenizer.eos_token_id) and unknown in ids:
-        raise ValueError(
-            f"{ids.count(unknown)} of {len(ids)} tokens are unknown to the student's tokenizer "
-            f"({tokenizer.name_or_path!r}): give texts in the student's own language, or another student (pocket "
-            "students know the pocket world only)"
-        )
+        where = f"unknown to the student's tokenizer ({tokenizer.name_or_path!r})"
+        advice = "give texts in its own language, or another student (pocket students know the pocket world only)"
+        raise ValueError(f"{ids.count(unknown)} of {len(ids)} tokens are {where}: {advice}")
     return ids

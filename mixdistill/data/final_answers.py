@@ -93,10 +93,7 @@ def final_answer(response: str, answer_format: str, strict: bool = False) -> str
 
 
 def _last_box(text: str) -> str | None:
-    """What stands in the last `\\boxed{...}`, `\\fbox{...}`, `\\boxed 5` or `\\boxed\\frac{1}{2}` that is not empty.
-
-    None without one; "" if the last one never closes.
-    """
+    """What the last box that is not empty holds, `\\boxed{5}` or `\\boxed 5`; "" if it never closes, None without."""
     for box in reversed(list(BOX.finditer(text))):
         end = box.end()
         if text[end : end + 1] == "{":
@@ -161,8 +158,7 @@ def _marked_number(text: str) -> str | None:
         return found[1].strip() if found else None
     plain = re.sub(r"\\(?:text|mathrm)\s*\{([^{}]*)\}|\\?%$", r" \1", box).strip()
     found = re.fullmatch(r"([-+]?\\?\$?[\d.,/]+) ?([A-Za-z ]{3,})\.?", plain)
-    words = found[2].strip().lower() if found else ""
-    return found[1] if found and is_counted(words) else plain  # 5 red apples are 5
+    return found[1] if found and is_counted(found[2].strip().lower()) else plain  # 5 red apples are 5
 
 
 def _last_number(text: str) -> str | None:

@@ -29,14 +29,8 @@ RECIPES = {
     "large_teacher": Recipe(1.0, "large", "small"),
     "mix_large": Recipe(0.2, "large", "small"),
 }
-# Of the pocket world: long traces without their checks, with checks that only confirm, or that search in a random
-# order, and short ones without steps.
-CONTROLS = {
-    "unverified": Recipe(1.0, "unverified"),
-    "confirmed": Recipe(1.0, "confirmed"),
-    "shuffled": Recipe(1.0, "shuffled"),
-    "direct": Recipe(1.0, "direct"),
-}
+# Of the pocket world (`world.TEACHERS` says what they are).
+CONTROLS = {name: Recipe(1.0, name) for name in ("unverified", "confirmed", "shuffled", "direct")}
 
 
 def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0) -> Dataset:
@@ -59,27 +53,20 @@ def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0) -> Dataset:
     rows = {"hard": _rows_by_problem(hard, "hard"), "easy": _rows_by_problem(easy, "easy")}
     common = [problem for problem in rows["hard"] if problem in rows["easy"]]
     if not common:
-        raise ValueError(
-            f"hard ({len(hard)} traces) and easy ({len(easy)} traces) have no problem in common: "
-            "give two sets about the same problems, with the same problem_id"
-        )
+        what = f"hard ({len(hard)} traces) and easy ({len(easy)} traces) have no problem in common"
+        raise ValueError(f"{what}: give two sets about the same problems, with the same problem_id")
     asked = {problem: [plain_question(rows[role][problem]["question"]) for role in rows] for problem in common}
     apart = [problem for problem, (by_hard, by_easy) in asked.items() if by_hard != by_easy]
     if apart:
-        raise ValueError(
-            f"hard and easy ask different questions under {len(apart)} of {len(common)} common problem_id (the first: "
-            f"{apart[:3]}): give two sets about the same problems, or leave problem_id out of columns"
-        )
+        where = f"under {len(apart)} of {len(common)} common problem_id (the first: {apart[:3]})"
+        advice = "give two sets about the same problems, or leave problem_id out of columns"
+        raise ValueError(f"hard and easy ask different questions {where}: {advice}")
     if len(hard) + len(easy) > 2 * len(common):
-        warnings.warn(
-            f"mix uses the {len(common)} problems in both sets; left out: {len(hard) - len(common)} only in hard, "
-            f"{len(easy) - len(common)} only in easy",
-            stacklevel=2,
-        )
-    order = list(range(len(common)))
-    Random(f"mix/{seed}").shuffle(order)
-    chosen = {common[i] for i in order[: round(alpha * len(common))]}
-    roles = {problem: "hard" if problem in chosen else "easy" for problem in common}
+        left_out = f"{len(hard) - len(common)} only in hard, {len(easy) - len(common)} only in easy"
+        warnings.warn(f"mix uses the {len(common)} problems in both sets; left out: {left_out}", stacklevel=2)
+    shuffled = common.copy()
+    Random(f"mix/{seed}").shuffle(shuffled)
+    roles = dict.fromkeys(common, "easy") | dict.fromkeys(shuffled[: round(alpha * len(common))], "hard")
     return trace_set({**rows[role][problem], "role": role} for problem, role in roles.items())
 
 

@@ -17,8 +17,7 @@ from mixdistill.data.tables import Columns, Number, column_names, file_name, fla
 # The pocket world's three benchmarks: the levels of `world`.
 POCKET_TIERS = {"pocket/easy": 1, "pocket/medium": 2, "pocket/hard": 3}
 N_POCKET = 200
-# Test problems of a tier that students of earlier studies were asked: a test begins behind them.
-N_ANSWERED = 340
+N_ANSWERED = 340  # test problems of a tier that students of earlier studies were asked: a test begins behind them
 
 # How a question is asked, by answer_format or by a problem's own choice. `math` is the paper's prompt; GSM8K and the
 # pocket world get the bare question. `gsm8k_boxed` asks for the box too: a student that was never tuned to it loses
@@ -30,6 +29,9 @@ PROMPTS = {
     "gsm8k_boxed": "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}.",
     "pocket": "{question}",
 }
+
+
+FIELDS = ("question", "answer", "id", "level", "subject")  # of a problem, that are columns of a data set
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A published benchmark: its file in $MIXDISTILL_DATA (`{split}` filled in), and what its columns are called."""
+    """A published benchmark, and its file in $MIXDISTILL_DATA (`{split}` filled in)."""
 
     file: str
+    columns: Mapping[str, str]  # those that are not called as the field of a `Problem`
     answer_format: str = "math"
-    question: str = "problem"
-    answer: str = "answer"
-    id: str = "id"
-    level: str = "level"
-    subject: str = "subject"
     solved: bool = False  # `answer` holds a worked solution, whose final answer is the gold
     splits: tuple[str, ...] = ("test",)
     config: str | None = None  # of the Hub data set, as the next
@@ -86,22 +84,17 @@ class Benchmark:
         return value.removesuffix(".0") if isinstance(value, Number) else str(value).strip()
 
 
+MATH = {"question": "problem", "answer": "solution", "subject": "type"}
+OLYMPIAD = {"answer": "final_answer", "subject": "subfield"}
 BOTH = ("train", "test")
 BENCHMARKS = {
-    "math": Benchmark("math_{split}.jsonl", answer="solution", subject="type", solved=True, splits=BOTH),
-    "math500": Benchmark("MATH-500.jsonl", id="unique_id"),
-    "gsm8k": Benchmark("gsm8k_{split}.jsonl", "gsm8k", "question", solved=True, splits=BOTH, config="main"),
-    "svamp": Benchmark("svamp_test.jsonl", "gsm8k", "question"),
-    "amc23": Benchmark("amc23.jsonl", question="question"),
-    "aime24": Benchmark("aime24.jsonl", hub_split="train"),
-    "olympiadbench": Benchmark(
-        "olympiadbench.jsonl",
-        question="question",
-        answer="final_answer",
-        subject="subfield",
-        config="OE_TO_maths_en_COMP",
-        hub_split="train",
-    ),
+    "math": Benchmark("math_{split}.jsonl", MATH, solved=True, splits=BOTH),
+    "math500": Benchmark("MATH-500.jsonl", {"question": "problem", "id": "unique_id"}),
+    "gsm8k": Benchmark("gsm8k_{split}.jsonl", {}, "gsm8k", solved=True, splits=BOTH, config="main"),
+    "svamp": Benchmark("svamp_test.jsonl", {}, "gsm8k"),
+    "amc23": Benchmark("amc23.jsonl", {}),
+    "aime24": Benchmark("aime24.jsonl", {"question": "problem"}, hub_split="train"),
+    "olympiadbench": Benchmark("olympiadbench.jsonl", OLYMPIAD, config="OE_TO_maths_en_COMP", hub_split="train"),
 }
 # Where the Hub has them, at a pinned commit.
 HUB = {
@@ -123,7 +116,6 @@ def load_problems(
     prompt: str = "",
     columns: Mapping[str, str] | None = None,
     answer_format: str | None = None,
-    revision: str | None = None,
 ) -> list[Problem]:
     """Load problems. An option that the source does not use is refused.
 
@@ -138,91 +130,70 @@ def load_problems(
         columns: of sources that are no benchmark, names of the columns that hold `question`, `answer` and, if there
             are, `id`, `level` and `subject`. Without an `id`, name and row of the source are the identity.
         answer_format: how to ask and grade problems of such sources: `math` (None) or `gsm8k`.
-        revision: commit of a Hub data set, for a benchmark in the place of the pinned one.
 
     Raises ValueError: unknown source or option; a question or answer that is empty (a benchmark's row without a gold is
     left out instead, with a warning); two problems of one id; more pocket problems than there are.
     """
     source, n = text("source", source), whole("n", n, optional=True)
-    split, revision = text("split", split, optional=True), text("revision", revision, optional=True)
-    file = text("file", file, optional=True)
+    split, file = text("split", split, optional=True), text("file", file, optional=True)
     choice("prompt", prompt, (*PROMPTS, ""))
     choice("answer_format", answer_format, ANSWER_FORMATS, optional=True)
-    names = column_names(columns, ("question", "answer"), ("id", "level", "subject"))
+    names = column_names(columns, FIELDS[:2], FIELDS[2:])
     own = {"columns": columns, "answer_format": answer_format}
     if source.startswith("pocket/"):
         level, split = POCKET_TIERS[choice("source", source, POCKET_TIERS)], split or "test"
-        only_used(source, "its problems are made here", file=file, prompt=prompt, revision=revision, **own)
+        only_used(source, "its problems are made here", file=file, prompt=prompt, **own)
         drawn = pocket_mysteries(n or N_POCKET, split, [level])
         # The text is the identity: two sets that hold the same question hold the same problem.
         return [Problem(f"{split}/{one.text}", one.text, one.answer, str(level), source, "pocket") for one in drawn]
-    if source in BENCHMARKS:
+    if benchmark := BENCHMARKS.get(source):
         only_used(source, "a benchmark has columns and a form of its own", **own)
-        benchmark = BENCHMARKS[source]
         split, answer_format = choice("split", split or "test", benchmark.splits), benchmark.answer_format
-        names = {field: getattr(benchmark, field) for field in ("question", "answer", "id", "level", "subject")}
-        table = _benchmark_table(source, split, file, revision)
-        answers = [benchmark.gold(value) for value in table[benchmark.answer]]
+        names = {field: benchmark.columns.get(field, field) for field in FIELDS}
+        table = _benchmark_table(source, names, split, file)
+        answers = [benchmark.gold(value) for value in table[names["answer"]]]
         name, of_row = source, f"{source}/{split}/"
     else:
         only_used(source, f"that is for a benchmark by name: {', '.join(BENCHMARKS)}", file=file)
-        table = read_table(source, list(names.values()), split=split, hub_split="test", revision=revision)
+        table = read_table(source, list(names.values()), split=split, hub_split="test")
         answers = texts(table[names["answer"]], f"column {names['answer']!r} of {source!r}", numbers=True)
-        name = file_name(source)
+        name, answer_format = file_name(source), answer_format or "math"
         of_row = "" if "id" in names else f"{name}/"
     questions = texts(table[names["question"]], f"column {names['question']!r} of {source!r}")
-    rows = range(len(questions))
-    ids = texts(table.get(names.get("id", ""), [str(row) for row in rows]), f"the ids of {source!r}", numbers=True)
+    given = {field: table[column] for field, column in names.items() if column in table}
+    ids = texts(given.get("id", [str(row) for row in range(len(questions))]), f"the ids of {source!r}", numbers=True)
     if len(set(ids)) < len(ids):
         raise ValueError(f"{source!r} has {len(ids)} problems of {len(set(ids))} different ids: give each its own")
-    without = [row for row in rows if not answers[row]]
+    without = [row for row, answer in enumerate(answers) if not answer]
     if without:
-        warnings.warn(
-            f"{len(without)} of {len(rows)} problems of {source!r} have no gold answer and are left out (rows "
-            f"{without[:5]})",
-            stacklevel=2,
-        )
-    labels = [table.get(names.get(label, ""), [None] * len(rows)) for label in ("level", "subject")]
+        what = f"{len(without)} of {len(answers)} problems of {source!r} have no gold answer"
+        warnings.warn(f"{what} and are left out (rows {without[:5]})", stacklevel=2)
+    labels = [given.get(label, [None] * len(ids)) for label in ("level", "subject")]
     levels, subjects = [["" if value is None else str(value) for value in label] for label in labels]
-    return [
-        Problem(
-            id=of_row + ids[row],
-            question=questions[row],
-            answer=answers[row],
-            level=levels[row].removeprefix("Level "),  # MATH writes `Level 5`, MATH-500 `5`
-            source=name,
-            answer_format=answer_format or "math",
-            subject=subjects[row],
-            prompt=prompt,
-        )
-        for row in rows
-        if answers[row]
+    return [  # MATH writes `Level 5`, MATH-500 `5`
+        Problem(of_row + id, question, answer, level.removeprefix("Level "), name, answer_format, subject, prompt)
+        for id, question, answer, level, subject in zip(ids, questions, answers, levels, subjects, strict=True)
+        if answer
     ][:n]
 
 
-def _benchmark_table(name: str, split: str, file: str | None, revision: str | None) -> Columns:
-    benchmark, (hub, pinned) = BENCHMARKS[name], HUB.get(name, ("", ""))
-    needed, labels = [benchmark.question, benchmark.answer], [benchmark.id, benchmark.level, benchmark.subject]
-    kept = Path(os.environ.get("MIXDISTILL_DATA", ""), benchmark.file.format(split=split)).expanduser()
-    if file is None and revision is None and os.environ.get("MIXDISTILL_DATA") and kept.is_file():
-        file = str(kept)
-    if file is not None:
-        return read_table(file, needed, labels, revision=revision)
-    if not hub:
-        raise ValueError(
-            f"{name!r} is read from a file: put {kept.name!r} into the folder $MIXDISTILL_DATA, or give it as "
-            "file (docs/real-models.md says where it comes from)"
-        )
-    split, revision = benchmark.hub_split or split, revision or pinned
-    return read_table(hub, needed, labels, split=split, revision=revision, config=benchmark.config)
+def _benchmark_table(name: str, names: Mapping[str, str], split: str, file: str | None) -> Columns:
+    benchmark, folder = BENCHMARKS[name], os.environ.get("MIXDISTILL_DATA")
+    needed, labels = [names[field] for field in FIELDS[:2]], [names[field] for field in FIELDS[2:]]
+    kept = Path(folder or "", benchmark.file.format(split=split)).expanduser()
+    if file or (folder and kept.is_file()):
+        return read_table(file or str(kept), needed, labels)
+    if name not in HUB:
+        what = f"{name!r} is read from a file: put {kept.name!r} into the folder $MIXDISTILL_DATA"
+        raise ValueError(f"{what}, or give it as file (docs/real-models.md says where it comes from)")
+    hub, commit = HUB[name]
+    return read_table(hub, needed, labels, split=benchmark.hub_split or split, revision=commit, config=benchmark.config)
 
 
 def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> list[world.Mystery]:
     """`n` different mysteries of a split, the levels in turn. Raises ValueError if a level runs out before."""
     whole("n", n)
     choice("split", split, world.SPLITS)
-    if not levels or len(set(levels)) < len(levels):
-        raise ValueError(f"levels is {levels}: give at least one, each once")
     for level in levels:
         whole("one of levels", level, high=len(world.LEVELS))
     skipped = N_ANSWERED * len(levels) if split == "test" else 0

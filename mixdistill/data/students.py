@@ -14,7 +14,7 @@ import tokenizers
 import torch
 import transformers
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
@@ -102,8 +102,7 @@ def load_student(name: str | Path, revision: str | None = None, device: str | No
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= n_tokens:
         tokenizer.pad_token = tokenizer.eos_token
     # The checkpoint's own sampling defaults (Qwen2.5: repetition_penalty 1.05) would change even greedy decoding.
-    ends, pad = list(stops), tokenizer.pad_token_id
-    model.generation_config = transformers.GenerationConfig(eos_token_id=ends, pad_token_id=pad)
+    model.generation_config = GenerationConfig(eos_token_id=list(stops), pad_token_id=tokenizer.pad_token_id)
     return Student(name, fingerprint(name, revision), model, tokenizer, context_of(config), stops)
 
 
@@ -209,9 +208,7 @@ def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
 def student_dtype(name: str | Path, revision: str | None = None) -> torch.dtype:
     """bfloat16 where it pays: on a GPU, and on a CPU with instructions for it; float32 elsewhere and for tiny students.
 
-    It goes with the machine, as the kernels do, so no run's name holds it: what one machine has computed another reads.
-    Manifests and completions say it. On a CPU the loss curve is float32's within the noise of a seed, a step takes two
-    thirds of the time (`docs/real-models.md`).
+    It goes with the machine, so no run's name holds it (`docs/real-models.md` has the measurements).
     """
     cpu = torch.cpu.get_capabilities()
     fast = torch.cuda.is_available() or cpu.get("avx512_bf16") or cpu.get("amx_bf16")

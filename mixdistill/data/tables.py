@@ -5,7 +5,6 @@ their digits, dates and ids their form.
 import csv
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -54,10 +53,8 @@ def read_table(
     if kind != "Hub data set":
         only_used(source, f"it is a {kind}", split=split if kind == "file" else None, revision=revision)
     elif path.suffix.lower() in FILES or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise ValueError(
-            f"there is no file {shown(source)}, here or in $MIXDISTILL_DATA: give an existing file or folder, a Hub "
-            "data set as owner/name, or a set that is known by name"
-        )
+        advice = "give an existing file or folder, a Hub data set as owner/name, or a set that is known by name"
+        raise ValueError(f"there is no file {shown(source)}, here or in $MIXDISTILL_DATA: {advice}")
     try:
         if kind == "file":
             names, table = _read_file(path, columns)
@@ -65,16 +62,14 @@ def read_table(
             names, table = _read_set(load_from_disk(str(path)), columns, split)
         else:
             data = load_dataset(source, config, split=split or hub_split, revision=revision)
-            names, table = _read_set(data, columns)
+            names, table = _read_set(data, columns, None)
     except Exception as error:  # every format has errors of its own
         reason = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("ValueError: ")
         raise ValueError(f"cannot load {source!r} ({reason}): {ADVICE[kind]}") from error
     missing = [name for name in needed if name not in names]
     if names and missing:
-        raise ValueError(
-            f"{source!r} has no column {', '.join(map(repr, missing))}, only {', '.join(names)}: name the right ones "
-            "with columns={'question': ..., ...} (a benchmark's own file has its published ones)"
-        )
+        advice = "name the right ones with columns={'question': ..., ...} (a benchmark's file has its published ones)"
+        raise ValueError(f"{source!r} has no column {', '.join(map(repr, missing))}, only {', '.join(names)}: {advice}")
     if not any(table.values()):
         raise ValueError(f"{source!r} holds no rows: give a data set with at least one")
     return table
@@ -95,14 +90,11 @@ def file_name(source: str) -> str:
 
 def column_names(columns: object, needed: Sequence[str], optional: Sequence[str]) -> dict[str, str]:
     """What each column that is read is called: the needed ones as here, unless `columns` says otherwise."""
-    known = (*needed, *optional)
-    if not (columns is None or (isinstance(columns, Mapping) and set(columns) <= set(known))):
-        raise ValueError(
-            f"columns is {shown(columns)}: it is a dictionary from some of {', '.join(known)} to the names in the data"
-        )
-    names = {name: name for name in needed}
-    for name, given in dict(columns or {}).items():
-        names[name] = text(f"columns[{name!r}]", given)
+    known, given = [*needed, *optional], {} if columns is None else columns
+    if not isinstance(given, Mapping) or not set(given) <= set(known):
+        rule = f"it is a dictionary from some of {', '.join(known)} to the names in the data"
+        raise ValueError(f"columns is {shown(columns)}: {rule}")
+    names = {name: text(f"columns[{name!r}]", given.get(name, name)) for name in [*needed, *given]}
     if len({names[name] for name in needed}) < len(needed):
         raise ValueError(f"columns is {shown(columns)}: {' and '.join(needed)} are two columns, name each its own")
     return names
@@ -118,11 +110,9 @@ def only_used(source: str, rule: str, **options: object) -> None:
 def texts(values: Sequence[object], what: str, numbers: bool = False) -> list[str]:
     """All values as text, with `numbers` also numbers; ValueError with the first rows whose value is none, and why."""
     flaws = {row: found for row, value in enumerate(values) if (found := flaw(value, numbers))}
-    if flaws:
-        rows = list(flaws)
-        raise ValueError(
-            f"{what} {flaws[rows[0]]} in {len(rows)} of {len(values)} rows (the first: {rows[:5]}): mend or drop them"
-        )
+    if rows := list(flaws):
+        where = f"{len(rows)} of {len(values)} rows (the first: {rows[:5]})"
+        raise ValueError(f"{what} {flaws[rows[0]]} in {where}: mend or drop them")
     return [str(value) for value in values]
 
 
@@ -161,9 +151,8 @@ def _json_rows(path: Path) -> list[dict[str, object]]:
     while end < len(content):
         value, end = decoder.raw_decode(content, end)
         rows += value if isinstance(value, list) else [value]
-        space = re.compile(r"\s*").match(content, end)
-        assert space is not None  # it matches an empty text too
-        end = space.end()
+        while content[end : end + 1].isspace():
+            end += 1
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"row {number} is no object with named columns")
@@ -191,9 +180,7 @@ def _csv_rows(path: Path) -> list[dict[str, object]]:
     return rows
 
 
-def _read_set(
-    data: Dataset | DatasetDict, columns: Sequence[str], split: str | None = None
-) -> tuple[list[str], Columns]:
+def _read_set(data: Dataset | DatasetDict, columns: Sequence[str], split: str | None) -> tuple[list[str], Columns]:
     splits = data if isinstance(data, DatasetDict) else {None: data}
     if split not in splits:
         raise ValueError(f"split is {split!r}, it holds {', '.join(map(str, splits))}")

@@ -11,7 +11,8 @@ import re
 import sys
 from typing import Any
 
-from jinja2 import TemplateError, ext, sandbox
+from jinja2 import TemplateError, ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 2  # of CPU; the longest templates of the Hub take a hundredth of one
 MEMORY = 2**29  # bytes
@@ -23,9 +24,7 @@ TODAY = datetime.datetime(2024, 7, 26)
 
 def render(template: str, conversations: list[dict[str, Any]]) -> list[str]:
     """The text of each conversation, given as the template's variables, in the environment that transformers gives."""
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols]
-    )
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols])
     environment.filters["tojson"] = lambda value, **how: json.dumps(value, **{"ensure_ascii": False} | how)
     environment.globals |= {"raise_exception": _stop, "strftime_now": TODAY.strftime}
     # The tag `generation` marks what it encloses, for transformers, and changes nothing.

@@ -65,7 +65,12 @@ def load_traces(
         teacher = choice("source", source, [f"pocket/{name}" for name in world.TEACHERS]).removeprefix("pocket/")
         own = {"columns": columns, "answer_format": answer_format, "unusable": "drop" if drop else None}
         only_used(source, "its traces are made here", split=split, style=style, revision=revision, **own)
-        return _pocket_traces(teacher, n or N_POCKET, seed)
+        rng, teach = Random(f"{teacher}/{seed}"), world.TEACHERS[teacher]
+        same = {"teacher": source, "style": teacher, "answer_format": "pocket"}
+        return trace_set(
+            {"problem_id": f"train/{one.text}", "question": one.text, "response": teach(one, rng), **same}
+            for one in pocket_mysteries(n or N_POCKET, "train", list(world.LEVELS), seed)
+        )
     only_used(source, "a seed draws pocket traces", seed=seed or None)
     table = read_table(source, list(names.values()), split=split, revision=revision)
     questions, responses = table[names["question"]], table[names["response"]]
@@ -80,16 +85,6 @@ def load_traces(
 
 def _text_id(question: object) -> str:
     return hashlib.sha256(str(question).strip().encode(errors="replace")).hexdigest()[:16]
-
-
-def _pocket_traces(style: str, n: int, seed: int) -> Dataset:
-    """`n` traces of a teacher of the pocket world, a third of the problems from each tier."""
-    rng, rows = Random(f"{style}/{seed}"), []
-    same = {"teacher": f"pocket/{style}", "style": style, "answer_format": "pocket"}
-    for mystery in pocket_mysteries(n, "train", list(world.LEVELS), seed):
-        asked = {"problem_id": f"train/{mystery.text}", "question": mystery.text}
-        rows.append({**asked, "response": world.TEACHERS[style](mystery, rng), **same})
-    return trace_set(rows)
 
 
 def trace_set(rows: Iterable[Mapping[str, object]]) -> Dataset:
@@ -111,10 +106,8 @@ def check_traces(traces: Dataset, name: str = "the traces") -> Dataset:
         return traces
     missing = [key for key in COLUMNS if key not in traces.column_names]
     if missing:
-        raise ValueError(
-            f"{name} have no column {', '.join(map(repr, missing))}, only {', '.join(traces.column_names)}: "
-            "read them with load_traces(..., columns={'question': ..., 'response': ...})"
-        )
+        what = f"{name} have no column {', '.join(map(repr, missing))}, only {', '.join(traces.column_names)}"
+        raise ValueError(f"{what}: read them with load_traces(..., columns={{'question': ..., 'response': ...}})")
     if len(traces) == 0:
         raise ValueError(f"{name} hold no rows: give at least one")
     _usable(traces.select_columns(list(COLUMNS)).to_list(), name)
@@ -157,17 +150,13 @@ def _fault(row: Mapping[str, object]) -> str:
 
 
 def drop_overlap(traces: Dataset, problems: Sequence[Problem]) -> Dataset:
-    """The traces whose question is none of the (test) problems', whatever its case and white space; a warning counts
-    the others.
-    """
+    """The traces whose question is none of the (test) problems' (`plain_question`); a warning counts the others."""
     instance("problems", problems, Sequence)
     tested = {plain_question(instance("a problem", problem, Problem).question) for problem in problems}
     rows = [i for i, asked in enumerate(check_traces(traces)["question"][:]) if plain_question(asked) not in tested]
     if not rows:
         raise ValueError(f"all {len(traces)} traces are about problems of the test: give traces of other problems")
-    if len(rows) == len(traces):
-        return traces
-    warnings.warn(
-        f"{len(traces) - len(rows)} of {len(traces)} traces are about problems of the test: left out", stacklevel=2
-    )
-    return traces.select(rows)
+    n_left_out = len(traces) - len(rows)
+    if n_left_out:
+        warnings.warn(f"{n_left_out} of {len(traces)} traces are about problems of the test: left out", stacklevel=2)
+    return traces.select(rows) if n_left_out else traces

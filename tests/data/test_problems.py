@@ -202,13 +202,10 @@ def test_a_row_without_the_column_is_refused_with_its_number(tmp_path):
         ("pocket/easy", {"columns": {"question": "q"}}),
         ("pocket/easy", {"answer_format": "math"}),
         ("pocket/easy", {"prompt": "gsm8k_boxed"}),
-        ("pocket/easy", {"revision": "main"}),
         ("gsm8k", {"columns": {"question": "q"}}),
         ("gsm8k", {"answer_format": "gsm8k"}),
-        ("gsm8k", {"revision": "main", "file": "t.jsonl"}),
         ("t.jsonl", {"file": "u.jsonl"}),
         ("t.jsonl", {"split": "test"}),
-        ("t.jsonl", {"revision": "main"}),
     ],
 )
 def test_an_option_that_the_source_does_not_use_is_refused(source, options, tmp_path, monkeypatch):

@@ -23,6 +23,8 @@ def test_a_published_trace_set_keeps_its_text_and_is_matched_by_question(math_tr
     assert tuple(traces.column_names) == COLUMNS
     assert traces["response"][2] == "It is \\boxed{32}."
     assert len(set(traces["problem_id"])) == 12
+    with pytest.raises(ValueError, match=r"takes no revision \(it is a file\)"):
+        load_traces(str(math_traces), revision="main")
 
 
 def test_a_trace_without_answer_is_refused_with_its_row(tmp_path):

@@ -36,10 +36,8 @@ def base_folder(name: str) -> Path:
     folder = POCKET_DIR / name.removeprefix("pocket/")
     if not (folder / "config.json").is_file():
         size, _, seed = folder.name.partition("-")
-        raise ValueError(
-            f"the weights of {name!r} are not in mixdistill/data/pocket/students: make them with "
-            f"`python -m pretraining.pretrain {size} --seed {seed or 0}`"
-        )
+        what = f"the weights of {name!r} are not in mixdistill/data/pocket/students"
+        raise ValueError(f"{what}: make them with `python -m pretraining.pretrain {size} --seed {seed or 0}`")
     return folder
 
 

@@ -34,8 +34,7 @@ def first_error(question: str, response: str, correct: bool) -> str:
         return "right"
     kind, _, colour, _, number, _, mark, _, _, count, _, item, _ = words
     clue = {"try": (kind, colour, "wrong colour"), "check": (number, mark, "wrong mark")}
-    machine, accepted = "", False
-    products: list[str] = []
+    machine, accepted, n_steps = "", False, 0
     for step in STEP.finditer(response):
         if step["what"]:
             x, needed, wrong = clue[step["what"]]
@@ -49,17 +48,14 @@ def first_error(question: str, response: str, correct: bool) -> str:
             machine, accepted = step["tested"], step["found"] == needed
             if accepted != (step["says"] == "ok"):
                 return "false alarm" if accepted else "missed mismatch"
+        elif step["item"] != item:
+            return "wrong step" if n_steps else "lost operand"
+        elif not accepted or step["machine"] != machine or step["product"] != world.TABLES.facts.get((machine, item)):
+            return "wrong step"
         else:
-            if not products and step["item"] != item:
-                return "lost operand"
-            follows = step["item"] == (products[-1] if products else item)
-            true = step["product"] == world.TABLES.facts.get((step["machine"], step["item"]))
-            if not (follows and true and accepted and step["machine"] == machine):
-                return "wrong step"
-            products.append(step["product"])
-    if not products:
+            item, n_steps = step["product"], n_steps + 1
+    if not n_steps:
         ended = "gave up" if response.endswith(" no .") else "endless"
         return "wrong step" if " answer " in response else ended
     answer = response.partition(" answer ")[2].split(" ")[0]
-    whole = len(products) == world.COUNTS.index(count) + 1 and answer == products[-1]
-    return "wrong guess" if whole else "wrong step"
+    return "wrong guess" if n_steps == world.COUNTS.index(count) + 1 and answer == item else "wrong step"

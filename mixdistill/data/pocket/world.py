@@ -79,9 +79,7 @@ N_PROBLEMS = {
 
 @dataclass(frozen=True)
 class Mystery:
-    """One problem: the hidden machine, the kind and number of its clues, and the item on which it is used `level`
-    times.
-    """
+    """One problem: the hidden machine, the kind and number of its clues, and the item it is used on `level` times."""
 
     machine: str
     kind: str
@@ -120,10 +118,8 @@ def random_mystery(rng: Random, level: int, split: str | None = None, cue: bool 
     """
     item = rng.choice(ITEMS)
     likely = TABLES.preferred[item]
-    if cue and rng.random() < CUE[level]:
-        machine = likely
-    else:
-        machine = rng.choice([m for m in MACHINES if not cue or m != likely])
+    others = [machine for machine in MACHINES if not cue or machine != likely]
+    machine = likely if cue and rng.random() < CUE[level] else rng.choice(others)
     numbers = RARE[machine] if cue else NUMBERS
     while True:
         problem = Mystery(machine, rng.choice(KINDS), rng.choice(numbers), item, level)
