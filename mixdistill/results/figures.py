@@ -39,29 +39,14 @@ STYLE = {
     "long-unverified": ("#7f7f7f", "s", "both together: long - unverified"),
     "short-direct": ("#E69F00", "s", "short - short without its steps (finer steps, control)"),
 }
-# Recipes and contrasts of the paper's two gaps, each of which has a figure; the first contrast is the gap.
-FAMILY = {
-    "long": (["untouched", "short", "long", "mix_long"], ["long-short", "mix_long-best"]),
-    "large": (
-        ["untouched", "small_teacher", "large_teacher", "mix_large"],
-        ["large_teacher-small_teacher", "mix_large-best"],
-    ),
-}
+# The recipes of the paper's two gaps, each of which has a figure: the parts, and their mix.
+FAMILY = {"long": ("short", "long", "mix_long"), "large": ("small_teacher", "large_teacher", "mix_large")}
 # Errors in answers, from honest ones to false proofs; right answers stay white.
 ERROR_COLORS = {
-    "wrong guess": "#56B4E9",
-    "gave up": "#b7dff5",
-    "wrong mark": "#D55E00",
-    "false proof": "#E69F00",
-    "wrong colour": "#CC79A7",
-    "missed mismatch": "#F0E442",
-    "false alarm": "#009E73",
-    "lost operand": "#0072B2",
-    "wrong step": "#000000",
-    "endless": "#999999",
-    "right": "#ffffff",
+    **{"wrong guess": "#56B4E9", "gave up": "#b7dff5", "wrong mark": "#D55E00", "false proof": "#E69F00"},
+    **{"wrong colour": "#CC79A7", "missed mismatch": "#F0E442", "false alarm": "#009E73"},
+    **{"lost operand": "#0072B2", "wrong step": "#000000", "endless": "#999999", "right": "#ffffff"},
 }
-
 INTERVAL, COUNTS = ("ci_low", "ci_high"), ("n_problems", "n_seeds", "n_bases")  # columns
 
 
@@ -70,7 +55,7 @@ def save_table(table: pd.DataFrame, folder: Path, name: str) -> str:
     instance("the table", table, pd.DataFrame)  # it may be empty: students of one size have no slope
     path = folder / "data" / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    table.round(6).to_csv(path, index=False)
+    table.round(6).to_csv(path, index=False)  # figures round too, and so are the same when drawn from the file
     return shown(path)
 
 
@@ -78,8 +63,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> str:
     """Write a figure to `FOLDER/NAME.png`, and beside it as `NAME.svg`; returns the path of the first."""
     path = folder / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Twice as fine as pages show it, for screens of high resolution. Without version, date and random names in it, an
-    # unchanged figure stays an unchanged file.
+    # Fine enough for any screen; without version, date and random names, so an unchanged figure is an unchanged file.
     figure.savefig(path, dpi=200, bbox_inches="tight", metadata={"Software": None})
     with plt.rc_context({"svg.hashsalt": "mixdistill"}):
         figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None, "Creator": None})
@@ -96,29 +80,25 @@ def learnability_gap(
         guess: the reader's own gap in points, a student each; drawn beside the measurement where not None.
         family: `long` for long and short traces, `large` for large and small teachers.
 
-    Raises ValueError for another number of guesses than students, or one that is no number. Every figure also does for
-    a table that is empty or lacks a column.
+    Raises ValueError for a bad guess; every figure does for a table that is empty or lacks a column.
     """
-    recipes, contrasts = FAMILY[choice("family", family, FAMILY)]
+    small, large, mix = FAMILY[choice("family", family, FAMILY)]
     require(accuracy, "student", "params", "recipe", "accuracy", *INTERVAL)
     require(gaps, "params", "contrast", "delta", *INTERVAL, *COUNTS)
     sizes = np.sort(accuracy.drop_duplicates("student")["params"])
-    guess = [None] * len(sizes) if guess is None else instance("guess", guess, Sequence)
-    if len(guess) != len(sizes):
+    if guess is not None and len(instance("guess", guess, Sequence)) != len(sizes):
         raise ValueError(f"guess has {len(guess)} numbers: give {len(sizes)}, one a student, smallest first, or None")
-    points = [np.nan if value is None else number("a guess", value) / 100 for value in guess]
+    points = [np.nan if value is None else number("a guess", value) / 100 for value in guess or ()]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    _lines(left, accuracy, "recipe", recipes, "accuracy")
-    _lines(right, gaps, "contrast", contrasts, "delta")
+    _lines(left, accuracy, "recipe", ["untouched", small, large, mix], "accuracy")
+    _lines(right, gaps, "contrast", [f"{large}-{small}", f"{mix}-best"], "delta")
     if not np.isnan(points).all():
         right.plot(sizes, points, "*", ms=13, mfc="none", mec="black", label="your guess of the gap")
-    left.set(
-        ylim=(0, 1.02), ylabel="accuracy on test problems", title="What each student learns from each kind of trace"
-    )
+    left.set(ylim=(0, 1.02), ylabel="accuracy on test problems")
+    left.set_title("What each student learns from each kind of trace")
     right.set(ylabel="difference in accuracy", title="The gap, and what the mix adds")
     right.axhline(0, color="black", lw=0.8)
     for axes in (left, right):
-        _size_axis(axes, accuracy)
         axes.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     return _noted(figure, gaps)
 
@@ -127,7 +107,7 @@ def mix_distillation(alphas: pd.DataFrame, recipes: pd.DataFrame) -> Figure:
     """Accuracy of one student against the share of long traces (alpha_sweep.csv), beside it the named recipes."""
     require(alphas, "student", "alpha", "accuracy", *INTERVAL, *COUNTS)
     require(recipes, "recipe", "accuracy", *INTERVAL)
-    alphas, recipes = _as_saved(alphas), _as_saved(recipes)
+    alphas, recipes = alphas.round(6), recipes.round(6)
     layout = {"figsize": (10, 4.3), "width_ratios": [1.5, 1], "layout": "constrained"}
     figure, (left, right) = plt.subplots(1, 2, sharey=True, **layout)
     student = alphas["student"].iloc[0]
@@ -138,23 +118,17 @@ def mix_distillation(alphas: pd.DataFrame, recipes: pd.DataFrame) -> Figure:
     left.set(xlabel="share of the problems with the long trace, alpha", ylabel="accuracy on test problems")
     left.set_title(f"{student}: from all short (0) to all long (1)")
     left.legend(fontsize=9)
-    styles = [STYLE[choice("a recipe", recipe, STYLE)] for recipe in recipes["recipe"]]
-    colors = [color for color, *_ in styles]
-    labels = [f"{s[2]}\n{accuracy:.1%}" for s, accuracy in zip(styles, recipes["accuracy"], strict=True)]
+    colors, _, names = zip(*(STYLE[choice("a recipe", recipe, STYLE)] for recipe in recipes["recipe"]), strict=True)
+    labels = [f"{name}\n{accuracy:.1%}" for name, accuracy in zip(names, recipes["accuracy"], strict=True)]
     right.bar(labels, recipes["accuracy"], 0.7, color=colors, yerr=_bars(recipes, "accuracy"), capsize=4)
     right.set_title(f"{student}: Mix-Long against its parts")
     top = max(alphas["ci_high"].max(), recipes["ci_high"].max())
     left.set_ylim(0, max(0.1, min(1.02, 1.25 * top)))
-    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return _noted(figure, alphas)
 
 
 def alpha_curve(curves: pd.DataFrame, student: str, alpha: float) -> Figure:
-    """One student's accuracy against the share of long traces, with one of the shares marked.
-
-    Arguments:
-        curves: columns as in alpha_sweep.csv, of several students.
-    """
+    """One student's accuracy against the share of long traces (of alpha_sweep.csv), with one of the shares marked."""
     rows = curves[curves["student"] == student]
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
     _lines(axes, rows.assign(recipe="alpha"), "recipe", ["alpha"], "accuracy", "alpha")
@@ -162,26 +136,19 @@ def alpha_curve(curves: pd.DataFrame, student: str, alpha: float) -> Figure:
     axes.set(xlabel="share of the problems with the long trace, alpha", title=f"{student}: not trained at this share")
     for row in rows[rows["alpha"] == alpha].itertuples():
         axes.axvline(alpha, color="black", ls=":", lw=1)
-        interval = f"{row.accuracy:.1%} [{row.ci_low:.1%}, {row.ci_high:.1%}]"
-        axes.set_title(f"{student}, alpha {alpha:g}: {interval} right")
+        axes.set_title(f"{student}, alpha {alpha:g}: {row.accuracy:.1%} [{row.ci_low:.1%}, {row.ci_high:.1%}] right")
     return _noted(figure, rows)
 
 
 def error_shares(table: pd.DataFrame) -> Figure:
-    """Share of all answers by their first false step: a panel a recipe, a bar a student, the right ones on top.
-
-    Arguments:
-        table: errors.csv: student, params, recipe, and a share for each key of `pocket.errors.ERRORS`.
-    """
+    """Share of all answers by first false step (errors.csv): a panel a recipe, a bar a student, right ones on top."""
     require(table, "student", "params", "recipe", *ERROR_COLORS)
-    table = _as_saved(table)
-    recipes = table["recipe"].unique()
+    table, recipes = table.round(6), table["recipe"].unique()
     figure, panels = plt.subplots(1, len(recipes), figsize=(10, 4.6), sharey=True, squeeze=False, layout="constrained")
     kinds = [name for name in ERROR_COLORS if name == "right" or table[name].max() >= 0.005]
     for axes, recipe in zip(panels[0], recipes, strict=True):
         rows = table[table["recipe"] == recipe].sort_values("params").set_index("student")
-        colors = [ERROR_COLORS[name] for name in kinds]
-        rows[kinds].plot.bar(ax=axes, stacked=True, width=0.8, color=colors, edgecolor="#555555", lw=0.5, legend=False)
+        rows[kinds].plot.bar(ax=axes, stacked=True, width=0.8, color=ERROR_COLORS, ec="#555", lw=0.5, legend=False)
         for i, right in enumerate(rows["right"]):
             axes.text(i, 1 - right / 2, f"{right:.0%}", ha="center", va="center", fontsize=9)
         axes.set_xticks(range(len(rows)), _student_labels(rows.reset_index()), fontsize=8.5, rotation=0)
@@ -210,7 +177,6 @@ def _by_size(gaps: pd.DataFrame, contrasts: list[str], title: str) -> Figure:
     _lines(axes, gaps, "contrast", contrasts, "delta")
     axes.axhline(0, color="black", lw=0.8)
     axes.set(ylabel="difference in accuracy", title=title)
-    _size_axis(axes, gaps)
     figure.legend(fontsize=9, loc="outside upper center")
     return _noted(figure, gaps)
 
@@ -218,7 +184,7 @@ def _by_size(gaps: pd.DataFrame, contrasts: list[str], title: str) -> Figure:
 def forest(table: pd.DataFrame) -> Figure:
     """What each control adds to short traces: a line a control, a panel a student (further_controls.csv)."""
     require(table, "student", "control", "minus", "delta", *INTERVAL, *COUNTS)
-    table, students = _as_saved(table[table["minus"] == "short"]), table["student"].unique()
+    table, students = table[table["minus"] == "short"].round(6), table["student"].unique()
     figure, panels = plt.subplots(1, len(students), figsize=(10, 3.6), sharey=True, squeeze=False, layout="constrained")
     for axes, student in zip(panels[0], students, strict=True):
         rows = table[table["student"] == student][::-1]
@@ -261,10 +227,7 @@ def paper_gap(table: pd.DataFrame) -> Figure:
 
 
 def redraw(folder: Path) -> list[str]:
-    """Draw again every figure whose CSV files are in the folder's `data/`; returns the paths of the figures.
-
-    Raises ValueError if there is none.
-    """
+    """Draw again every figure whose CSV files are in the folder's `data/`; returns their paths. ValueError if none."""
     drawn_from: dict[str, tuple[Callable[..., Figure], list[str]]] = {
         "01_trace_lengths": (trace_lengths, ["trace_lengths"]),
         "02_learnability_gap": (learnability_gap, ["learnability_gap", "gaps"]),
@@ -292,38 +255,28 @@ def size_text(params: int) -> str:
     return f"{params / 1e6:.1f}M" if params < 1e8 else f"{params / 1e9:.1f}B"
 
 
-def _as_saved(table: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of the CSV file, so that a figure that is drawn from it is the same file."""
-    return table.round(6)
-
-
 def _bars(rows: pd.DataFrame, y: str) -> np.ndarray:
     return np.clip([rows[y] - rows["ci_low"], rows["ci_high"] - rows[y]], 0, None)
 
 
 def _lines(axes: Axes, table: pd.DataFrame, by: str, names: list[str], y: str, x: str = "params") -> None:
     """A line of points with their intervals for each name in column `by`, side by side so that no bar hides another."""
-    table = _as_saved(table)
     for i, name in enumerate(names):
-        (color, marker, label), rows = STYLE[name], table[table[by] == name].sort_values(x)
+        (color, marker, label), rows = STYLE[name], table[table[by] == name].round(6).sort_values(x)
         shifted = rows[x] * 1.035 ** (i - (len(names) - 1) / 2)
         ls = "--" if name == "untouched" else "-"
-        axes.errorbar(
-            shifted, rows[y], _bars(rows, y), color=color, marker=marker, ls=ls, lw=1.5, ms=6, capsize=3, label=label
-        )
+        axes.errorbar(shifted, rows[y], _bars(rows, y), c=color, marker=marker, ls=ls, ms=6, capsize=3, label=label)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-
-
-def _size_axis(axes: Axes, table: pd.DataFrame) -> None:
-    sizes = table.drop_duplicates("student")
-    axes.set(xscale="log", xlabel="student, parameters")
-    axes.set_xticks(sizes["params"], _student_labels(sizes), fontsize=8.5)
-    axes.minorticks_off()
+    if x == "params":
+        sizes = table.drop_duplicates("student")
+        axes.set(xscale="log", xlabel="student, parameters")
+        axes.set_xticks(sizes["params"], _student_labels(sizes), fontsize=8.5)
+        axes.minorticks_off()
 
 
 def _student_labels(rows: pd.DataFrame) -> list[str]:
-    names = [student.split("/")[-1].removesuffix("-Instruct") for student in rows["student"]]
-    return [f"{name}\n{size_text(params)}" for name, params in zip(names, rows["params"], strict=True)]
+    names = rows["student"].str.split("/").str[-1].str.removesuffix("-Instruct")
+    return list(names + "\n" + rows["params"].map(size_text))
 
 
 def _noted(figure: Figure, table: pd.DataFrame) -> Figure:
@@ -333,18 +286,15 @@ def _noted(figure: Figure, table: pd.DataFrame) -> Figure:
         cover = f"over problems only, of {'one seed' if n_seeds == 1 else 'one base a size'}"
     else:
         cover = "over seeds, bases and problems" + (", problems only at sizes with one base" if fewest == 1 else "")
+    seeds = "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
     bases = "" if most == 1 else f" on {fewest if fewest == most else f'{fewest} to {most}'} bases a size"
-    note = (
-        f"n = {table['n_problems'].max()} test problems, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'} of data and "
-        f"training{bases}; bars: 95% intervals {cover}"
-    )
-    figure.supxlabel(note, fontsize=9, x=0.01, ha="left")
+    note = f"n = {table['n_problems'].max()} test problems, {seeds} of data and training{bases}"
+    figure.supxlabel(f"{note}; bars: 95% intervals {cover}", fontsize=9, x=0.01, ha="left")
     return figure
 
 
 def text_table(table: pd.DataFrame) -> HTML:
     """A table of running text. Its styles stand in the cells: an untrusted notebook loses every `<style>` element."""
     require(table)
-    style = "text-align:left;white-space:pre-wrap"
-    cells = table.map(lambda text: f'<div style="{style}">{html.escape(str(text))}</div>')
+    cells = table.map(lambda text: f'<div style="text-align:left;white-space:pre-wrap">{html.escape(str(text))}</div>')
     return HTML(cells.to_html(escape=False))
