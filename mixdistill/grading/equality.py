@@ -61,12 +61,9 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"^ ?\\text ?\{([^{}]*)\} ?$", r"\1"),
 ]
 # The escapes are minus, times, union and the fraction slash.
-SYMBOLS = dict(
-    re.findall(
-        r"(\S)=(\S+)",
-        "\u2212=- \xd7=\\times ·=\\cdot ⋅=\\cdot ÷=\\div ≤=\\le ≥=\\ge ≠=\\ne ±=\\pm \u222a=\\cup ∈=\\in ≈=\\approx "
-        "∞=\\infty °=^\\circ ∅=\\emptyset \u2044=/ θ=\\theta π=\\pi",
-    )
+SYMBOLS = (
+    "\u2212=- \xd7=\\times ·=\\cdot ⋅=\\cdot ÷=\\div ≤=\\le ≥=\\ge ≠=\\ne ±=\\pm \u222a=\\cup ∈=\\in ≈=\\approx "
+    "∞=\\infty °=^\\circ ∅=\\emptyset \u2044=/ θ=\\theta π=\\pi"
 )
 UNIT = (
     r"(?:(?:sq|square|cu|cubic) )?(?:[cmk]?m|[mk]?g|m?l|[a-z]*(?:met(?:er|re)|lit(?:er|re)|gram)|in|inch|inche|ft|foot|"
@@ -77,12 +74,8 @@ UNITS = re.compile(rf"{UNIT}(?:(?: ?/ ?| per ){UNIT})?")  # all other words have
 SHORT = {
     **{"inch": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "hr": "h", "hour": "h", "minute": "min"},
     **{"sec": "s", "second": "s", "ounce": "oz", "pound": "lb", "dollar": "$", "euro": "€", "mph": "mi/h", "L": "l"},
-    **{
-        prefix + name: letter + name[0]
-        for prefix, letter in (("", ""), ("milli", "m"), ("centi", "c"), ("kilo", "k"))
-        for name in ("meter", "metre", "gram", "liter", "litre")
-    },
 }
+METRIC = "^(?:(m)illi|(c)enti|(k)ilo)?(?:(m)et(?:er|re)|(g)ram|(l)it(?:er|re))$"
 NUMERIC = r"(?:[\d\s.:+\-*/^(){}]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))*?"
 WORDS = re.compile(r"[A-Za-z\s.,'-]*[A-Za-z]{3}[A-Za-z\s.,'-]*|[Nn]o")
 # Letters that are a word and no product: `ab` and `xyz` are products.
@@ -128,7 +121,7 @@ def _clean(text: str) -> str:
         text = re.sub(rf"[{digits}]+", rf"{mark}{{\g<0>}}", text)
     text = re.sub(r"(?<=\d)(?=[\xbc-\xbe\u2150-\u215e])", " ", text)  # 1½ is not 11/2
     text = unicodedata.normalize("NFKC", re.sub(r"^\u2013(?=[\d.\\])", "-", text))  # elsewhere an en dash is a range
-    for char, latex in SYMBOLS.items():
+    for char, latex in (pair.split("=") for pair in SYMBOLS.split()):
         text = text.replace(char, f"{latex} ")
     for pattern, replacement in LOOK:
         text = re.sub(pattern, replacement, text)
@@ -229,6 +222,7 @@ def _unit_name(words: str) -> str:
     if exponent and plural != name:
         return words  # `inches^2` is no way to write a unit (Math-Verify's suite refuses it)
     exponent = exponent or {"sq": "2", "cu": "3"}.get(power)
+    name = re.sub(METRIC, r"\1\2\3\4\5\6", name)
     return SHORT.get(name, name) + (f"^{exponent}" if exponent else "")
 
 

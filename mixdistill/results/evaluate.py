@@ -15,15 +15,10 @@ from mixdistill import arguments, files, runs
 from mixdistill.data.chat import opens_thinking, prompt_fingerprint, render_prompts
 from mixdistill.data.problems import Problem, load_problems
 from mixdistill.data.students import fingerprint, load_tokenizer, n_params, student_source
+from mixdistill.files import Record
 from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.finetuning.finetune import TRAINING_VERSION
-from mixdistill.generation.generate import (
-    Completion,
-    check_engine,
-    complete,
-    default_engine,
-    length_sorted_batches,
-)
+from mixdistill.generation.generate import Completion, check_engine, complete, default_engine, length_sorted_batches
 from mixdistill.generation.sampling import Sampling
 from mixdistill.generation.vllm_engine import Complete, open_vllm
 from mixdistill.grading.grade import Grade, grade_all
@@ -138,7 +133,7 @@ def evaluate(
 
 def untouched(student: str | Path, revision: str | None = None) -> Run:
     """The run of a student that nothing was done to."""
-    config: files.Record = {
+    config: Record = {
         "version": TRAINING_VERSION,
         "student": arguments.text("student", student),
         "revision": arguments.text("revision", revision, optional=True),
@@ -161,7 +156,7 @@ def as_run(run: Run | str | Path, revision: str | None = None) -> Run:
 
 
 @lru_cache(maxsize=256)
-def _prompts_seen(student: str, revision: str | None, fingerprint: str, thinking: bool | None) -> files.Record:
+def _prompts_seen(student: str, revision: str | None, fingerprint: str, thinking: bool | None) -> Record:
     """What the prompts show around a question, and whether they open a think block, which grades then begin with."""
     tokenizer = load_tokenizer(student, revision)
     opened = {"opens_thinking": True} if opens_thinking(tokenizer, thinking) else {}
@@ -170,37 +165,30 @@ def _prompts_seen(student: str, revision: str | None, fingerprint: str, thinking
 
 def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[Problem]:
     """The problems of all benchmarks, each of which is there once."""
-    items = benchmarks if isinstance(benchmarks, list | tuple) else [benchmarks]
-    found: list[object] = []
-    for item in items:
+    found: list[Any] = []
+    named = False
+    for item in benchmarks if isinstance(benchmarks, list | tuple) else [benchmarks]:
         if isinstance(item, str | os.PathLike):
+            named = True
             found += load_problems(os.fspath(item), n=n, split=split)
         else:
             found += item if isinstance(item, list | tuple) else [item]
-    problems = [problem for problem in found if isinstance(problem, Problem)]
     others = [other for other in found if not isinstance(other, Problem)]
-    if others or not problems:
+    if others or not found:
         what = f"benchmarks holds {arguments.shown(others[0])}" if others else "there is nothing to evaluate"
         raise ValueError(f"{what}: give a benchmark's name or file, a problem, or a list of these")
-    if (n, split) != (None, None) and not any(isinstance(item, str | os.PathLike) for item in items):
-        raise ValueError(
-            f"n is {n} and split {split!r}: they are for benchmarks by name, take them off lists of problems"
-        )
-    n_ids = len({(problem.source, problem.id) for problem in problems})
-    if n_ids < len(problems):
-        raise ValueError(f"{len(problems)} problems have {n_ids} different ids: give each once")
-    return problems
+    if (n, split) != (None, None) and not named:
+        what = f"n is {n} and split {split!r}: they are for benchmarks by name"
+        raise ValueError(f"{what}, take them off lists of problems")
+    n_ids = len({(problem.source, problem.id) for problem in found})
+    if n_ids < len(found):
+        raise ValueError(f"{len(found)} problems have {n_ids} different ids: give each once")
+    return found
 
 
 def _evaluate(
-    run: Run,
-    problems: list[Problem],
-    config: dict[str, Any],
-    folder: Path,
-    owner: str,
-    how: dict[str, Any],
-    progress: bool,
-) -> dict[str, Any]:
+    run: Run, problems: list[Problem], config: Record, folder: Path, owner: str, how: Record, progress: bool
+) -> Record:
     """Decode, grade and store what is missing, batch by batch; returns the summary for `scores.json`."""
     path, file = folder / "config.json", folder / "generations.jsonl"
     if files.present(path):  # an evaluation goes on as it began
@@ -262,9 +250,7 @@ def _graded(problems: Sequence[Problem], completions: Sequence[Completion], open
     return [grades[at] for at in range(len(problems))]
 
 
-def _row(
-    at: int, problem: Problem, prompt: Sequence[int], sample: int, completion: Completion, grade: Grade
-) -> dict[str, Any]:
+def _row(at: int, problem: Problem, prompt: Sequence[int], sample: int, completion: Completion, grade: Grade) -> Record:
     asked = {
         "index": at,
         "benchmark": problem.source,
@@ -279,14 +265,14 @@ def _row(
     return asked | asdict(completion) | asdict(grade)
 
 
-def _read_config(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _read_config(folder: Path, config: Record) -> Record:
     stored = files.read_json(folder / "config.json")
     if any(stored.get(name, ...) != value for name, value in config.items()):
         raise files.damaged(folder / "config.json", "it is not this evaluation's")
     return stored
 
 
-def _read_scores(folder: Path, config: dict[str, Any], owner: str) -> Scores:
+def _read_scores(folder: Path, config: Record, owner: str) -> Scores:
     _read_config(folder, config)
     rows, n = files.read_rows(folder / "generations.jsonl", owner), config["n_problems"] * config["sampling"]["n"]
     if len(rows) != n:
@@ -297,5 +283,5 @@ def _read_scores(folder: Path, config: dict[str, Any], owner: str) -> Scores:
     return scores
 
 
-def _scores(folder: Path, rows: list[dict[str, Any]]) -> Scores:
+def _scores(folder: Path, rows: list[Record]) -> Scores:
     return Scores(folder, pd.DataFrame(rows).sort_values("index", ignore_index=True).drop(columns="index"))

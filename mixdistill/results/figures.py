@@ -1,6 +1,5 @@
 """One function a figure, each from data frames; `python -m mixdistill figures` redraws all from their CSV files."""
 
-import html
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,88 +8,32 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from mixdistill.arguments import choice, instance, number, text
+from mixdistill.results.drawing import (
+    COUNTS,
+    ERROR_COLORS,
+    INTERVAL,
+    SIZES,
+    STYLE,
+    bars,
+    lines,
+    noted,
+    size_axis,
+    student_labels,
+)
+from mixdistill.results.drawing import save_figure as save_figure
+from mixdistill.results.drawing import save_table as save_table
+from mixdistill.results.drawing import text_table as text_table
 from mixdistill.results.stats import require
 from mixdistill.runs import REPO, shown
 
 PAPER = REPO / "figures" / "data" / "paper"
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; markers differ for print.
-STYLE = {
-    "untouched": ("#7f7f7f", "s", "untouched"),
-    "short": ("#0072B2", "o", "short CoT"),
-    "long": ("#D55E00", "^", "long CoT"),
-    "mix_long": ("#009E73", "D", "Mix-Long"),
-    "small_teacher": ("#0072B2", "o", "small teacher"),
-    "large_teacher": ("#D55E00", "^", "large teacher"),
-    "mix_large": ("#009E73", "D", "Mix-Large"),
-    "alpha": ("#009E73", "D", "mix of long and short CoT"),
-    "long-short": ("#D55E00", "^", "long - short (the gap)"),
-    "mix_long-best": ("#009E73", "D", "Mix-Long - better of the two"),
-    "large_teacher-small_teacher": ("#D55E00", "^", "large - small teacher (the gap)"),
-    "mix_large-best": ("#009E73", "D", "Mix-Large - better of the two"),
-    "unverified-short": ("#CC79A7", "v", "long without its checks - short (ablation)"),
-    "confirmed-unverified": ("#56B4E9", "o", "checks that only confirm, against none"),
-    "long-confirmed": ("#D55E00", "^", "checks that must refuse, against those that only confirm"),
-    "long-unverified": ("#7f7f7f", "s", "both together: long - unverified"),
-    "mark": ("#D55E00", "^", "marks"),
-    "colour": ("#E69F00", "o", "colours"),
-    "product": ("#56B4E9", "v", "products of items"),
-    "machine": ("#009E73", "D", "machines"),
-    "form": ("#7f7f7f", "s", "words of the form"),
-    "short-direct": ("#E69F00", "s", "short - short without its steps (finer steps, control)"),
-}
-# Recipes and contrasts of the paper's two gaps, each of which has a figure; the first contrast is the gap.
-FAMILY = {
-    "long": (["untouched", "short", "long", "mix_long"], ["long-short", "mix_long-best"]),
-    "large": (
-        ["untouched", "small_teacher", "large_teacher", "mix_large"],
-        ["large_teacher-small_teacher", "mix_large-best"],
-    ),
-}
-# Errors in answers, from honest ones to false proofs; right answers stay white.
-ERROR_COLORS = {
-    "wrong guess": "#56B4E9",
-    "gave up": "#b7dff5",
-    "wrong mark": "#D55E00",
-    "false proof": "#E69F00",
-    "wrong colour": "#CC79A7",
-    "missed mismatch": "#F0E442",
-    "false alarm": "#009E73",
-    "lost operand": "#0072B2",
-    "wrong step": "#000000",
-    "endless": "#999999",
-    "right": "#ffffff",
-}
-
-SIZES = [("#0072B2", "o"), ("#56B4E9", "v"), ("#009E73", "s"), ("#E69F00", "D"), ("#D55E00", "^")]  # small to large
-INTERVAL, COUNTS = ("ci_low", "ci_high"), ("n_problems", "n_seeds", "n_bases")  # columns
-
-
-def save_table(table: pd.DataFrame, folder: Path, name: str) -> str:
-    """Write the data of a figure to `FOLDER/data/NAME.csv`; returns its path. For `folder` see `Scale.figures_dir`."""
-    instance("the table", table, pd.DataFrame)  # it may be empty: students of one size have no slope
-    path = folder / "data" / f"{name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.round(6).to_csv(path, index=False)
-    return shown(path)
-
-
-def save_figure(figure: Figure, folder: Path, name: str) -> str:
-    """Write a figure to `FOLDER/NAME.png`, and beside it as `NAME.svg`; returns the path of the first."""
-    path = folder / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Twice as fine as pages show it, for screens of high resolution. Without version, date and random names in it, an
-    # unchanged figure stays an unchanged file.
-    figure.savefig(path, dpi=200, bbox_inches="tight", metadata={"Software": None})
-    with plt.rc_context({"svg.hashsalt": "mixdistill"}):
-        figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    return shown(path)
+# The recipes of the paper's two gaps, each of which has a figure: the parts, and their mix.
+FAMILY = {"long": ("short", "long", "mix_long"), "large": ("small_teacher", "large_teacher", "mix_large")}
 
 
 def learnability_gap(
@@ -103,95 +46,78 @@ def learnability_gap(
         guess: the reader's own gap in points, a student each; drawn beside the measurement where not None.
         family: `long` for long and short traces, `large` for large and small teachers.
 
-    Raises ValueError for another number of guesses than students, or one that is no number. Every figure also does for
-    a table that is empty or lacks a column.
+    Raises ValueError for a bad guess; every figure does for a table that is empty or lacks a column.
     """
-    recipes, contrasts = FAMILY[choice("family", family, FAMILY)]
+    small, large, mix = FAMILY[choice("family", family, FAMILY)]
     require(accuracy, "student", "params", "recipe", "accuracy", *INTERVAL)
     require(gaps, "params", "contrast", "delta", *INTERVAL, *COUNTS)
     sizes = np.sort(accuracy.drop_duplicates("student")["params"])
-    guess = [None] * len(sizes) if guess is None else instance("guess", guess, Sequence)
-    if len(guess) != len(sizes):
+    if guess is not None and len(instance("guess", guess, Sequence)) != len(sizes):
         raise ValueError(f"guess has {len(guess)} numbers: give {len(sizes)}, one a student, smallest first, or None")
-    points = [np.nan if value is None else number("a guess", value) / 100 for value in guess]
+    points = [np.nan if value is None else number("a guess", value) / 100 for value in guess or ()]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    _lines(left, accuracy, "recipe", recipes, "accuracy")
-    _lines(right, gaps, "contrast", contrasts, "delta")
+    lines(left, accuracy, "recipe", ["untouched", small, large, mix], "accuracy")
+    lines(right, gaps, "contrast", [f"{large}-{small}", f"{mix}-best"], "delta")
     if not np.isnan(points).all():
         right.plot(sizes, points, "*", ms=13, mfc="none", mec="black", label="your guess of the gap")
-    left.set(
-        ylim=(0, 1.02), ylabel="accuracy on test problems", title="What each student learns from each kind of trace"
-    )
+    left.set(ylim=(0, 1.02), ylabel="accuracy on test problems")
+    left.set_title("What each student learns from each kind of trace")
     right.set(ylabel="difference in accuracy", title="The gap, and what the mix adds")
     right.axhline(0, color="black", lw=0.8)
     for axes in (left, right):
-        _size_axis(axes, accuracy)
         axes.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
-    return _noted(figure, gaps)
+    return noted(figure, gaps)
 
 
 def mix_distillation(alphas: pd.DataFrame, recipes: pd.DataFrame) -> Figure:
     """Accuracy of one student against the share of long traces (alpha_sweep.csv), beside it the named recipes."""
     require(alphas, "student", "alpha", "accuracy", *INTERVAL, *COUNTS)
     require(recipes, "recipe", "accuracy", *INTERVAL)
-    alphas, recipes = _as_saved(alphas), _as_saved(recipes)
+    alphas, recipes = alphas.round(6), recipes.round(6)
     layout = {"figsize": (10, 4.3), "width_ratios": [1.5, 1], "layout": "constrained"}
     figure, (left, right) = plt.subplots(1, 2, sharey=True, **layout)
     student = alphas["student"].iloc[0]
-    _lines(left, alphas.assign(recipe="alpha"), "recipe", ["alpha"], "accuracy", "alpha")
+    lines(left, alphas.assign(recipe="alpha"), "recipe", ["alpha"], "accuracy", "alpha")
     untouched = recipes.set_index("recipe").loc["untouched", "accuracy"]
     left.axhline(untouched, color=STYLE["untouched"][0], ls="--", lw=1, label="untouched student")
     left.axvline(0.2, color="black", ls=":", lw=1, label="best share in the paper (Fig. 6)")
     left.set(xlabel="share of the problems with the long trace, alpha", ylabel="accuracy on test problems")
     left.set_title(f"{student}: from all short (0) to all long (1)")
     left.legend(fontsize=9)
-    styles = [STYLE[choice("a recipe", recipe, STYLE)] for recipe in recipes["recipe"]]
-    colors = [color for color, *_ in styles]
-    labels = [f"{s[2]}\n{accuracy:.1%}" for s, accuracy in zip(styles, recipes["accuracy"], strict=True)]
-    right.bar(labels, recipes["accuracy"], 0.7, color=colors, yerr=_bars(recipes, "accuracy"), capsize=4)
+    colors, _, names = zip(*(STYLE[choice("a recipe", recipe, STYLE)] for recipe in recipes["recipe"]), strict=True)
+    labels = [f"{name}\n{accuracy:.1%}" for name, accuracy in zip(names, recipes["accuracy"], strict=True)]
+    right.bar(labels, recipes["accuracy"], 0.7, color=colors, yerr=bars(recipes, "accuracy"), capsize=4)
     right.set_title(f"{student}: Mix-Long against its parts")
     top = max(alphas["ci_high"].max(), recipes["ci_high"].max())
     left.set_ylim(0, max(0.1, min(1.02, 1.25 * top)))
-    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    return _noted(figure, alphas)
+    return noted(figure, alphas)
 
 
 def alpha_curve(curves: pd.DataFrame, student: str, alpha: float) -> Figure:
-    """One student's accuracy against the share of long traces, with one of the shares marked.
-
-    Arguments:
-        curves: columns as in alpha_sweep.csv, of several students.
-    """
+    """One student's accuracy against the share of long traces (of alpha_sweep.csv), with one of the shares marked."""
     rows = curves[curves["student"] == student]
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
-    _lines(axes, rows.assign(recipe="alpha"), "recipe", ["alpha"], "accuracy", "alpha")
+    lines(axes, rows.assign(recipe="alpha"), "recipe", ["alpha"], "accuracy", "alpha")
     axes.set(xlim=(-0.05, 1.05), ylim=(0, 1.02), ylabel="accuracy on test problems")
     axes.set(xlabel="share of the problems with the long trace, alpha", title=f"{student}: not trained at this share")
     for row in rows[rows["alpha"] == alpha].itertuples():
         axes.axvline(alpha, color="black", ls=":", lw=1)
-        interval = f"{row.accuracy:.1%} [{row.ci_low:.1%}, {row.ci_high:.1%}]"
-        axes.set_title(f"{student}, alpha {alpha:g}: {interval} right")
-    return _noted(figure, rows)
+        axes.set_title(f"{student}, alpha {alpha:g}: {row.accuracy:.1%} [{row.ci_low:.1%}, {row.ci_high:.1%}] right")
+    return noted(figure, rows)
 
 
 def error_shares(table: pd.DataFrame) -> Figure:
-    """Share of all answers by their first false step: a panel a recipe, a bar a student, the right ones on top.
-
-    Arguments:
-        table: errors.csv: student, params, recipe, and a share for each key of `pocket.errors.ERRORS`.
-    """
+    """Share of all answers by first false step (errors.csv): a panel a recipe, a bar a student, right ones on top."""
     require(table, "student", "params", "recipe", *ERROR_COLORS)
-    table = _as_saved(table)
-    recipes = table["recipe"].unique()
+    table, recipes = table.round(6), table["recipe"].unique()
     figure, panels = plt.subplots(1, len(recipes), figsize=(10, 4.6), sharey=True, squeeze=False, layout="constrained")
     kinds = [name for name in ERROR_COLORS if name == "right" or table[name].max() >= 0.005]
     for axes, recipe in zip(panels[0], recipes, strict=True):
         rows = table[table["recipe"] == recipe].sort_values("params").set_index("student")
-        colors = [ERROR_COLORS[name] for name in kinds]
-        rows[kinds].plot.bar(ax=axes, stacked=True, width=0.8, color=colors, edgecolor="#555555", lw=0.5, legend=False)
+        rows[kinds].plot.bar(ax=axes, stacked=True, width=0.8, color=ERROR_COLORS, ec="#555", lw=0.5, legend=False)
         for i, right in enumerate(rows["right"]):
             axes.text(i, 1 - right / 2, f"{right:.0%}", ha="center", va="center", fontsize=9)
-        axes.set_xticks(range(len(rows)), _student_labels(rows.reset_index()), fontsize=8.5, rotation=0)
+        axes.set_xticks(range(len(rows)), student_labels(rows.reset_index()), fontsize=8.5, rotation=0)
         axes.set(xlabel="", title=STYLE[choice("a recipe", recipe, STYLE)][2])
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[0, 0].set_ylabel("share of all answers")
@@ -214,12 +140,11 @@ def checks(gaps: pd.DataFrame) -> Figure:
 def _by_size(gaps: pd.DataFrame, contrasts: list[str], title: str) -> Figure:
     require(gaps, "student", "params", "contrast", "delta", *INTERVAL, *COUNTS)
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    _lines(axes, gaps, "contrast", contrasts, "delta")
+    lines(axes, gaps, "contrast", contrasts, "delta")
     axes.axhline(0, color="black", lw=0.8)
     axes.set(ylabel="difference in accuracy", title=title)
-    _size_axis(axes, gaps)
     figure.legend(fontsize=9, loc="outside upper center")
-    return _noted(figure, gaps)
+    return noted(figure, gaps)
 
 
 def forest(table: pd.DataFrame, minus: str = "short") -> Figure:
@@ -229,22 +154,22 @@ def forest(table: pd.DataFrame, minus: str = "short") -> Figure:
         table: further_controls.csv, or rivals.csv with `minus="mix_long"`.
     """
     require(table, "student", "control", "minus", "delta", *INTERVAL, *COUNTS)
-    table, students = _as_saved(table[table["minus"] == minus]), table["student"].unique()
+    table, students = table[table["minus"] == minus].round(6), table["student"].unique()
     figure, panels = plt.subplots(1, len(students), figsize=(10, 3.6), sharey=True, squeeze=False, layout="constrained")
     for axes, student in zip(panels[0], students, strict=True):
         rows = table[table["student"] == student][::-1]
-        axes.errorbar(rows["delta"], rows["control"], xerr=_bars(rows, "delta"), fmt="o", color="#0072B2", capsize=3)
+        axes.errorbar(rows["delta"], rows["control"], xerr=bars(rows, "delta"), fmt="o", color="#0072B2", capsize=3)
         axes.axvline(0, color="black", lw=0.8)
         axes.set(title=student, xlabel=f"difference to {STYLE[minus][2]}, in accuracy")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    return _noted(figure, table)
+    return noted(figure, table)
 
 
 def costs(table: pd.DataFrame) -> Figure:
     """Accuracy against tokens of training and of an answer, a point a recipe, a row a student (rivals.csv)."""
     require(table, "student", "control", "accuracy", "accuracy_low", "accuracy_high")
     require(table, "tokens trained on", "tokens an answer")
-    table = _as_saved(table).drop_duplicates(["student", "control"])
+    table = table.round(6).drop_duplicates(["student", "control"])
     students = table["student"].unique()
     layout = {"figsize": (10, 3.6 * len(students)), "sharex": "col", "sharey": "row", "layout": "constrained"}
     figure, panels = plt.subplots(len(students), 2, squeeze=False, **layout)
@@ -253,9 +178,9 @@ def costs(table: pd.DataFrame) -> Figure:
         own = table[table["student"] == student]
         for axes, x in zip(row, ("tokens trained on", "tokens an answer"), strict=True):
             for n, point in enumerate(own.to_dict("records")):
-                bars = [[point["accuracy"] - point["accuracy_low"]], [point["accuracy_high"] - point["accuracy"]]]
+                ends = [[point["accuracy"] - point["accuracy_low"]], [point["accuracy_high"] - point["accuracy"]]]
                 look = {"color": colors[n % 20], "fmt": "os^DvP*Xd<>"[n % 11], "mec": "black", "ms": 8, "lw": 1}
-                axes.errorbar(point[x], point["accuracy"], bars, label=point["control"], **look)
+                axes.errorbar(point[x], point["accuracy"], ends, label=point["control"], **look)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         row[0].set(title=student, ylabel="accuracy on test problems")
     panels[-1, 0].set_xlabel("response tokens trained on, all epochs")
@@ -273,21 +198,21 @@ def rank_shift(recipes: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
     require(recipes, "student", "params", "recipe", "shifted", *INTERVAL, *COUNTS)
     require(kinds, "params", "recipe", "kind", "shifted", *INTERVAL)
     figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(10, 4.6), layout="constrained")
-    _lines(left, recipes, "recipe", ["short", "long", "mix_long"], "shifted")
-    _lines(right, kinds[kinds["recipe"] == "long"], "kind", ["mark", "colour", "product", "machine", "form"], "shifted")
+    lines(left, recipes, "recipe", ["short", "long", "mix_long"], "shifted")
+    lines(right, kinds[kinds["recipe"] == "long"], "kind", ["mark", "colour", "product", "machine", "form"], "shifted")
     left.set(ylabel="share of shifted tokens", title="All tokens of an answer")
     right.set_title("Long answers, by the kind of word")
     for axes in (left, right):
         axes.set_ylim(bottom=0)
-        _size_axis(axes, recipes)
+        size_axis(axes, recipes)
         axes.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22))
-    return _noted(figure, recipes, "bars: 95% intervals over bases")
+    return noted(figure, recipes, "bars: 95% intervals over bases")
 
 
 def moves(table: pd.DataFrame) -> Figure:
     """The gap and what the mix adds (rows), against one changed setting (columns), a line a student (moves.csv)."""
     require(table, "student", "params", "contrast", "axis", "value", "delta", *INTERVAL, *COUNTS)
-    table, axes_names = _as_saved(table), table["axis"].unique()
+    table, axes_names = table.round(6), table["axis"].unique()
     grid = {"figsize": (10, 5.6), "sharex": "col", "sharey": "row", "squeeze": False, "layout": "constrained"}
     figure, panels = plt.subplots(2, len(axes_names), **grid)
     for (i, contrast), (j, axis) in itertools.product(enumerate(table["contrast"].unique()), enumerate(axes_names)):
@@ -295,8 +220,8 @@ def moves(table: pd.DataFrame) -> Figure:
         for n, (student, own) in enumerate(rows.groupby("student", sort=False)):
             color, marker = SIZES[n]
             x = np.arange(len(own)) + 0.1 * n
-            bars = {"color": color, "marker": marker, "ms": 6, "capsize": 3, "label": student}
-            axes.errorbar(x, own["delta"], _bars(own, "delta"), **bars)
+            look = {"color": color, "marker": marker, "ms": 6, "capsize": 3, "label": student}
+            axes.errorbar(x, own["delta"], bars(own, "delta"), **look)
             axes.set_xticks(np.arange(len(own)) + 0.05, own["value"], fontsize=8.5)
         axes.axhline(0, color="black", lw=0.8)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -305,20 +230,20 @@ def moves(table: pd.DataFrame) -> Figure:
         if i == 1:
             axes.set_xlabel(axis)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
-    return _noted(figure, table)
+    return noted(figure, table)
 
 
 def known_marks(table: pd.DataFrame) -> Figure:
     """The gap of every base against its size and against the marks that it knows (known_marks.csv)."""
     require(table, "params", "student", "marks known", "gap")
     figure, panels = plt.subplots(1, 2, sharey=True, figsize=(10, 4), layout="constrained")
-    for n, (student, rows) in enumerate(_as_saved(table).groupby("student", sort=False)):
+    for n, (student, rows) in enumerate(table.round(6).groupby("student", sort=False)):
         for axes, x in zip(panels, ("params", "marks known"), strict=True):
             axes.plot(rows[x], rows["gap"], SIZES[n][1], color=SIZES[n][0], label=student)
     for axes in panels:
         axes.axhline(0, color="black", lw=0.8)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _size_axis(panels[0], table)
+    size_axis(panels[0], table)
     panels[0].set(ylabel=STYLE["long-short"][2], title="by size")
     panels[1].set(xlabel="marks in long traces that the base knows before fine-tuning", title="by what is known")
     panels[1].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -359,10 +284,7 @@ def paper_gap(table: pd.DataFrame) -> Figure:
 
 
 def redraw(folder: Path) -> list[str]:
-    """Draw again every figure whose CSV files are in the folder's `data/`; returns the paths of the figures.
-
-    Raises ValueError if there is none.
-    """
+    """Draw again every figure whose CSV files are in the folder's `data/`; returns their paths. ValueError if none."""
     drawn_from: dict[str, tuple[Callable[..., Figure], list[str]]] = {
         "01_trace_lengths": (trace_lengths, ["trace_lengths"]),
         "02_learnability_gap": (learnability_gap, ["learnability_gap", "gaps"]),
@@ -386,68 +308,3 @@ def redraw(folder: Path) -> list[str]:
         raise ValueError(f"{shown(folder)}/data lacks {', '.join(needed)}: run make reproduce first")
     drawn["02_paper_table1"] = paper_gap(pd.read_csv(PAPER / "table1_long_cot_gap.csv"))
     return [save_figure(figure, folder, name) for name, figure in drawn.items()]
-
-
-def size_text(params: int) -> str:
-    """29k, 487k, 1.5B."""
-    if params < 1e6:
-        return f"{params / 1e3:.0f}k"
-    return f"{params / 1e6:.1f}M" if params < 1e8 else f"{params / 1e9:.1f}B"
-
-
-def _as_saved(table: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of the CSV file, so that a figure that is drawn from it is the same file."""
-    return table.round(6)
-
-
-def _bars(rows: pd.DataFrame, y: str) -> np.ndarray:
-    return np.clip([rows[y] - rows["ci_low"], rows["ci_high"] - rows[y]], 0, None)
-
-
-def _lines(axes: Axes, table: pd.DataFrame, by: str, names: list[str], y: str, x: str = "params") -> None:
-    """A line of points with their intervals for each name in column `by`, side by side so that no bar hides another."""
-    table = _as_saved(table)
-    for i, name in enumerate(names):
-        (color, marker, label), rows = STYLE[name], table[table[by] == name].sort_values(x)
-        shifted = rows[x] * 1.035 ** (i - (len(names) - 1) / 2)
-        ls = "--" if name == "untouched" else "-"
-        axes.errorbar(
-            shifted, rows[y], _bars(rows, y), color=color, marker=marker, ls=ls, lw=1.5, ms=6, capsize=3, label=label
-        )
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-
-
-def _size_axis(axes: Axes, table: pd.DataFrame) -> None:
-    sizes = table.drop_duplicates("student")
-    axes.set(xscale="log", xlabel="student, parameters")
-    axes.set_xticks(sizes["params"], _student_labels(sizes), fontsize=8.5)
-    axes.minorticks_off()
-
-
-def _student_labels(rows: pd.DataFrame) -> list[str]:
-    names = [student.split("/")[-1].removesuffix("-Instruct") for student in rows["student"]]
-    return [f"{name}\n{size_text(params)}" for name, params in zip(names, rows["params"], strict=True)]
-
-
-def _noted(figure: Figure, table: pd.DataFrame, bars: str = "") -> Figure:
-    """Say n, seeds, bases, and what the intervals cover: with one seed, or one base, nothing but the problems."""
-    n_seeds, fewest, most = table["n_seeds"].max(), table["n_bases"].min(), table["n_bases"].max()
-    if n_seeds == 1 or most == 1:
-        cover = f"over problems only, of {'one seed' if n_seeds == 1 else 'one base a size'}"
-    else:
-        cover = "over seeds, bases and problems" + (", problems only at sizes with one base" if fewest == 1 else "")
-    bases = "" if most == 1 else f" on {fewest if fewest == most else f'{fewest} to {most}'} bases a size"
-    note = (
-        f"n = {table['n_problems'].max()} test problems, {n_seeds} {'seed' if n_seeds == 1 else 'seeds'} of data and "
-        f"training{bases}; {bars or f'bars: 95% intervals {cover}'}"
-    )
-    figure.supxlabel(note, fontsize=9, x=0.01, ha="left")
-    return figure
-
-
-def text_table(table: pd.DataFrame) -> HTML:
-    """A table of running text. Its styles stand in the cells: an untrusted notebook loses every `<style>` element."""
-    require(table)
-    style = "text-align:left;white-space:pre-wrap"
-    cells = table.map(lambda text: f'<div style="{style}">{html.escape(str(text))}</div>')
-    return HTML(cells.to_html(escape=False))

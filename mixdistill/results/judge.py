@@ -2,20 +2,17 @@
 there).
 
 The judge sees the problem, the gold answer and the extracted answer, nothing else of the completion, and is asked only
-where the rule found an answer and called it wrong. Its verdicts lie in a folder of their own in the evaluation's,
-`judge/HASH/verdicts.jsonl`; the rule's stay as they are. A killed judge goes on.
+where the rule found an answer and called it wrong. It is evaluated on these questions as every student is on problems:
+its replies lie in the run store, and a killed judge goes on.
 """
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from mixdistill import arguments, files, runs
-from mixdistill.data.chat import prompt_ids
-from mixdistill.data.students import fingerprint, load_student
-from mixdistill.generation.generate import complete, length_sorted_batches
-from mixdistill.results.evaluate import Scores
+from mixdistill import arguments
+from mixdistill.data.problems import Problem
+from mixdistill.results.evaluate import Scores, as_run, evaluate
 from mixdistill.results.stats import require
 
 PROMPT = """You grade answers to mathematics problems. Compare the student's final answer with the reference answer, \
@@ -39,80 +36,44 @@ ANSWER = ["benchmark", "problem_id", "answer"]  # what one verdict is about
 def judge(
     scores: Scores, model: str | Path, *, revision: str | None = None, batch_size: int = 32, progress: bool = True
 ) -> pd.DataFrame:
-    """Ask a judge about every answer that the rule calls wrong; verdicts that the evaluation's folder already holds are
-    read from it.
+    """Ask a judge about every answer that the rule calls wrong; replies that the run store already holds are read.
 
     Arguments:
         scores: what `evaluate` returned.
         model: a Hub id such as `Qwen/Qwen2.5-32B-Instruct`, or a local folder in Hugging Face form; decoded greedily.
-        revision: commit of a Hub model.
-        batch_size: answers judged together.
-        progress: print a line after each batch, and within a slow one.
+        revision, batch_size, progress: as in `evaluate`.
 
     Returns:
         `scores.items` with two more columns. `verdict`: `correct`, `incorrect`, `unreadable` (the judge did not reply
         with one of the two words), or None where it was not asked. `correct_judged`: what is right by the rule or by
         the judge.
 
-    Raises:
-        ValueError: a bad argument, no such model, or a question longer than its context.
-        OSError: the store can not be read or written.
+    Raises ValueError, OSError and RuntimeError as `evaluate` does.
     """
     arguments.instance("scores", scores, Scores)
-    model, revision = arguments.text("model", model), arguments.text("revision", revision, optional=True)
-    batch_size = arguments.whole("batch_size", batch_size)
+    arguments.whole("batch_size", batch_size)
     arguments.flag("progress", progress)
+    judging = as_run(model, revision)
     doubted = ~scores.items["correct"].astype(bool) & scores.items["answer"].notna()
-    asked = scores.items[doubted].drop_duplicates(ANSWER)
-    config = {"model": fingerprint(model, revision), "prompt": PROMPT, "max_new_tokens": MAX_NEW_TOKENS}
-    folder = scores.folder / "judge" / files.key(config)
-    file, owner = folder / "verdicts.jsonl", f"{scores.folder.name}/{folder.name}"
-
-    def work() -> dict[str, Any]:
-        """Ask about every answer that has no stored verdict yet, batch by batch."""
-        rows = files.read_rows(file, owner)
-        missing = asked[~_answers(asked).isin(_answers(pd.DataFrame(rows, columns=ANSWER)))].to_dict("records")
-        judging = load_student(model, revision)
-        prompts = [prompt_ids(judging.tokenizer, PROMPT.format_map(row), "gsm8k") for row in missing]  # as they are
-        longest = max(map(len, prompts), default=0)
-        if longest + MAX_NEW_TOKENS > judging.context:
-            raise ValueError(
-                f"a question to the judge has {longest} tokens, which with {MAX_NEW_TOKENS} for its reply exceed the "
-                f"context of {judging.context} of {model!r}: use a judge with a longer one"
-            )
-        files.write_json(folder / "config.json", {"name": Path(model).name, "revision": revision} | config)
-        files.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further row
-        batches = length_sorted_batches(prompts, batch_size)
-        for number, batch in enumerate(batches, start=1):
-            replies = complete(judging, [prompts[i] for i in batch], MAX_NEW_TOKENS, progress=progress)
-            texts = [reply.response for reply in replies]
-            new = [
-                {name: missing[i][name] for name in ANSWER} | {"verdict": verdict_of(text), "reply": text}
-                for i, text in zip(batch, texts, strict=True)
-            ]
-            files.append_rows(file, new, owner, at=len(rows))
-            rows += new
-            if progress:
-                print(f"judge: {number}/{len(batches)} batches", flush=True)
-        return {"n_asked": len(rows)} | runs.machine()
-
+    asked = scores.items.loc[doubted, ["question", "gold", *ANSWER]].drop_duplicates(ANSWER)
+    verdicts = asked[ANSWER].assign(verdict=None)
     if len(asked):
-        runs.once(folder, "judged.json", work)
-    stored = pd.DataFrame(files.read_rows(file, owner), columns=[*ANSWER, "verdict"])
-    judged = scores.items.merge(stored, how="left", on=ANSWER)
+        questions = [  # a problem may hold no NUL
+            Problem(str(at), PROMPT.format_map(row).replace("\0", ""), "CORRECT", "", "judge", "pocket")
+            for at, row in enumerate(asked.to_dict("records"))
+        ]
+        replies = evaluate(judging, questions, max_new_tokens=MAX_NEW_TOKENS, batch_size=batch_size, progress=progress)
+        assert replies is not None  # as always without stored_only
+        verdicts["verdict"] = replies.items["response"].map(verdict_of).to_numpy()
+    judged = scores.items.merge(verdicts, how="left", on=ANSWER)
     judged["verdict"] = judged["verdict"].where(doubted, None)
-    if judged["verdict"][doubted].isna().any():
-        raise files.damaged(file, f"it holds {len(stored)} verdicts for {len(asked)} answers")
     return judged.assign(correct_judged=judged["correct"].astype(bool) | judged["verdict"].eq("correct"))
 
 
 def judge_table(judged: pd.DataFrame) -> pd.DataFrame:
-    """By benchmark: accuracy by the rule and with the judge, and how many answers it was asked about and called
-    what.
-    """
+    """By benchmark: accuracy by the rule and with the judge, how many answers it was asked about, and its verdicts."""
     require(judged, "benchmark", "correct", "correct_judged", "verdict")
-    groups = judged.groupby("benchmark", sort=False)
-    table = groups.agg(
+    table = judged.groupby("benchmark", sort=False).agg(
         n=("correct", "size"),
         accuracy_rule=("correct", "mean"),
         accuracy_judged=("correct_judged", "mean"),
@@ -124,12 +85,6 @@ def judge_table(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict_of(reply: str) -> str:
-    """`correct`, `incorrect`, or `unreadable` for anything but one of the two words, whatever dots and stars stand
-    around it.
-    """
+    """The one word of a reply, whatever dots and stars stand around it; `unreadable` for anything else."""
     word = reply.strip(" \n\t.*_\"'`").lower()
     return word if word in VERDICTS else "unreadable"
-
-
-def _answers(items: pd.DataFrame) -> pd.Index:
-    return pd.MultiIndex.from_frame(items[ANSWER])

@@ -3,10 +3,10 @@ import importlib
 import pytest
 
 from mixdistill import LoRA, evaluate, finetune, load_problems, load_traces
-from mixdistill.generation.generate import complete
 from mixdistill.results.judge import PROMPT, judge, judge_table, verdict_of
 
 module = importlib.import_module("mixdistill.results.judge")
+evaluation = importlib.import_module("mixdistill.results.evaluate")
 QUIET = {"progress": False}
 
 
@@ -47,42 +47,42 @@ def test_the_judge_is_asked_about_wrong_answers_only_and_the_rules_grades_stay(s
     (row,) = judge_table(judged).to_dict("records")
     assert row["n_asked"] == row["n_unreadable"] == wrong.sum()
 
-    monkeypatch.setattr(module, "load_student", None)  # a second time nobody is asked
+    monkeypatch.setattr(evaluation, "load_trained", None)  # a second time nobody is asked
     assert judge(scores, llama, **QUIET).equals(judged)
 
 
-def test_a_killed_judge_goes_on_where_it_was_and_another_prompt_is_another_folder(scores, llama, monkeypatch):
+def test_a_killed_judge_goes_on_where_it_was_and_another_prompt_is_another_judgement(scores, llama, store, monkeypatch):
     judged = judge(scores, llama, batch_size=1, **QUIET)
-    (file,) = (scores.folder / "judge").glob("*/verdicts.jsonl")
-    whole, asked = file.read_bytes(), []
-    file.with_name("judged.json").unlink()
+    (file,) = store.glob("toy-llama-*/evaluations/*/generations.jsonl")
+    whole, asked, complete = file.read_bytes(), [], evaluation.complete
+    file.with_name("scores.json").unlink()
     file.write_bytes(whole[: whole.index(b"\n") + 21])  # as a kill in the second row leaves it
-    monkeypatch.setattr(module, "complete", lambda *a, **more: asked.append(1) or complete(*a, **more))
+    monkeypatch.setattr(evaluation, "complete", lambda *a, **more: asked.append(1) or complete(*a, **more))
     assert judge(scores, llama, batch_size=1, **QUIET).equals(judged)
     assert file.read_bytes() == whole
     assert len(asked) == whole.count(b"\n") - 1
 
     monkeypatch.setattr(module, "PROMPT", PROMPT + " ")
     judge(scores, llama, **QUIET)
-    assert len(list((scores.folder / "judge").iterdir())) == 2
+    assert len(list(store.glob("toy-llama-*/evaluations/*"))) == 2
 
 
-def test_a_stored_verdict_that_was_changed_is_refused(scores, llama):
+def test_a_stored_reply_that_was_changed_is_refused(scores, llama, store):
     judge(scores, llama, **QUIET)
-    (file,) = (scores.folder / "judge").glob("*/verdicts.jsonl")
-    file.write_text(file.read_text().replace("unreadable", "correct"))
-    with pytest.raises(ValueError, match=r"verdicts.jsonl' is damaged .*: delete the folder"):
-        judge(scores, llama)
+    (file,) = store.glob("toy-llama-*/evaluations/*/generations.jsonl")
+    file.write_text(file.read_text().replace('"response": "', '"response": "CORRECT'))
+    with pytest.raises(ValueError, match=r"generations.jsonl' is damaged .*: delete the folder"):
+        judge(scores, llama, **QUIET)
 
 
-def test_bad_requests_are_refused(scores, llama):
+def test_bad_requests_are_refused(scores, llama, store):
     for batch_size in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match=r"batch_size is .*: it is a whole number, at least 1"):
             judge(scores, llama, batch_size=batch_size)
-    assert not (scores.folder / "judge").exists()
+    assert not list(store.glob("toy-llama-*"))
 
 
 def test_a_question_longer_than_the_judges_context_is_refused(scores, llama, monkeypatch):
     monkeypatch.setattr(module, "PROMPT", PROMPT * 5)
-    with pytest.raises(ValueError, match=r"exceed the context of 512 of .*toy-llama': use a judge with a longer one"):
+    with pytest.raises(ValueError, match=r"prompts .* and 16 new tokens exceed the student's context of 512"):
         judge(scores, llama, **QUIET)

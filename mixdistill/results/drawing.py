@@ -1,0 +1,134 @@
+"""How all figures look: colours, markers, lines with intervals, notes; and how figures and their data are saved."""
+
+import html
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from mixdistill.arguments import instance
+from mixdistill.results.stats import require
+from mixdistill.runs import shown
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; markers differ for print.
+STYLE = {
+    "untouched": ("#7f7f7f", "s", "untouched"),
+    "short": ("#0072B2", "o", "short CoT"),
+    "long": ("#D55E00", "^", "long CoT"),
+    "mix_long": ("#009E73", "D", "Mix-Long"),
+    "small_teacher": ("#0072B2", "o", "small teacher"),
+    "large_teacher": ("#D55E00", "^", "large teacher"),
+    "mix_large": ("#009E73", "D", "Mix-Large"),
+    "alpha": ("#009E73", "D", "mix of long and short CoT"),
+    "long-short": ("#D55E00", "^", "long - short (the gap)"),
+    "mix_long-best": ("#009E73", "D", "Mix-Long - better of the two"),
+    "large_teacher-small_teacher": ("#D55E00", "^", "large - small teacher (the gap)"),
+    "mix_large-best": ("#009E73", "D", "Mix-Large - better of the two"),
+    "unverified-short": ("#CC79A7", "v", "long without its checks - short (ablation)"),
+    "confirmed-unverified": ("#56B4E9", "o", "checks that only confirm, against none"),
+    "long-confirmed": ("#D55E00", "^", "checks that must refuse, against those that only confirm"),
+    "long-unverified": ("#7f7f7f", "s", "both together: long - unverified"),
+    "mark": ("#D55E00", "^", "marks"),
+    "colour": ("#E69F00", "o", "colours"),
+    "product": ("#56B4E9", "v", "products of items"),
+    "machine": ("#009E73", "D", "machines"),
+    "form": ("#7f7f7f", "s", "words of the form"),
+    "short-direct": ("#E69F00", "s", "short - short without its steps (finer steps, control)"),
+}
+# Errors in answers, from honest ones to false proofs; right answers stay white.
+ERROR_COLORS = {
+    "wrong guess": "#56B4E9",
+    "gave up": "#b7dff5",
+    "wrong mark": "#D55E00",
+    "false proof": "#E69F00",
+    "wrong colour": "#CC79A7",
+    "missed mismatch": "#F0E442",
+    "false alarm": "#009E73",
+    "lost operand": "#0072B2",
+    "wrong step": "#000000",
+    "endless": "#999999",
+    "right": "#ffffff",
+}
+SIZES = [("#0072B2", "o"), ("#56B4E9", "v"), ("#009E73", "s"), ("#E69F00", "D"), ("#D55E00", "^")]  # small to large
+INTERVAL, COUNTS = ("ci_low", "ci_high"), ("n_problems", "n_seeds", "n_bases")  # columns
+
+
+def save_table(table: pd.DataFrame, folder: Path, name: str) -> str:
+    """Write the data of a figure to `FOLDER/data/NAME.csv`; returns its path. For `folder` see `Scale.figures_dir`."""
+    instance("the table", table, pd.DataFrame)  # it may be empty: students of one size have no slope
+    path = folder / "data" / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.round(6).to_csv(path, index=False)  # figures round too, and so are the same when drawn from the file
+    return shown(path)
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> str:
+    """Write a figure to `FOLDER/NAME.png`, and beside it as `NAME.svg`; returns the path of the first."""
+    path = folder / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Fine enough for any screen; without version, date and random names, so an unchanged figure is an unchanged file.
+    figure.savefig(path, dpi=200, bbox_inches="tight", metadata={"Software": None})
+    with plt.rc_context({"svg.hashsalt": "mixdistill"}):
+        figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    return shown(path)
+
+
+def size_text(params: int) -> str:
+    """29k, 487k, 1.5B."""
+    if params < 1e6:
+        return f"{params / 1e3:.0f}k"
+    return f"{params / 1e6:.1f}M" if params < 1e8 else f"{params / 1e9:.1f}B"
+
+
+def bars(rows: pd.DataFrame, y: str) -> np.ndarray:
+    return np.clip([rows[y] - rows["ci_low"], rows["ci_high"] - rows[y]], 0, None)
+
+
+def lines(axes: Axes, table: pd.DataFrame, by: str, names: list[str], y: str, x: str = "params") -> None:
+    """A line of points with their intervals for each name in column `by`, side by side so that no bar hides another."""
+    for i, name in enumerate(names):
+        (color, marker, label), rows = STYLE[name], table[table[by] == name].round(6).sort_values(x)
+        shifted = rows[x] * 1.035 ** (i - (len(names) - 1) / 2)
+        ls = "--" if name == "untouched" else "-"
+        axes.errorbar(shifted, rows[y], bars(rows, y), c=color, marker=marker, ls=ls, ms=6, capsize=3, label=label)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    if x == "params":
+        size_axis(axes, table)
+
+
+def size_axis(axes: Axes, table: pd.DataFrame) -> None:
+    sizes = table.drop_duplicates("student")
+    axes.set(xscale="log", xlabel="student, parameters")
+    axes.set_xticks(sizes["params"], student_labels(sizes), fontsize=8.5)
+    axes.minorticks_off()
+
+
+def student_labels(rows: pd.DataFrame) -> list[str]:
+    names = rows["student"].str.split("/").str[-1].str.removesuffix("-Instruct")
+    return list(names + "\n" + rows["params"].map(size_text))
+
+
+def noted(figure: Figure, table: pd.DataFrame, say: str = "") -> Figure:
+    """Say n, seeds, bases, and what the intervals cover: with one seed, or one base, nothing but the problems."""
+    n_seeds, fewest, most = table["n_seeds"].max(), table["n_bases"].min(), table["n_bases"].max()
+    if n_seeds == 1 or most == 1:
+        cover = f"over problems only, of {'one seed' if n_seeds == 1 else 'one base a size'}"
+    else:
+        cover = "over seeds, bases and problems" + (", problems only at sizes with one base" if fewest == 1 else "")
+    seeds = "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
+    bases = "" if most == 1 else f" on {fewest if fewest == most else f'{fewest} to {most}'} bases a size"
+    note = f"n = {table['n_problems'].max()} test problems, {seeds} of data and training{bases}"
+    figure.supxlabel(f"{note}; {say or f'bars: 95% intervals {cover}'}", fontsize=9, x=0.01, ha="left")
+    return figure
+
+
+def text_table(table: pd.DataFrame) -> HTML:
+    """A table of running text. Its styles stand in the cells: an untrusted notebook loses every `<style>` element."""
+    require(table)
+    cells = table.map(lambda text: f'<div style="text-align:left;white-space:pre-wrap">{html.escape(str(text))}</div>')
+    return HTML(cells.to_html(escape=False))
