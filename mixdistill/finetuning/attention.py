@@ -5,8 +5,6 @@ Everywhere else, and for models with more than plain attention, each example has
 attention is used.
 """
 
-from typing import Any
-
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
@@ -41,14 +39,7 @@ def can_pack(model: PreTrainedModel) -> bool:
         return False
     windows, fits = set(), []
 
-    def note(
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **given: Any,
-    ) -> tuple[torch.Tensor, None]:
+    def note(module, query, key, value, attention_mask=None, **given):
         size = value.shape[3]
         fits.append("cu_seq_lens_q" in given and attention_mask is None and query.shape[3] == size <= LARGEST_HEAD)
         windows.add(given.get("sliding_window"))
@@ -67,20 +58,12 @@ def can_pack(model: PreTrainedModel) -> bool:
     return all(fits) and (window in windows or not windowed)
 
 
-def varlen_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **lengths: torch.Tensor | int,
-) -> tuple[torch.Tensor, None]:
+def varlen_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None, **lengths):
     """`torch.nn.attention.varlen` behind the signature of transformers.
 
     Arguments:
         query, key, value: [1, heads, tokens, size].
+        sliding_window: how many tokens a token sees, itself among them; None means all.
         lengths: `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k`, as in `Batch.inputs`.
 
     Returns: [1, tokens, heads, size], and no attention weights.
@@ -88,10 +71,7 @@ def varlen_attention(
     out = varlen_attn(
         # Positions rotated in float32 come out in float32; the value still has the kernel's type.
         *(states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value)),
-        lengths["cu_seq_lens_q"],
-        lengths["cu_seq_lens_k"],
-        lengths["max_length_q"],
-        lengths["max_length_k"],
+        *(lengths[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")),
         scale=scaling,
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import DataCollatorWithFlattening
 
 from mixdistill.data.chat import Example
 
 NOTHING = Example([0], n_prompt=1)  # what a process is given for which nothing is left
 IGNORED = -100  # the label of what is not supervised
+flattened = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,14 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """All tensors on a device, none waited for."""
+
+        def moved(value):
+            return value.pin_memory().to(device, non_blocking=True) if torch.is_tensor(value) else value
+
         if device.type != "cuda":
             return self
-        inputs = {
-            name: _moved(value, device) if torch.is_tensor(value) else value for name, value in self.inputs.items()
-        }
-        return Batch(inputs, _moved(self.predicts, device), _moved(self.labels, device))
-
-
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True)
+        inputs = {name: moved(value) for name, value in self.inputs.items()}
+        return Batch(inputs, moved(self.predicts), moved(self.labels))
 
 
 def batch_of(examples: Sequence[Example], step: int, batch_size: int, seed: int) -> list[Example]:
@@ -60,52 +60,42 @@ def token_groups(lengths: Sequence[int], budget: int, packed: bool, rank: int = 
     """
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     shares = [_first_fit(longest_first[i::ranks], lengths, budget, packed) for i in range(ranks)]
-    missing = max(map(len, shares)) - len(shares[rank])
-    return shares[rank] + [[] for _ in range(missing)]
+    return shares[rank] + [[]] * (max(map(len, shares)) - len(shares[rank]))
 
 
 def _first_fit(longest_first: Sequence[int], lengths: Sequence[int], budget: int, packed: bool) -> list[list[int]]:
+    def load(group: list[int]) -> int:
+        """Tokens, without padding."""
+        return sum(lengths[i] for i in group)
+
     groups: list[list[int]] = []
-    loads: list[int] = []  # tokens, without padding
     for i in longest_first:
-        for at, group in enumerate(groups):
-            tokens = loads[at] + lengths[i] if packed else (len(group) + 1) * lengths[group[0]]
+        for group in groups:
+            tokens = load([*group, i]) if packed else (len(group) + 1) * lengths[group[0]]
             if tokens <= budget:
                 group.append(i)
-                loads[at] += lengths[i]
                 break
         else:
             groups.append([i])
-            loads.append(lengths[i])
-    return [group for _, group in sorted(zip(loads, groups, strict=True), key=lambda pair: -pair[0])]
+    return sorted(groups, key=load, reverse=True)
 
 
 def pack(examples: Sequence[Example]) -> Batch:
     """One row with all examples behind each other; positions restart, and no example predicts into the next."""
-    lengths = torch.tensor([0] + [len(example.input_ids) for example in examples])
-    starts, longest = lengths.cumsum(0).to(torch.int32), int(lengths.max())
-    inputs = {
-        "input_ids": torch.cat([torch.tensor(example.input_ids) for example in examples])[None],
-        "position_ids": torch.cat([torch.arange(len(example.input_ids)) for example in examples])[None],
-        "cu_seq_lens_q": starts,
-        "cu_seq_lens_k": starts,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
-    return _batch(inputs, torch.cat([_labels(example) for example in examples]))
+    inputs = flattened([{"input_ids": example.input_ids, "labels": labels_of(example)} for example in examples])
+    return _batch(inputs, inputs.pop("labels")[0])
 
 
 def pad(examples: Sequence[Example], pad_token: int) -> Batch:
     """A row an example. Under a causal mask no token sees the padding on its right: no attention mask is needed."""
     rows = [torch.tensor(example.input_ids) for example in examples]
-    labels = pad_sequence([_labels(example) for example in examples], batch_first=True, padding_value=IGNORED)
-    return _batch({"input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_token)}, labels.flatten())
+    labels = [torch.tensor(labels_of(example)) for example in examples]
+    inputs = {"input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_token)}
+    return _batch(inputs, pad_sequence(labels, batch_first=True, padding_value=IGNORED).flatten())
 
 
-def _labels(example: Example) -> torch.Tensor:
-    labels = torch.tensor(example.input_ids)
-    labels[: example.n_prompt] = IGNORED
-    return labels
+def labels_of(example: Example) -> list[int]:
+    return [IGNORED] * example.n_prompt + example.input_ids[example.n_prompt :]
 
 
 def _batch(inputs: dict[str, torch.Tensor | int], labels: torch.Tensor) -> Batch:

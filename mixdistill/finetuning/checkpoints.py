@@ -57,21 +57,17 @@ def load_checkpoint(run: Run, model: torch.nn.Module, optimizer: torch.optim.Opt
         return None
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")  # tensors and numbers only
-        if state.pop("check") != _seal(state):
-            raise ValueError("it is not what was written")
-        shapes = {name: value.shape for name, value in state["parameters"].items()}
-        fits = state["run"] == runs.run_key(run.config) and shapes == trained_shapes(model)
-        reason = f"is not of this run (it is of {state['run']!r})"
+        whole = state.pop("check") == _seal(state) and state["run"] == runs.run_key(run.config)
+        weights, moments = state["parameters"], state["optimizer"]
+        fits = whole and {name: value.shape for name, value in weights.items()} == trained_shapes(model)
     except Exception as error:  # torch has many for a damaged file, for one that was cut OSError(EINVAL)
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is no damage
             raise files.unreadable(path, error) from error
-        fits, reason = False, f"is damaged ({type(error).__name__})"
+        fits = False
     if not fits:
-        raise ValueError(
-            f"{runs.shown(path)} {reason}: delete this file and call finetune again, which begins at the first step"
-        )
+        what = f"{runs.shown(path)} is damaged or of another run"
+        raise ValueError(f"{what}: delete this file and call finetune again, which begins at the first step")
     options = StateDictOptions(full_state_dict=True, strict=False)  # what is frozen is not stored
-    weights, moments = state["parameters"], state["optimizer"]
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=options)
     return state["progress"]
 
@@ -91,7 +87,7 @@ def trained_shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_trained(folder: Path, model: torch.nn.Module, student: Student) -> None:
+def save_trained(run: Run, model: torch.nn.Module, student: Student) -> None:
     """Write `adapter/`, or after full fine-tuning `model/`, which can be a student itself. Called by all processes."""
     adapted = isinstance(model, PeftModel)
     state = get_model_state_dict(model, options=WHOLE)
@@ -100,8 +96,7 @@ def save_trained(folder: Path, model: torch.nn.Module, student: Student) -> None
 
     def write(path: Path) -> None:
         if adapted:
-            local = Path(student.name).is_dir()  # no path of this machine
-            model.peft_config["default"].base_model_name_or_path = Path(student.name).name if local else student.name
+            model.peft_config["default"].base_model_name_or_path = run.config["student"]  # no path of this machine
             model.save_pretrained(path, state_dict=state, save_embedding_layers=False)
             (path / "README.md").unlink(missing_ok=True)  # peft's card holds the path of the weights on this machine
         else:
@@ -109,7 +104,7 @@ def save_trained(folder: Path, model: torch.nn.Module, student: Student) -> None
             student.tokenizer.save_pretrained(path)
 
     if gpus.rank() == 0:
-        files.replace(folder / ("adapter" if adapted else "model"), write)
+        files.replace(run.folder / ("adapter" if adapted else "model"), write)
 
 
 def load_trained(run: Run) -> Student:
@@ -126,11 +121,10 @@ def load_trained(run: Run) -> Student:
         )
     if not run.trained:
         return student
-    folder, generation_config = runs.trained_folder(run), student.model.generation_config
+    folder = runs.trained_folder(run)
     if run.config["lora"] is None:
         model = type(student.model).from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
         student.model.load_state_dict(model.state_dict())
     else:
         student.model = PeftModel.from_pretrained(student.model, folder).eval()
-    student.model.generation_config = generation_config
     return student

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from datasets import Dataset
 
 from mixdistill import arguments, files, runs
 from mixdistill.data.chat import Example, prompt_fingerprint, render_traces
-from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.data.students import Student, fingerprint, load_student, load_tokenizer
 from mixdistill.data.traces import check_traces
 from mixdistill.finetuning import gpus, memory
@@ -73,8 +73,7 @@ def finetune(
 
     The loss is the mean cross-entropy of all response tokens of a step, stop token included, prompts not. AdamW without
     weight decay, linear warmup, cosine to 0, gradients clipped at norm 1. How a step is cut into passes and where they
-    run is no part of what a run is: it changes rounding only, and a run may go on elsewhere after it was stopped.
-    Threads of one process take turns.
+    run changes rounding only, and is no part of a run's name: it may go on elsewhere after it was stopped.
 
     Arguments:
         student: as in `load_student`.
@@ -94,14 +93,11 @@ def finetune(
 
     Raises:
         ValueError: bad arguments, an unknown student, traces that do not fit.
-        RuntimeError: the loss is not finite, as with `lr=1e30` from the second step on: the run's folder stays, with
-            `not_finite.json` and the last checkpoint. Or memory ran out (what to change is said), or a process failed.
+        RuntimeError: the loss is not finite: the run's folder stays, with `not_finite.json` and the last checkpoint. Or
+            memory ran out (what to change is said), or a process failed.
         OSError: the disk is full or read-only; the last checkpoint is whole.
     """
     student = arguments.text("student", student)
-    if not isinstance(train, Dataset):
-        given = type(train).__name__
-        raise ValueError(f"train is a {given}: give traces as load_traces and mix return them, a datasets.Dataset")
     check_traces(train)
     arguments.instance("lora", lora, LoRA, optional=True)
     arguments.instance("on", on, Placement)
@@ -131,14 +127,13 @@ def finetune(
         if stored_only:
             return None
         shown.label = f"{run.config['student']}, seed {seed}"
-        launches = gpus.to_launch(on)
-        if not launches:
+        if not gpus.to_launch(on):
             with runs.one_at_a_time:
                 train_run(run, train, lora, replace(on, gpus=gpus.world()), shown)
-    if launches:
-        chosen = ("lr", "epochs", "batch_size", "max_tokens", "too_long", "thinking", "seed", "revision")
-        placed = {"student": student, "train": train, "lora": lora, "on": on, "progress": progress}
-        gpus.launch(placed | {name: config[name] for name in chosen}, on.gpus)
+            return run
+    chosen = ("lr", "epochs", "batch_size", "max_tokens", "too_long", "thinking", "seed", "revision")
+    again = partial(finetune, student, train, lora=lora, on=on, progress=progress)
+    gpus.launch(partial(again, **{name: config[name] for name in chosen}), on.gpus)
     return run
 
 
@@ -195,12 +190,12 @@ def loop(
     runs.start(run)
     before = load_checkpoint(run, model, optimizer) or {"step": 0, "log": [], "n_half": 0, "seconds": 0.0}
     step, log, n_half = before["step"], before["log"], before["n_half"]
+    started -= before["seconds"]
     shown.say(f"{len(examples)} examples, {n_steps} steps, {model.config._attn_implementation} attention, {on}")
-    shown.begin(step, n_steps)
+    shown.begin(log, n_steps)
 
     def checkpoint() -> None:
-        seconds = before["seconds"] + time.monotonic() - started
-        progress = {"step": step, "log": log, "n_half": n_half, "seconds": seconds}
+        progress = {"step": step, "log": log, "n_half": n_half, "seconds": time.monotonic() - started}
         save_checkpoint(run, progress, model, optimizer)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -228,31 +223,26 @@ def loop(
         step, n_half = step + 1, n_half + loss_of.half
         tokens, supervised = sum(len(example.input_ids) for example in batch), n_supervised(batch)
         row = {"step": step, "loss": measured[0], "lr": param_group["lr"], "grad_norm": measured[1]}
+        shown.share = 0.0
         log.append(row | {"tokens": tokens, "supervised_tokens": supervised})
-        shown.did(log[-1])
         if step % CHECKPOINT_EVERY == 0 and step < n_steps:
             checkpoint()
     # ------------------------------------------------------------------------------------------------------------------
 
-    save_trained(run.folder, model, student)
+    save_trained(run, model, student)
     if gpus.rank() > 0:
         return {}
     text = "".join(json.dumps(row) + "\n" for row in log)
     files.replace(run.folder / "metrics.jsonl", lambda path: path.write_text(text))
-    kept = {example.row for example in examples}
     facts = {
         "n_examples": len(examples),
-        "n_too_long_dropped": len(train) - len(examples),
-        "rows_too_long_dropped": [row for row in range(len(train)) if row not in kept],
+        "rows_too_long_dropped": sorted(set(range(len(train))) - {example.row for example in examples}),
         "n_steps": n_steps,
         "n_steps_in_bfloat16": n_half,  # the others are in float32
         "n_trained_params": sum(p.numel() for p in parameters),
         "tokens": sum(row["tokens"] for row in log),
         "supervised_tokens": sum(row["supervised_tokens"] for row in log),
-        "tokens_per_second": round(shown.tokens / shown.seconds(), 1),
-        "seconds": round(before["seconds"] + time.monotonic() - started, 2),
-        "seed": config["seed"],
-        "processes": gpus.world(),
+        "seconds": round(time.monotonic() - started, 2),
         "attention": model.config._attn_implementation,
         "placement": asdict(on),
         "peak_memory_bytes": peak_memory(),
@@ -322,8 +312,7 @@ def default_lr(student: str, lora: LoRA | None) -> float:
     """The peak learning rate where none is given."""
     if lora is None:
         return FULL_LR
-    size = next((size for size, bases in POCKET_BASES.items() if student in bases), student)
-    return POCKET_LR.get(size, LORA_LR)
+    return POCKET_LR.get(student.partition("-")[0], LORA_LR)  # pocket/xs-1 is another base of pocket/xs
 
 
 def data_fingerprint(train: Dataset) -> str:

@@ -46,8 +46,7 @@ class LoRA:
 def trainable_model(student: Student, lora: LoRA | None, seed: int, fused: bool = True) -> torch.nn.Module:
     """The student with fresh adapters in float32, or with all its weights in float32 where `lora` is None.
 
-    Warns if its stop token was never trained and is not going to be. Raises ValueError if the rank is above the
-    student's width, where it could add nothing.
+    Warns if its stop token was never trained and is not going to be. Raises ValueError for a rank above its width.
     """
     torch.manual_seed(seed)
     if lora is None:
@@ -70,7 +69,7 @@ def trainable_model(student: Student, lora: LoRA | None, seed: int, fused: bool 
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in student.model.modules()),
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(student.model, config, autocast_adapter_dtype=True)
+    model = get_peft_model(student.model, config)
     if fused:
         fuse(model)
     return model

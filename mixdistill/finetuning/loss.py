@@ -9,7 +9,7 @@ from transformers.utils import ModelOutput
 from mixdistill.data.chat import Example
 from mixdistill.data.students import Student
 from mixdistill.finetuning.attention import VARLEN
-from mixdistill.finetuning.batches import IGNORED, NOTHING, Batch, pack, pad
+from mixdistill.finetuning.batches import NOTHING, Batch, labels_of, pack, pad
 
 # Positions whose logits are in memory at a time. On a CPU so few that they stay in its cache: half the time at the
 # pocket vocabulary. On a GPU PyTorch's own choice.
@@ -64,9 +64,8 @@ class ResponseLoss(torch.nn.Module):
 
 @torch.no_grad()
 def has_plain_head(causal: PreTrainedModel) -> bool:
-    """Whether the logits are a product with the head's weights and nothing else, seen on zeros and on large values.
-
-    They take the place of what the last layer gives, for two tokens.
+    """Whether the logits are a product with the head's weights and nothing else: seen on zeros and on large values that
+    take the place of what the last layer gives.
     """
     body, head = causal.base_model, causal.get_output_embeddings()
     if body is causal:  # Llama 4 does not name its layers as others do
@@ -78,14 +77,11 @@ def has_plain_head(causal: PreTrainedModel) -> bool:
         outputs.last_hidden_state = rows[None]
         return outputs
 
-    inputs = pack([NOTHING, NOTHING]).to(rows.device).inputs
-    if causal.config._attn_implementation != VARLEN:
-        inputs = {"input_ids": inputs["input_ids"]}
+    packed = causal.config._attn_implementation == VARLEN
+    batch = pack([NOTHING, NOTHING]) if packed else pad([Example([0, 0], n_prompt=1)], 0)
     hook = body.register_forward_hook(replaced)
-    try:
-        logits = causal(**inputs, use_cache=False).logits[0]
-    finally:
-        hook.remove()
+    logits = causal(**batch.to(rows.device).inputs, use_cache=False).logits[0]
+    hook.remove()
     same = torch.allclose(logits.float(), F.linear(rows, head.weight).float(), rtol=1e-2)  # Mamba's are float32 already
     return same and getattr(head, "bias", None) is None
 
@@ -93,23 +89,17 @@ def has_plain_head(causal: PreTrainedModel) -> bool:
 def check_loss(student: Student, loss_of: ResponseLoss) -> None:
     """Compare our loss and its gradient with those of the model's own `forward(labels=...)`, on two short examples.
 
-    Raises ValueError if they differ by more than rounding, or if one of them can not be computed.
+    Raises ValueError if they differ by more than rounding.
     """
     causal = causal_model(loss_of.model)
     attention, vocabulary = causal.config._attn_implementation, len(causal.get_input_embeddings().weight)
     examples = [Example([(7 * i + 3) % vocabulary for i in range(n)], n_prompt=3) for n in (12, 8)]
-    try:
-        causal.set_attn_implementation("sdpa" if attention == VARLEN else attention)
-        own = _measured(loss_of, sum(_own_loss(causal, example, loss_of.half) for example in examples))
-        ours = [_measured(loss_of, loss_of(pad(examples, 0).to(causal.device)))]
-        causal.set_attn_implementation(attention)
-        if attention == VARLEN and causal.device.type == "cuda":
-            ours.append(_measured(loss_of, loss_of(pack(examples).to(causal.device))))
-    except (AttributeError, TypeError, KeyError, NotImplementedError) as error:
-        raise ValueError(
-            f"the loss of {student.name!r} can not be computed ({type(causal).__name__}: {error}): use a decoder-only "
-            "student"
-        ) from error
+    causal.set_attn_implementation("sdpa" if attention == VARLEN else attention)
+    own = _measured(loss_of, sum(_own_loss(causal, example, loss_of.half) for example in examples))
+    ours = [_measured(loss_of, loss_of(pad(examples, 0).to(causal.device)))]
+    causal.set_attn_implementation(attention)
+    if attention == VARLEN and causal.device.type == "cuda":
+        ours.append(_measured(loss_of, loss_of(pack(examples).to(causal.device))))
     loss_tolerance, norm_tolerance = (2e-2, 5e-2) if loss_of.half else (1e-5, 1e-3)
     for loss, norm in ours:
         if not (abs(loss - own[0]) <= loss_tolerance * own[0] and abs(norm - own[1]) <= norm_tolerance * own[1]):
@@ -121,9 +111,7 @@ def check_loss(student: Student, loss_of: ResponseLoss) -> None:
 
 def _own_loss(causal: PreTrainedModel, example: Example, half: bool) -> torch.Tensor:
     """The sum over the supervised tokens by the model's own `forward`."""
-    ids = torch.tensor([example.input_ids], device=causal.device)
-    labels = ids.clone()
-    labels[:, : example.n_prompt] = IGNORED
+    ids, labels = torch.tensor([[example.input_ids], [labels_of(example)]], device=causal.device)
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=half):
         mean = causal(input_ids=ids, labels=labels, use_cache=False).loss
     return mean.float() * (len(example.input_ids) - example.n_prompt)

@@ -47,8 +47,7 @@ def pass_tokens(on: Placement, config: PreTrainedConfig, device: torch.device, l
     text = config.get_text_config()
     width = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     width = max(width) if isinstance(width, list) else width  # Gemma 3n has one a layer
-    low, high = CPU_TOKENS
-    on_cpu = min(max(CPU_CACHE // (4 * width), low), high)
+    on_cpu = min(max(CPU_CACHE // (4 * width), CPU_TOKENS[0]), CPU_TOKENS[1])
     return max(longest, on.tokens or (GPU_TOKENS if device.type == "cuda" else on_cpu))
 
 

@@ -147,11 +147,9 @@ class PlainStudent:
                 cache[layer] = new
 
     def read(self, ids: torch.Tensor) -> torch.Tensor:
-        """Read the prompts, padded on the left, or one more token of every row, [rows, new]; the logits after the last
-        one, [rows, vocabulary].
-        """
+        """The logits [rows, vocabulary] after `ids` [rows, new]: the prompts, or one more token of every row."""
         rows, new = ids.shape
-        heads, size, until = self.n_heads + self.n_kv, self.size, self.end + new
+        n_q, heads, size, until = self.n_heads, self.n_heads + self.n_kv, self.size, self.end + new
         if until > self.keys[0].shape[2]:
             self._reserve(min(2 * self.end, self.positions.shape[1]))
         positions = self.positions[:, self.end : until]
@@ -165,14 +163,11 @@ class PlainStudent:
         ):
             attention = layer.self_attn
             qkv = to_qkv(layer.input_layernorm(x)).view(rows, new, heads + self.n_kv, size)
-            qk = qkv[:, :, :heads]
+            qk, v = qkv[:, :, :heads], qkv[:, :, heads:]
             if hasattr(attention, "q_norm"):  # Qwen3
-                q, k = qk.split([self.n_heads, self.n_kv], dim=2)
-                qk = torch.cat([attention.q_norm(q), attention.k_norm(k)], dim=2)
+                qk = torch.cat([attention.q_norm(qk[:, :, :n_q]), attention.k_norm(qk[:, :, n_q:])], dim=2)
             qk = qk * cos + qk.roll(size // 2, dims=-1) * sin
-            q, k, v = (
-                part.transpose(1, 2) for part in (qk[:, :, : self.n_heads], qk[:, :, self.n_heads :], qkv[:, :, heads:])
-            )
+            q, k, v = (part.transpose(1, 2) for part in (qk[:, :, :n_q], qk[:, :, n_q:], v))
             keys[:, :, self.end : until], values[:, :, self.end : until] = k, v
             if new == 1:
                 y = attend(q * attention.scaling, keys[:, :, :until], values[:, :, :until], bias)
@@ -180,7 +175,7 @@ class PlainStudent:
                 y = F.scaled_dot_product_attention(
                     q, k, v, bias, is_causal=bias is None, scale=attention.scaling, enable_gqa=True
                 )
-            y = y.reshape(rows, self.n_heads, new, size).transpose(1, 2).reshape(rows, new, -1)
+            y = y.reshape(rows, n_q, new, size).transpose(1, 2).reshape(rows, new, -1)
             x = x + to_out(y)
             gate, up = to_hidden(layer.post_attention_layernorm(x)).chunk(2, dim=-1)
             x = x + to_x(layer.mlp.act_fn(gate) * up)

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mixdistill import arguments
 from mixdistill.data.students import TINY, Student
@@ -61,7 +61,7 @@ def check_engine(engine: str) -> None:
 
 def length_sorted_batches(prompts: Sequence[list[int]], batch_size: int) -> list[list[int]]:
     """Places of the prompts in batches of similar length, the longest first: what does not fit fails at once."""
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
 
@@ -136,15 +136,8 @@ def _generate(
         chosen = choose(logits, rows, step)
         return torch.full_like(logits, -torch.inf).scatter(-1, chosen[:, None], 0.0)
 
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=list(stops),
-        pad_token_id=model.generation_config.pad_token_id,
-    )
-    output = model.generate(
-        input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[only_the_chosen]
-    )
+    ends = {"max_new_tokens": max_new_tokens, "eos_token_id": list(stops)}
+    output = model.generate(ids, attention_mask=mask, do_sample=False, logits_processor=[only_the_chosen], **ends)
     return output[:, ids.shape[1] :].tolist()
 
 
