@@ -2,6 +2,7 @@
 statistics.
 """
 
+# ruff: noqa: F401 (the public names)
 from mixdistill.data.mix import mix
 from mixdistill.data.problems import Problem, load_problems
 from mixdistill.data.students import load_student
@@ -16,28 +17,3 @@ from mixdistill.runs import Run, open_run
 from mixdistill.study.collect import collect_traces
 from mixdistill.study.scales import check_parameters, get_scale
 from mixdistill.study.sweep import sweep
-
-__all__ = [
-    "Grade",
-    "LoRA",
-    "Placement",
-    "Problem",
-    "Run",
-    "Sampling",
-    "Scores",
-    "check_parameters",
-    "collect_traces",
-    "equal",
-    "evaluate",
-    "finetune",
-    "get_scale",
-    "grade",
-    "grade_all",
-    "judge",
-    "load_problems",
-    "load_student",
-    "load_traces",
-    "mix",
-    "open_run",
-    "sweep",
-]

@@ -27,11 +27,7 @@ def main() -> None:
             command.add_argument("--notebook", help="run this notebook for every combination, in the place of arms")
             command.add_argument("--on", default="local", help="local (default), ray or ray://HEAD:10001")
         if name == "reproduce":
-            command.add_argument(
-                "--notebooks",
-                default="first",
-                help="all: the further ones too (default: first)",
-            )
+            command.add_argument("--notebooks", default="first", help="all: the further ones too (default: first)")
     try:
         sys.exit(run(parser.parse_args()))
     except ValueError as error:
@@ -58,19 +54,18 @@ def run(args: argparse.Namespace) -> str | int:
         return bool(made.obstacles)
     if args.command == "figures":
         print("\n".join(figures.redraw(scale.figures_dir())))
-        return 0
-    if args.command == "sweep":
+    elif args.command == "sweep":
         table = grid.sweep_grid(args.scale, args.seeds, args.grid, args.notebook, args.on)
-        n_failed = int(table["cause"].notna().sum())
-        failed = f"error: {n_failed} of {len(table)} runs failed (column cause); the same command runs these again"
-        return failed if n_failed else 0
-    try:
-        reproduce.reproduce(args.scale, args.seeds, args.notebooks)
-    except PapermillExecutionError as error:
-        return (
-            f"\nerror: cell {error.exec_count} of a notebook failed: {error.ename}: {error.evalue}\n"
-            "What was finished before is stored: mend the cause and run the same command again"
-        )
+        if n_failed := table["cause"].notna().sum():
+            return f"error: {n_failed} of {len(table)} runs failed (column cause); the same command runs these again"
+    else:
+        try:
+            reproduce.reproduce(args.scale, args.seeds, args.notebooks)
+        except PapermillExecutionError as error:
+            return (
+                f"\nerror: cell {error.exec_count} of a notebook failed: {error.ename}: {error.evalue}\n"
+                "What was finished before is stored: mend the cause and run the same command again"
+            )
     return 0
 
 

@@ -62,8 +62,9 @@ def lock(folder: Path, wait: bool | None = None) -> Iterator[None]:
 
 def _take_turn(path: Path, ours: str, wait: bool) -> None:
     """Create the lock, and its folder, when nobody holds it, or write ours into one whose holder is gone."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # a stranger's store, which would have us overwrite
-        raise OSError(errno.EEXIST, "its lock is no plain file")  # something else, or wait for ever
+    # A stranger's store could have us overwrite something else, or wait for ever.
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(errno.EEXIST, "its lock is no plain file")
     before, since, said = None, time.monotonic(), False
     while True:
         with contextlib.suppress(FileNotFoundError):  # released just now, after refused work with its folder
@@ -122,8 +123,7 @@ def sweep_up(folder: Path, held: Path | None = None) -> None:
 
 
 def write_json(path: Path, content: Record) -> None:
-    """Write a JSON file whole, with a hash of what it says and where: a temporary file, synced to disk, takes its
-    place."""
+    """Write a JSON file whole, with a hash of what it says and where."""
     text = json.dumps(content | {"check": _seal(path, content)}, indent=2) + "\n"
     replace(path, lambda temporary: temporary.write_text(text))
 
@@ -181,8 +181,7 @@ def storing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """ValueError for a file that is missing or damaged; OSError for one that may not or can not be read, which is no
-    damage."""
+    """ValueError for a file that is missing or damaged; OSError for one that may not or can not be read."""
     try:
         if path.exists() and not path.is_file():
             raise IsADirectoryError(errno.EISDIR, "it is no file")
@@ -244,15 +243,12 @@ def read_rows(path: Path, owner: str) -> list[Record]:
     rows: list[Record] = []
     with reading(path):
         lines = path.read_bytes().splitlines() if path.exists() else []
-    for line in lines:
-        try:
+    with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError):  # what damage raises
+        for line in lines:
             row = json.loads(line)
-            whole = row.pop("check") == _check(owner, len(rows), row)
-        except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
-            break
-        if not whole:
-            break
-        rows.append(row)
+            if row.pop("check") != _check(owner, len(rows), row):
+                break
+            rows.append(row)
     return rows
 
 

@@ -37,8 +37,10 @@ one_at_a_time = threading.RLock()  # transformers loads, and torch draws, for on
 
 
 def runs_dir() -> Path:
-    """The run store: `$MIXDISTILL_RUNS`, or `runs/` in the repo. A relative path starts at the working directory of its
-    first use. Raises ValueError for one that can not be."""
+    """The run store: `$MIXDISTILL_RUNS` (from the working directory of its first use), or `runs/` in the repo.
+
+    Raises ValueError for a path that can not be.
+    """
     given = os.environ.get("MIXDISTILL_RUNS")
     if not given:
         return REPO / "runs"
@@ -71,7 +73,9 @@ class Run:
         name, fingerprint = self.config["student"], self.config["fingerprint"]
         if name.startswith("pocket/") or fingerprint.startswith("hub:"):
             return name
-        place = os.path.expanduser(self.place or _noted(self) or name)
+        note = _note(self)  # a damaged one names no place
+        noted = note.read_text(errors="replace") if note.is_file() else name
+        place = os.path.expanduser(self.place or noted)
         if os.path.exists(place):
             return place
         raise ValueError(
@@ -89,11 +93,8 @@ class Run:
 
     def checked(self, name: str) -> Path:
         """The path of a file or folder that training has written. Raises ValueError if anything in it was changed."""
-        listed = self.manifest.get("files")
-        if not isinstance(listed, dict):
-            raise damaged(self.folder / "manifest.json", "it lists no files")
+        listed, found = self.manifest.get("files", {}), digests(self.folder, [name])
         stored = {path: listed[path] for path in listed if path.split("/")[0] == name}
-        found = digests(self.folder, [name])
         different = [path for path in stored.keys() | found.keys() if stored.get(path) != found.get(path)]
         if different or not stored:
             path = self.folder / min(different, default=name)
@@ -106,9 +107,7 @@ class Run:
 
 
 def run_key(config: Record) -> str:
-    """Hash of a run: its student is known by its fingerprint, whatever it is called and wherever it lies; and whether
-    it thinks by the prompt, whatever switch wrote it.
-    """
+    """Hash of a run: a fingerprint says what its student is, wherever it lies, and the prompt whether it thinks."""
     return key({name: value for name, value in config.items() if name not in ("student", "revision", "thinking")})
 
 
@@ -137,14 +136,8 @@ def start(run: Run) -> None:
 
 
 def _note(run: Run) -> Path:
+    """Says where this machine last met a local student."""
     return run.folder.parent / ".students" / run.config["fingerprint"].replace(":", "-")
-
-
-def _noted(run: Run) -> str:
-    """Where this machine last met a local student; empty where no note says so."""
-    with contextlib.suppress(OSError, ValueError):  # none, or a damaged one, which the next run writes again
-        return _note(run).read_text()
-    return ""
 
 
 def finished(run: Run) -> bool:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ def collect_traces(
 ) -> Collected:
     """Sample completions of a teacher for every problem and keep the right ones, as the paper made its data.
 
-    Every completion is streamed to the run store; a killed collection goes on with the problems that were not finished,
-    and a repeated one only reads, whatever `keep` says.
+    A killed collection goes on with the problems that were not finished, and a repeated one only reads, whatever `keep`
+    says.
 
     Arguments:
         teacher: a student's name as in `load_student`, or a run: anything that can answer.
@@ -137,35 +138,32 @@ def trained_teachers(scale: Scale) -> tuple[Scale, pd.DataFrame]:
     Raises ValueError for a scale of real models, or if no problem is solved by both.
     """
     if not arguments.instance("scale", scale, Scale).pocket:
-        raise ValueError(
-            f"the scale {scale.name!r} has real models: give it trace sets of its teachers as large, small"
-        )
-    if len(set(scale.students)) == 1:
-        raise ValueError(
-            f"the scale has one student, {scale.students[0]}: a large and a small teacher are two, add one"
-        )
-    n, given = scale.n_train or N_POCKET, {}
-    tiers = [load_problems(tier, n=-(-2 * n // len(POCKET_TIERS)), split="train") for tier in POCKET_TIERS]
-    own = set(training_set(recipe_arm(scale.students[0], "long", 0), scale)["problem_id"])
+        raise ValueError(f"the scale {scale.name!r} has real models: give it trace sets of its teachers")
+    small, large = scale.students[0], scale.students[-1]
+    if small == large:
+        raise ValueError(f"the scale has one student, {small}: a large and a small teacher are two, add one")
+    n, given, parts = scale.n_train or N_POCKET, {}, {}
+    tiers = [load_problems(tier, n=ceil(2 * n / len(POCKET_TIERS)), split="train") for tier in POCKET_TIERS]
+    own = set(training_set(recipe_arm(small, "long", 0), scale)["problem_id"])
     problems = [problem for row in zip(*tiers, strict=True) for problem in row if problem.id not in own]
-    for role, student in (("large", scale.students[-1]), ("small", scale.students[0])):
+    table = pd.DataFrame([{"problem_id": problem.id, "level": problem.level} for problem in problems])
+    for role, student in (("large", large), ("small", small)):
         run = trained(recipe_arm(student, "long", 0), scale)
         assert run is not None  # as always without stored_only
         with warnings.catch_warnings(action="ignore"):  # that some are not solved: the table says which
             given[role] = collect_traces(run, problems, 4, keep="random", style=role, batch_size=1024)
-    solved = {role: set(collected.traces["problem_id"]) for role, collected in given.items()}
-    common = [problem.id for problem in problems if problem.id in solved["large"] & solved["small"]][:n]
+        table[role] = table["problem_id"].isin(given[role].traces["problem_id"][:])
+    table["both"] = table["large"] & table["small"]
+    table["kept"] = table["both"] & (table["both"].cumsum() <= n)
+    common = table["problem_id"][table["kept"]].tolist()
     if not common:
         raise ValueError("no problem is solved by both teachers: give the scale a larger n_train or more epochs")
     answers = {role: f"{found.folder.parents[1].name}/{found.folder.name}" for role, found in given.items()}
-    folder, sources = runs.runs_dir() / "teachers" / files.key(answers | {"common": common}), {}
+    folder = runs.runs_dir() / "teachers" / files.key(answers | {"common": common})
     for role, collected in given.items():
-        rows, path = {row["problem_id"]: row for row in collected.traces.to_list()}, folder / f"{role}.jsonl"
-        text = pd.DataFrame([rows[problem] for problem in common]).to_json(orient="records", lines=True)
+        path, traces = folder / f"{role}.jsonl", collected.traces.to_pandas().set_index("problem_id")
+        text = traces.loc[common].reset_index().to_json(orient="records", lines=True)
         if not files.present(path) or path.read_text() != text:  # a second call only reads
             files.replace(path, partial(Path.write_text, data=text))
-        sources[role] = TraceSet(str(path), answer_format="pocket")
-    table = pd.DataFrame([{"problem_id": one.id, "level": one.level} for one in problems])
-    solved |= {"both": solved["large"] & solved["small"], "kept": set(common)}
-    fates = {name: table["problem_id"].isin(ids) for name, ids in solved.items()}
-    return replace(scale, large=sources["large"], small=sources["small"]), table.assign(**fates)
+        parts[role] = TraceSet(str(path), answer_format="pocket")
+    return replace(scale, large=parts["large"], small=parts["small"]), table

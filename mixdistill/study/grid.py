@@ -28,7 +28,6 @@ from mixdistill.study.sweep import LACKING, run_all, run_arms, same_work
 # Of a grid of arms.
 KEYS = {"STUDENT": "str", "RECIPE": "str", "ALPHA": "float", "SEED": "int"}
 OWN = {"LR": "float", "EPOCHS": "int", "N_TRAIN": "int"}  # which take the place of the scale's
-ARM = ("student", "recipe", "alpha", "seed", "lr", "epochs", "n_train")  # columns
 READ: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
 RESULTS = ["accuracy", "ci_low", "ci_high", "n_problems", "truncated", "no_answer", "mean_tokens"]
 
@@ -52,19 +51,20 @@ def sweep_grid(
     """
     made, on = get_scale(scale, n_seeds), cluster.check_place(on)
     if notebook is None:
-        values = _parsed(grid, KEYS | OWN, "a grid of arms")
+        what, values = "arms", _parsed(grid, KEYS | OWN, "a grid of arms")
         arms = grid_arms(values, made)
         if on == "local" and not made.pocket:
             check_machine(replace(made, students=tuple(values.get("STUDENT", made.students))))
-        table = _arms_table(arms, made, on)
+        results = run_arms(arms, made, on=on)
+        table = pd.DataFrame([_row(arm, result) for arm, result in zip(arms, results, strict=True)])
     else:
         source = _notebook(notebook)
-        types = {name: facts["inferred_type_name"] for name, facts in papermill.inspect_notebook(source).items()}
-        values = _parsed(grid, types, f"the notebook {source.name}")
-        values = {name: [value] for name, value in (("SCALE", scale), ("SEEDS", n_seeds)) if name in types} | values
+        what, types = source.stem, papermill.inspect_notebook(source)
+        values = {name: [value] for name, value in (("SCALE", scale), ("SEEDS", n_seeds)) if name in types}
+        known = {name: facts["inferred_type_name"] for name, facts in types.items()}
+        values |= _parsed(grid, known, f"the notebook {source.name}")
         combinations = [dict(zip(values, picked, strict=True)) for picked in itertools.product(*values.values())]
         table = _notebook_table(source, combinations, on)
-    what = "arms" if notebook is None else source.stem
     path = runs.runs_dir() / "sweeps" / f"{_label(what, scale, f'seeds={made.n_seeds}', *grid)}.csv"
     files.replace(path, lambda temporary: table.to_csv(temporary, index=False))
     print(f"\n{table.to_string(index=False, max_colwidth=40, na_rep='')}\n")
@@ -82,19 +82,19 @@ def grid_arms(values: Mapping[str, Sequence[Any]], scale: Scale) -> list[Arm]:
         return all_arms(scale)
     if "ALPHA" in values and "RECIPE" in values:
         raise ValueError("the grid has ALPHA and RECIPE: a recipe is a share of its own, give one of the two")
-    alphas = values.get("ALPHA", ())
-    recipes = () if alphas else values.get("RECIPE", ("untouched", *scale.recipes))
+    recipes = values.get("ALPHA") or values.get("RECIPE", ("untouched", *scale.recipes))
     seeds = values.get("SEED", range(scale.n_seeds))
-    own = [*itertools.product(*(values.get(name, [None]) for name in OWN))]
     found: dict[tuple, Arm] = {}
-    for student, seed in itertools.product(values.get("STUDENT", scale.students), seeds):
-        for name in recipes:
-            if name == "untouched":  # the same for all seeds that begin with one base, whatever is trained later
-                arm = Arm(student, name, None, seed)
-                found.setdefault((student, scale.base(arm)), arm)
-        trained = [Arm(student, f"alpha={alpha:g}", alpha, seed) for alpha in alphas]
-        trained += [recipe_arm(student, name, seed) for name in recipes if name != "untouched"]
-        for arm, (lr, epochs, n_train) in itertools.product(trained, own):
+    for student, seed, recipe in itertools.product(values.get("STUDENT", scale.students), seeds, recipes):
+        if recipe == "untouched":  # the same for all seeds that begin with one base, whatever is trained later
+            arm = Arm(student, recipe, None, seed)
+            found.setdefault((student, scale.base(arm)), arm)
+            continue
+        if "ALPHA" in values:
+            arm = Arm(student, f"alpha={recipe:g}", recipe, seed)
+        else:
+            arm = recipe_arm(student, recipe, seed)
+        for lr, epochs, n_train in itertools.product(*(values.get(name, [None]) for name in OWN)):
             made = replace(arm, lr=lr, epochs=epochs, n_train=n_train)
             found[same_work(made)] = made
     return list(found.values())
@@ -123,34 +123,29 @@ def _literal(text: str) -> Any:
     return text
 
 
-def _arms_table(arms: Sequence[Arm], scale: Scale, on: str) -> pd.DataFrame:
-    scores, failed = run_arms(arms, scale, on=on)
-    return pd.DataFrame([_row(arm, scores.get(same_work(arm)), failed.get(same_work(arm))) for arm in arms])
-
-
-def _row(arm: Arm, scores: Scores | None, error: BaseException | None) -> dict[str, Any]:
-    row = {name: getattr(arm, name) for name in ARM}
-    if scores is None:
-        return row | {"cause": str(error)}
-    folder = scores.folder.parents[1]
-    found = stats.accuracy_table(scores.items.assign(seed=arm.seed), []).to_dict("records")[0]
+def _row(arm: Arm, result: Scores | BaseException) -> files.Record:
+    row: files.Record = {name.lower(): getattr(arm, name.lower()) for name in KEYS | OWN}
+    if isinstance(result, BaseException):
+        return row | {"cause": str(result)}
+    folder = result.folder.parents[1]
+    found = stats.accuracy_table(result.items.assign(seed=arm.seed), []).to_dict("records")[0]
     seconds = None if arm.alpha is None else files.read_json(folder / "manifest.json")["seconds"]
     row |= {name: found[name] for name in RESULTS}
     return row | {"seconds": seconds, "folder": runs.shown(folder), "cause": None}
 
 
 def _notebook(name: str) -> Path:
-    path, own = Path(name).expanduser(), runs.REPO / "notebooks" / f"{Path(name).stem}.ipynb"
+    known = {path.stem: path for path in sorted((runs.REPO / "notebooks").glob("*.ipynb"))}
+    path = Path(name).expanduser().absolute()
     if path.is_file():
-        return path.absolute()
-    if own.is_file() and path.parent == Path():
-        return own
-    known = ", ".join(path.stem for path in sorted(own.parent.glob("*.ipynb")))
-    raise ValueError(f"there is no notebook {name!r}: give the path of one, or one of {known}")
+        return path
+    if name.removesuffix(".ipynb") in known:
+        return known[name.removesuffix(".ipynb")]
+    raise ValueError(f"there is no notebook {name!r}: give the path of one, or one of {', '.join(known)}")
 
 
 def _notebook_table(source: Path, combinations: Sequence[dict[str, Any]], on: str) -> pd.DataFrame:
-    cells = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
+    cells = [cell.source for cell in _code_cells(source)]
     jobs, rows, versions = {}, [], [TRAINING_VERSION, EVALUATION_VERSION]
     for given in combinations:
         named = [f"{name}={value}" for name, value in given.items()]
@@ -158,9 +153,8 @@ def _notebook_table(source: Path, combinations: Sequence[dict[str, Any]], on: st
         folder = runs.runs_dir() / "notebooks" / f"{_label(source.stem, *named)}-{hashed}"
         jobs[folder] = Job(" ".join([source.stem, *named]), _run, (source, folder, given), wide=True)
     todo = [job for folder, job in jobs.items() if not (folder / "run.json").is_file()]
-    print(
-        f"{len(jobs)} runs of {source.name}, {len(jobs) - len(todo)} in the run store, {len(todo)} to run", flush=True
-    )
+    n_stored = len(jobs) - len(todo)
+    print(f"{len(jobs)} runs of {source.name}, {n_stored} in the run store, {len(todo)} to run", flush=True)
     failed = run_all(todo, on=on)
     for folder, job in jobs.items():
         row = job.given[2] | {"result": None, "seconds": None, "folder": runs.shown(folder), "cause": None}
@@ -186,10 +180,13 @@ def _run(source: Path, folder: Path, given: dict[str, Any]) -> str:
 
 def _printed(executed: Path) -> str:
     """What the last code cell of an executed notebook has printed or returned."""
-    cells = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
-    outputs = cells[-1].outputs if cells else []
+    outputs = [output for cell in _code_cells(executed)[-1:] for output in cell.outputs]
     texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
     return "".join(texts).strip()
+
+
+def _code_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
 def _label(*parts: str) -> str:

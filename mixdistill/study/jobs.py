@@ -32,12 +32,12 @@ class Progress:
     """How jobs go: one bar in a terminal or in JupyterLab; elsewhere, as in a log, a line a job."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self.jobs, self.left = len(jobs), {job: job.cost for job in jobs}
+        self.n_jobs, self.n_done, self.done = len(jobs), 0, 0.0
         self.started = self.spoke = time.monotonic()
         terminal = sys.stdout.isatty() and sys.stderr.isatty()
         # Where no Jupyter server has started the kernel, as under papermill, nobody could see a widget.
         self.bar = tqdm(
-            total=sum(self.left.values()),
+            total=sum(job.cost for job in jobs),
             disable=not jobs or not (terminal or "JPY_SESSION_NAME" in os.environ),
             bar_format="{desc} |{bar}| {elapsed}, {remaining} left{postfix}",
             leave=False,
@@ -47,18 +47,18 @@ class Progress:
     def at_work(self, names: Sequence[str]) -> None:
         """Called about once a second with the jobs at work."""
         now, said = time.monotonic(), ", ".join(names)
-        self.bar.set_description_str(f"{self.jobs - len(self.left)}/{self.jobs} done; at work: {said}")
+        self.bar.set_description_str(f"{self.n_done}/{self.n_jobs} done; at work: {said}")
         if self.bar.disable and now - self.spoke >= QUIET:
             self.say(f"    {now - self.started:.0f} s, at work: {said}")
 
     def ended(self, job: Job, said: str) -> None:
-        cost = self.left.pop(job)
-        self.bar.update(cost)
+        self.n_done, self.done = self.n_done + 1, self.done + job.cost
+        self.bar.update(job.cost)
         self.bar.set_postfix_str(f"; last {job.name}: {said}")
-        left, done = sum(self.left.values()), self.bar.total - sum(self.left.values())
-        minutes = f"; about {(time.monotonic() - self.started) * left / done / 60:.1f} min left" if self.left else ""
+        minutes = (time.monotonic() - self.started) / 60 * (self.bar.total / self.done - 1)
+        left = f"; about {minutes:.1f} min left" if self.n_done < self.n_jobs else ""
         if self.bar.disable or said.startswith("FAILED"):
-            self.say(f"[{self.jobs - len(self.left)}/{self.jobs}] {job.name}: {said}{minutes}")
+            self.say(f"[{self.n_done}/{self.n_jobs}] {job.name}: {said}{left}")
 
     def say(self, line: str) -> None:
         self.spoke = time.monotonic()
@@ -77,9 +77,7 @@ def attempt(job: Job, patient: bool) -> str:
     except files.Held:
         raise
     except Exception as error:  # as text: the errors of some libraries do not survive the way to another process
-        said = (
-            str(error) if isinstance(error, ValueError | OSError | RuntimeError) else f"{type(error).__name__}: {error}"
-        )
-        raise RuntimeError(said) from error
+        ours = isinstance(error, ValueError | OSError | RuntimeError)
+        raise RuntimeError(str(error) if ours else f"{type(error).__name__}: {error}") from error
     finally:
         files.waits.reset(before)

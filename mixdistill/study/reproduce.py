@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -59,9 +60,8 @@ def reproduce(scale: str, n_seeds: int = 0, notebooks: str = "first") -> Path:
         # Executed notebooks are never the same bytes twice, and a call with more of them writes these again.
         there = [*(folder / f"{name}.ipynb" for name in names), *runs_dir().glob("*/manifest.json")]
         same = [*figures.glob("*.*"), *figures.glob("data/*.*"), *runs_dir().glob("*/evaluations/*/scores.json")]
-        hashes = {os.path.relpath(path, folder): files.digest(path) for path in same if path.is_file()}
-        needs = [os.path.relpath(path, folder) for path in there]
-        files.write_json(note, {"code": code, "there": needs, "same": hashes})
+        left = dict.fromkeys(there) | {path: files.digest(path) for path in same if path.is_file()}
+        files.write_json(note, {"code": code, "left": {os.path.relpath(path, folder): left[path] for path in left}})
     print(f"\nGaps, scale {scale}: accuracy of one recipe minus another, in points\n")
     print(stats.readable_gaps(pd.read_csv(figures / "data" / "gaps.csv")).to_string(index=False))
     print("\nFigures:", *(f"  {shown(path)}" for path in sorted(figures.glob("*.png"))), sep="\n")
@@ -81,18 +81,17 @@ def code_hash() -> str:
 
 def _unchanged(note: Path, code: str) -> bool:
     """Whether a call ended with this code, its notebooks and runs are there, and figures and scores the same."""
-    try:
+    with suppress(ValueError, KeyError, TypeError, AttributeError, OSError):  # no note, not of this place, unreadable
         last = files.read_json(note)
-        there = all((note.parent / path).is_file() for path in last["there"])
-        same = all(files.digest(note.parent / path) == wrote for path, wrote in last["same"].items())
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):  # no note, not of this place, or a file is gone
-        return False
-    return last.get("code") == code and there and same
+        left = [(note.parent / path, hashed) for path, hashed in last["left"].items()]
+        same = all(path.is_file() and hashed in (None, files.digest(path)) for path, hashed in left)
+        return same and last["code"] == code
+    return False
 
 
 def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: bool = True) -> None:
-    """Run one notebook with those of the parameters that it declares and that differ from what it says itself; `echo`:
-    print what its cells print. No path of this machine is written into it."""
+    """Run one notebook with those of the parameters that it declares and that differ from its own; `echo`: print what
+    its cells print. No path of this machine is written into it."""
     declared = {name: facts["default"].replace('"', "'") for name, facts in papermill.inspect_notebook(source).items()}
     given = {name: value for name, value in parameters.items() if repr(value) != declared.get(name, repr(value))}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,14 +99,11 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     # Over TCP, ipykernel 7 warns of eavesdropping, and kernels of parallel runs could meet at one port; so over sockets
     # of the file system, whose paths may have 107 characters, in a folder of their own.
-    posix = os.name == "posix"
     for left in Path("/tmp").glob("mixdistill-kernel-*"):  # by processes that were killed
         pid = left.name.split("-")[2]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
-    prefix = f"mixdistill-kernel-{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir="/tmp" if posix else None) as sockets:
-        local = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+    with tempfile.TemporaryDirectory(prefix=f"mixdistill-kernel-{os.getpid()}-", dir="/tmp") as sockets:
         try:
             papermill.execute_notebook(
                 source,
@@ -117,7 +113,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: 
                 stdout_file=sys.stdout if echo else None,
                 stderr_file=sys.stderr if echo else None,
                 cwd=REPO,
-                config=Config({"KernelManager": local} if posix else {}),
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
             )
         finally:
             if target.is_file():  # papermill writes a failed notebook too

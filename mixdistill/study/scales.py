@@ -39,8 +39,6 @@ class TraceSet:
 class Scale:
     """A named set of arms. All arms share everything but student, recipe and seed; the rate is the student's own.
 
-    At the paper's scale the method is the student's own too: those in `full` train all weights, at another rate.
-
     A scale of your own, with your students (Hub ids or folders), traces and benchmarks (names or files):
 
         mine = {"students": ("models/mine",), "alpha_student": "models/mine", "benchmarks": ("math500", "test.jsonl")}
@@ -99,12 +97,12 @@ class Scale:
 
     @property
     def recipes(self) -> tuple[str, ...]:
-        """Those of `mix.RECIPES` for which this scale has both trace sets."""
+        """Those of `mix.RECIPES` of which this scale has both trace sets."""
         return tuple(name for name, r in RECIPES.items() if getattr(self, r.hard) and getattr(self, r.easy))
 
     def base(self, arm: "Arm") -> str:
         """The model that an arm starts from: the seeds are spread over the bases of a pocket student."""
-        bases = POCKET_BASES.get(arm.student, (arm.student,))
+        bases = _bases(arm.student)
         return bases[arm.seed % len(bases)]
 
     @property
@@ -112,11 +110,9 @@ class Scale:
         return all(student in POCKET_BASES for student in self.students)
 
     def figures_dir(self, **changed: object) -> Path:
-        """Where figures and tables go: `figures/` in the repo for a scale as it is defined here, `pocket` at its root.
-
-        A scale that differs in any field never replaces those: its go to the run store, to a folder named by what
-        differs. `changed` holds what a notebook's reader has set beside the scale.
-        """
+        """Where figures and tables go: `figures/` in the repo for a scale as it is defined here, `pocket` at its root;
+        for any other the run store, a folder named by what differs. `changed`: what a notebook's reader has set beside
+        the scale."""
         own = SCALES.get(self.name, self)
         changed = {name: value for name, value in vars(self).items() if value != getattr(own, name)} | changed
         if self.name in SCALES and not changed:
@@ -143,7 +139,8 @@ REVISIONS = {
     "meta-llama/Llama-3.3-70B-Instruct": "6f6073b423013f6a7d4d9f39144961bfbfbc386b",
 }
 
-QWEN = tuple(student for student in REVISIONS if student.startswith("Qwen/"))  # from small to large
+SMALL = tuple(REVISIONS)[:4]  # all from small to large
+QWEN = tuple(student for student in REVISIONS if student.startswith("Qwen/"))
 LLAMA = tuple(student for student in REVISIONS if student.startswith("meta-llama/"))
 
 MATH_TRACES = "UWNSL/MATH_training_split_"
@@ -174,12 +171,7 @@ PAPER = replace(
 # GPU. `docs/real-models.md` says where the files come from; they are looked for in `$MIXDISTILL_DATA`.
 LAPTOP = Scale(
     name="laptop",
-    students=(
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "google/gemma-3-270m-it",
-        "HuggingFaceTB/SmolLM2-360M-Instruct",
-        "Qwen/Qwen2.5-0.5B-Instruct",
-    ),
+    students=SMALL,
     alpha_student="HuggingFaceTB/SmolLM2-135M-Instruct",
     benchmarks=("svamp",),
     long=TraceSet("svamp_llama_level4.jsonl", answer_format="gsm8k"),
@@ -213,30 +205,22 @@ SCALES = {scale.name: scale for scale in (SMOKE, POCKET_STUDY, POCKET_LARGE, LAP
 
 
 def get_scale(name: str, n_seeds: int = 0) -> Scale:
-    """The scale of this name, with another number of seeds if `n_seeds` is above 0.
-
-    Raises ValueError for an unknown name or a bad number.
-    """
+    """The scale of this name, with another number of seeds if `n_seeds` is above 0; ValueError for an unknown one."""
     scale = SCALES[choice("scale", name, SCALES)]
     return replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0) or scale.n_seeds)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One student under one recipe with one seed.
-
-    `alpha` is the share of hard traces, None for the untouched student; `hard` and `easy` are parts as in `mix.Recipe`;
-    a peak learning rate, epochs and number of training problems of its own take the place of the scale's. Raises
-    ValueError for a field that cannot be.
-    """
+    """One student under one recipe with one seed. Raises ValueError for a field that cannot be."""
 
     student: str
     recipe: str
-    alpha: float | None
+    alpha: float | None  # share of hard traces; None: the untouched student
     seed: int
-    hard: str = "long"
+    hard: str = "long"  # parts, as in `mix.Recipe`
     easy: str = "short"
-    lr: float | None = None
+    lr: float | None = None  # its own, in the place of the scale's
     epochs: int | None = None
     n_train: int | None = None
 
@@ -262,15 +246,12 @@ def gap_arms(scale: Scale) -> list[Arm]:
 
 def untouched_arms(scale: Scale, students: Sequence[str]) -> list[Arm]:
     """The untouched students: one arm for each base that the scale's seeds meet."""
-    students = texts("students", students)
-    arms = [Arm(student, "untouched", None, seed) for student in students for seed in range(scale.n_seeds)]
-    return list({scale.base(arm): arm for arm in reversed(arms)}.values())[::-1]
+    seeds = {name: range(scale.n_seeds)[: len(_bases(name))] for name in texts("students", students)}
+    return [Arm(student, "untouched", None, seed) for student in seeds for seed in seeds[student]]
 
 
 def control_arms(scale: Scale, *names: str) -> list[Arm]:
-    """Every student under the named controls of `mix.CONTROLS` with every seed, under all that the scale has traces of
-    if none is named. Raises ValueError for an unknown name.
-    """
+    """Every student under the named controls (none named: all) that the scale has traces of, with every seed."""
     instance("scale", scale, Scale)
     wanted = [choice("a control", name, CONTROLS) for name in names] or list(CONTROLS)
     return _recipe_arms(scale, [name for name in wanted if getattr(scale, CONTROLS[name].hard)])
@@ -295,8 +276,12 @@ def _recipe_arms(scale: Scale, recipes: Sequence[str]) -> list[Arm]:
     return [recipe_arm(student, recipe, seed) for seed in seeds for student in scale.students for recipe in recipes]
 
 
+def _bases(student: str) -> tuple[str, ...]:
+    return POCKET_BASES.get(student, (student,))
+
+
 def check_parameters(namespace: Mapping[str, Any], **types: type) -> None:
-    """Refuse parameters that a notebook does not know, or of another type than it declares, before anything runs.
+    """Refuse a notebook's parameters that it does not know, or of another type than it declares.
 
     `namespace` is the notebook's `globals()`, `types` its parameters. Raises ValueError for the first that is wrong.
     """

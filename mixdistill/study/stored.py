@@ -1,6 +1,5 @@
-"""The published results travel with the clone: every graded answer of the study in one Parquet file, about 2 MB.
-
-A notebook opens on them in seconds, without training. `make publish` writes the file from the run store.
+"""The published results travel with the clone, so that a notebook opens on them in seconds: every graded answer of the
+study in one Parquet file of about 2 MB, which `make publish` writes from the run store.
 """
 
 from collections.abc import Sequence
@@ -35,11 +34,7 @@ class Results:
         return self.scale.students[:N_SWEPT] if self.stored else (self.scale.alpha_student,)
 
     def items(self, arms: Sequence[Arm]) -> pd.DataFrame:
-        """The graded items of the arms as `sweep` gives them: read from the file, or from the run store, which trains
-        and evaluates what it lacks.
-
-        Raises ValueError for an arm that the file lacks, and where `sweep` does.
-        """
+        """The graded items of the arms, read from the file or by `sweep`; ValueError for an arm that the file lacks."""
         if not self.stored:
             return sweep(arms, self.scale)
         if lacking := [name_of(arm) for arm in arms if _key(arm) not in self._stored]:
@@ -57,14 +52,13 @@ class Results:
 
 
 def open_results(scale: Scale, results: str = "", **changed: object) -> Results:
-    """Where a notebook takes its items from, which it also prints.
+    """Where a notebook takes its items from, which it also prints, and its folder, which is the published one only for
+    live results of the study itself.
 
     Arguments:
         results: `stored`, `live` (the run store, trained where it lacks them), or empty: stored for the published study
             with its own parameters, else live.
         changed: parameters of the notebook beside the scale that differ from the study's.
-
-    What is stored never replaces a published figure: it is drawn in the run store's folder.
 
     Raises ValueError for another word, or if stored results are asked for of another scale or number of seeds.
     """

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from mixdistill import files
-from mixdistill.arguments import instance, whole
+from mixdistill.arguments import instance, number, whole
 from mixdistill.data.mix import mix
 from mixdistill.data.problems import Problem, load_problems
 from mixdistill.data.students import TINY, n_params
@@ -37,15 +37,13 @@ def sweep(
 ) -> pd.DataFrame:
     """Train and evaluate every arm that the run store lacks, and return the graded items of all.
 
-    An arm that fails stops no other: the error comes when all the others are stored. An arm that another process works
-    on, of this machine or of another that shares the store, is looked at again at the end: the same call on several
-    machines divides the work.
+    An arm that fails stops no other. One that another process works on, of this machine or of another that shares the
+    store, is looked at again at the end: the same call on several machines divides the work.
 
     Arguments:
         workers: arms at a time on this machine, each in a process with one thread. None: as many as there are cores;
             or one a GPU, and of large students one at a time on all GPUs.
-        on: `local`; or `ray`, the Ray cluster that this machine is in, or `ray://HEAD:10001`, one that it is not in
-            (docs/cluster.md).
+        on: `local`; `ray`, the Ray cluster that this machine is in; or `ray://HEAD:10001`, another (docs/cluster.md).
 
     Returns: one row an arm, problem and sample: `evaluate.Scores.items` and student, params, recipe, alpha, base, seed.
 
@@ -54,50 +52,40 @@ def sweep(
         RuntimeError: arms failed; says which, and why the first did.
     """
     arms = [instance("an arm", arm, Arm) for arm in instance("arms", arms, Iterable)]
-    scores, failed = run_arms(arms, scale, split, workers, on)
+    results = [*zip(arms, run_arms(arms, scale, split, workers, on), strict=True)]
+    failed = [(name_of(arm), result) for arm, result in results if isinstance(result, BaseException)]
     if failed:
-        first = next(arm for arm in arms if same_work(arm) in failed)
-        error = failed[same_work(first)]
+        first, error = failed[0]
         raise RuntimeError(
-            f"{len(failed)} of {len(failed) + len(scores)} arms failed; the first, {name_of(first)}: {error}. "
+            f"{len(failed)} of {len(arms)} arms failed; the first, {first}: {error}. "
             "The others are stored: mend the cause and run again"
         ) from error
-    return pd.concat([arm_items(arm, scale, scores[same_work(arm)].items) for arm in arms], ignore_index=True)
+    tables = [arm_items(arm, scale, result.items) for arm, result in results if isinstance(result, Scores)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def run_arms(
     arms: Sequence[Arm], scale: Scale, split: str | None = None, workers: int | None = None, on: str = "local"
-) -> tuple[dict[tuple, Scores], dict[tuple, BaseException]]:
-    """Run what the store lacks, as `sweep` says; returns the scores, and the errors of what failed, by `same_work`."""
+) -> list[Scores | BaseException]:
+    """Run what the store lacks, as `sweep` says; returns each arm's scores, or the error that it failed with."""
     workers, on = whole("workers", workers, optional=True), cluster.check_place(on)
     instance("scale", scale, Scale)
     if not arms:
         raise ValueError("there are no arms to run: give at least one, such as those of gap_arms(scale)")
-    # The same training under two names (alpha=0 and short) is one piece of work.
     work = {same_work(arm): arm for arm in arms}
-    stored = {key: run_arm(arm, scale, split, stored_only=True) for key, arm in work.items()}
-    scores = {key: found for key, found in stored.items() if found is not None}
-    jobs = {_job(arm, scale, split): key for key, arm in work.items() if key not in scores}
-    print(f"{len(work)} arms: {len(scores)} in the run store, {len(jobs)} to run", flush=True)
-    failed = {jobs[job]: error for job, error in run_all([*jobs], workers, on).items()}
-    for key in jobs.values():
-        found = None if key in failed else run_arm(work[key], scale, split, stored_only=True)
-        if found is not None:
-            scores[key] = found
-        elif key not in failed:
-            failed[key] = RuntimeError(LACKING)
-    return scores, failed
+    found: dict[tuple, Any] = {key: run_arm(arm, scale, split, stored_only=True) for key, arm in work.items()}
+    jobs = {key: _job(arm, scale, split) for key, arm in work.items() if found[key] is None}
+    print(f"{len(work)} arms: {len(work) - len(jobs)} in the run store, {len(jobs)} to run", flush=True)
+    failed = run_all([*jobs.values()], workers, on)
+    for key, job in jobs.items():
+        stored = None if job in failed else run_arm(work[key], scale, split, stored_only=True)
+        found[key] = stored or failed.get(job, RuntimeError(LACKING))
+    return [found[same_work(arm)] for arm in arms]
 
 
 def run_all(jobs: Sequence[Job], workers: int | None = None, on: str = "local") -> dict[Job, BaseException]:
-    """Run the jobs, the long ones first, and show how they go; returns the errors of those that failed.
-
-    A job that another process holds is looked at again when all others have ended.
-
-    Arguments:
-        workers: jobs at a time on this machine; None: one a GPU, or without any one a core.
-        on: `local`, or the Ray cluster as in `cluster.in_ray`.
-    """
+    """Run the jobs, the long ones first, where `sweep` says, and show how they go; returns the errors of those that
+    failed. A job that another process holds is looked at again when all others have ended."""
     waiting = sorted(jobs, key=lambda job: -job.cost)
     failed: dict[Job, BaseException] = {}
     try:
@@ -166,20 +154,19 @@ def training_set(arm: Arm, scale: Scale) -> Dataset:
     """The mix that trains an arm.
 
     In the pocket world a seed draws the problems, where the long teacher begins, the mix, and the base. Published sets
-    and files hold one trace a problem: there a seed draws only which problems get the hard trace, and nothing of the
-    data where alpha is 0 or 1. (In every world `finetune` also draws first adapter weights and the order of examples.)
+    and files hold one trace a problem: there a seed draws only which problems get the hard trace.
 
-    Raises ValueError if the scale has no trace set for a part.
+    Raises ValueError if the scale has no trace set for a part, or none of so many problems.
     """
-    hard, easy = getattr(scale, arm.hard), getattr(scale, arm.easy)
-    missing = [part for part, traces in ((arm.hard, hard), (arm.easy, easy)) if traces is None]
+    missing = [part for part in (arm.hard, arm.easy) if getattr(scale, part) is None]
     if missing:
         raise ValueError(
             f"the scale {scale.name!r} has no trace set for {' and '.join(missing)}, which {arm.recipe!r} needs: "
             f"use one of {', '.join(scale.recipes)}, or give it one with replace(scale, {missing[0]}=TraceSet(...))"
         )
-    n_train = arm.n_train or scale.n_train
-    made = _kept(_mixed, _stamp(hard.source, easy.source), hard, easy, arm.alpha, n_train, arm.seed)
+    n = arm.n_train or scale.n_train
+    hard, easy = (trace_set(getattr(scale, part), n, arm.seed) for part in (arm.hard, arm.easy))
+    made = mix(hard, easy, number("alpha", arm.alpha), arm.seed)
     if arm.n_train and len(made) < arm.n_train:
         raise ValueError(f"n_train is {arm.n_train}: there are traces of {len(made)} problems, ask for no more")
     return made
@@ -199,7 +186,7 @@ def evaluation_problems(benchmark: str, n: int | None, split: str | None) -> lis
 
 @lru_cache(maxsize=256)
 def _kept(read: Callable[..., Any], stamp: tuple, *arguments: Any, **options: Any) -> Any:
-    """What has been read before; with another stamp it is read again."""
+    """What `read` gives, read again only with another stamp."""
     return read(*arguments, **options)
 
 
@@ -208,10 +195,6 @@ def _stamp(*sources: str) -> tuple:
     paths = [local_path(source) for source in sources if source]
     found = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
     return tuple((str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino) for file in found for stat in [file.stat()])
-
-
-def _mixed(hard: TraceSet, easy: TraceSet, alpha: float, n: int | None, seed: int) -> Dataset:
-    return mix(trace_set(hard, n, seed), trace_set(easy, n, seed), alpha, seed)
 
 
 def _traces(traces: TraceSet, n: int | None, seed: int) -> Dataset:

@@ -107,7 +107,7 @@ def test_a_second_call_executes_no_notebook_until_something_has_changed(undistur
     assert not reproduce._unchanged(note.with_name("done-all.json"), code)
     run = next(store.glob("*/evaluations/*/scores.json"))
     written = note.read_text()
-    for broken in ("", "[]", "{}", '{"code": "' + code + '"}', '{"code": "' + code + '", "there": 5, "same": []}'):
+    for broken in ("", "[]", "{}", '{"code": "' + code + '"}', '{"code": "' + code + '", "left": []}'):
         note.write_text(broken)
         assert not reproduce._unchanged(note, code)
     note.write_text(written)
