@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +131,8 @@ def finetune(
                 train_run(run, train, lora, replace(on, gpus=gpus.world()), shown)
             return run
     chosen = ("lr", "epochs", "batch_size", "max_tokens", "too_long", "thinking", "seed", "revision")
-    again = partial(finetune, student, train, lora=lora, on=on, progress=progress)
-    gpus.launch(partial(again, **{name: config[name] for name in chosen}), on.gpus)
+    placed = {"student": student, "train": train, "lora": lora, "on": on, "progress": progress}
+    gpus.launch(placed | {name: config[name] for name in chosen}, on.gpus)
     return run
 
 
@@ -243,6 +242,7 @@ def loop(
         "tokens": sum(row["tokens"] for row in log),
         "supervised_tokens": sum(row["supervised_tokens"] for row in log),
         "seconds": round(time.monotonic() - started, 2),
+        "processes": gpus.world(),
         "attention": model.config._attn_implementation,
         "placement": asdict(on),
         "peak_memory_bytes": peak_memory(),

@@ -6,11 +6,13 @@ the run store.
 """
 
 import atexit
+import json
 import os
-import pickle
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from datasets import Dataset
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -25,6 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mixdistill import runs
 from mixdistill.data.students import decoder_layers
+from mixdistill.finetuning.lora import LoRA
 from mixdistill.finetuning.loss import ResponseLoss
 from mixdistill.finetuning.memory import Placement
 
@@ -32,7 +36,9 @@ T = TypeVar("T")
 
 
 def to_launch(on: Placement) -> bool:
-    """Whether the processes of a placement are still to be started. Raises ValueError for more than there can be."""
+    """Whether the processes of a placement have yet to be started. Raises ValueError if it asks for more than there
+    is.
+    """
     n = torch.cuda.device_count()
     if on.gpus > max(n, world(), 1):
         raise ValueError(f"gpus is {on.gpus}, this machine has {n}: ask for at most that many")
@@ -41,8 +47,8 @@ def to_launch(on: Placement) -> bool:
     return on.gpus > 1 and world() == 1
 
 
-def launch(work: Callable[[], object], processes: int) -> None:
-    """Call `work` in so many new processes of this machine; no fork, as CUDA may be in use here.
+def launch(arguments: dict[str, Any], processes: int) -> None:
+    """Call `finetune` in so many new processes of this machine; no fork, as CUDA may be in use here.
 
     Raises RuntimeError if they fail, with what the first said.
     """
@@ -51,17 +57,16 @@ def launch(work: Callable[[], object], processes: int) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
-        run_id="finetune",
+        run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         signals_to_handle="SIGHUP",  # and not Ctrl-C: the handlers stay when the processes are gone
     )
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "work")
-        file.write_bytes(pickle.dumps(work))
+        write_arguments(Path(folder), arguments)
         try:
-            elastic_launch(config, sys.executable)("-m", "mixdistill.finetuning.gpus", str(file))
+            elastic_launch(config, sys.executable)("-m", "mixdistill.finetuning.gpus", folder)
         except ChildFailedError as error:
             said = error.get_first_failure()[1].message
             raise RuntimeError(f"training in {processes} processes failed: {said}") from error
@@ -70,12 +75,30 @@ def launch(work: Callable[[], object], processes: int) -> None:
 @record
 def main() -> None:
     """What each process that `launch` starts runs."""
-    pickle.loads(Path(sys.argv[1]).read_bytes())()
+    from mixdistill.finetuning.finetune import finetune  # which imports this module
+
+    finetune(**read_arguments(Path(sys.argv[1])))
     dist.destroy_process_group()
     sys.stdout.flush()
+    sys.stderr.flush()
     # All is stored. An interpreter that ends by itself destroys the threads of gloo and Arrow, and now and then aborts
     # on one that still runs ("terminate called without an active exception"): the run would be called failed.
     os._exit(0)
+
+
+def write_arguments(folder: Path, arguments: dict[str, Any]) -> None:
+    """Put the arguments of `finetune` into a folder, for processes to come; no pickle, which could run anything."""
+    arguments["train"].to_parquet(folder / "train.parquet")
+    given = {name: value for name, value in arguments.items() if name != "train"}
+    (folder / "arguments.json").write_text(json.dumps(given, default=asdict))
+
+
+def read_arguments(folder: Path) -> dict[str, Any]:
+    """What `write_arguments` has written."""
+    train = Dataset.from_parquet(str(folder / "train.parquet"), cache_dir=str(folder))
+    given = json.loads((folder / "arguments.json").read_text())
+    lora = LoRA(**given["lora"]) if given["lora"] else None
+    return given | {"train": train, "lora": lora, "on": Placement(**given["on"])}
 
 
 def world() -> int:

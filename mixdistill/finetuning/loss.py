@@ -89,17 +89,21 @@ def has_plain_head(causal: PreTrainedModel) -> bool:
 def check_loss(student: Student, loss_of: ResponseLoss) -> None:
     """Compare our loss and its gradient with those of the model's own `forward(labels=...)`, on two short examples.
 
-    Raises ValueError if they differ by more than rounding.
+    Raises ValueError if they differ by more than rounding, or if one of them can not be computed.
     """
     causal = causal_model(loss_of.model)
     attention, vocabulary = causal.config._attn_implementation, len(causal.get_input_embeddings().weight)
     examples = [Example([(7 * i + 3) % vocabulary for i in range(n)], n_prompt=3) for n in (12, 8)]
-    causal.set_attn_implementation("sdpa" if attention == VARLEN else attention)
-    own = _measured(loss_of, sum(_own_loss(causal, example, loss_of.half) for example in examples))
-    ours = [_measured(loss_of, loss_of(pad(examples, 0).to(causal.device)))]
-    causal.set_attn_implementation(attention)
-    if attention == VARLEN and causal.device.type == "cuda":
-        ours.append(_measured(loss_of, loss_of(pack(examples).to(causal.device))))
+    try:
+        causal.set_attn_implementation("sdpa" if attention == VARLEN else attention)
+        own = _measured(loss_of, sum(_own_loss(causal, example, loss_of.half) for example in examples))
+        ours = [_measured(loss_of, loss_of(pad(examples, 0).to(causal.device)))]
+        causal.set_attn_implementation(attention)
+        if attention == VARLEN and causal.device.type == "cuda":
+            ours.append(_measured(loss_of, loss_of(pack(examples).to(causal.device))))
+    except (AttributeError, TypeError, KeyError, NotImplementedError) as error:
+        what = f"the loss of {student.name!r} can not be computed ({type(causal).__name__}: {error})"
+        raise ValueError(f"{what}: use a decoder-only student") from error
     loss_tolerance, norm_tolerance = (2e-2, 5e-2) if loss_of.half else (1e-5, 1e-3)
     for loss, norm in ours:
         if not (abs(loss - own[0]) <= loss_tolerance * own[0] and abs(norm - own[1]) <= norm_tolerance * own[1]):

@@ -2,11 +2,9 @@
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from safetensors.torch import load_file
 
 from mixdistill import LoRA, Placement, finetune, load_student, load_traces
 from mixdistill.finetuning.checkpoints import load_trained
-from mixdistill.finetuning.gpus import launch
+from mixdistill.finetuning.gpus import launch, write_arguments
 from mixdistill.runs import Run, runs_dir
 
 # 13 examples of unequal length in steps of 4: the last step of an epoch has one, and one process has nothing to do.
@@ -43,21 +41,22 @@ def single(monkeypatch, tmp_path, student, train, lora=LORA) -> Run:
     return run
 
 
-def work(student, train, lora=LORA, **on) -> partial:
-    return partial(finetune, student, train, lora=lora, **SETTINGS, on=Placement(**{"tokens": 60, **on}))
+def arguments(student, train, lora=LORA, **on) -> dict:
+    return {"student": student, "train": train, "lora": lora, **SETTINGS, "on": Placement(**{"tokens": 60, **on})}
 
 
 def started(
-    tmp_path, given: partial, patch: str = "", launcher: str = "torch.distributed.run --standalone --nproc-per-node=2"
+    tmp_path, given: dict, patch: str = "", launcher: str = "torch.distributed.run --standalone --nproc-per-node=2"
 ):
     """Two processes of a script that calls `finetune`, after a few lines that change the module `m`."""
-    (tmp_path / "work").write_bytes(pickle.dumps(given))
-    script = f"""import os, pickle, sys, torch
+    write_arguments(tmp_path, given)
+    script = f"""import os, sys, torch
 from pathlib import Path
 from mixdistill.finetuning import finetune as m
+from mixdistill.finetuning.gpus import read_arguments
 m.CHECKPOINT_EVERY = 3
 {patch}
-pickle.loads(Path({str(tmp_path / "work")!r}).read_bytes())()
+m.finetune(**read_arguments(Path({str(tmp_path)!r})))
 """
     (tmp_path / "script.py").write_text(script)
     return subprocess.run(
@@ -74,7 +73,7 @@ def trained_run(single_run: Run) -> Run:
 
 
 def assert_equal(several: Run, one: Run, tensors: str) -> None:
-    assert several.manifest["placement"]["gpus"] == 2
+    assert several.manifest["processes"] == 2
     assert several.manifest["tokens"] == one.manifest["tokens"]
     assert several.manifest["supervised_tokens"] == one.manifest["supervised_tokens"]
     for column in ("loss", "grad_norm"):
@@ -96,28 +95,28 @@ STOP_AT_5 = "s = m.schedule\nm.schedule = lambda at, n: s(at, n) if at < 5 else 
 def test_two_processes_equal_one_also_after_they_were_stopped(monkeypatch, tmp_path, qwen, train, capfd):
     one = single(monkeypatch, tmp_path, qwen, train)
     capfd.readouterr()
-    launch(work(qwen, train), 2)
+    launch(arguments(qwen, train), 2)
     shown = capfd.readouterr().out  # what the processes print comes back, once
     assert shown.count("13 examples, 8 steps") == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     undisturbed = trained_run(one)
     assert_equal(undisturbed, one, "adapter/adapter_model.safetensors")
     monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "stopped"))
-    assert started(tmp_path, work(qwen, train), STOP_AT_5).returncode != 0
-    launch(work(qwen, train), 2)
+    assert started(tmp_path, arguments(qwen, train), STOP_AT_5).returncode != 0
+    launch(arguments(qwen, train), 2)
     assert trained_run(one).metrics().equals(undisturbed.metrics())
 
 
 def test_two_processes_that_share_the_weights_equal_one_and_save_a_whole_adapter(monkeypatch, tmp_path, llama, train):
     one = single(monkeypatch, tmp_path, llama, train)
-    launch(work(llama, train, shard=True), 2)
+    launch(arguments(llama, train, shard=True), 2)
     assert trained_run(one).manifest["placement"]["shard"]
     assert_equal(trained_run(one), one, "adapter/adapter_model.safetensors")
 
 
 def test_all_weights_are_trained_sharded_and_saved_whole(monkeypatch, tmp_path, qwen, train):
     one = single(monkeypatch, tmp_path, qwen, train, lora=None)
-    launch(work(qwen, train, lora=None, shard=True), 2)
+    launch(arguments(qwen, train, lora=None, shard=True), 2)
     assert_equal(trained_run(one), one, "model/model.safetensors")
     model = load_student(str(trained_run(one).folder / "model")).model
     assert model.lm_head.weight is model.get_input_embeddings().weight
@@ -126,11 +125,11 @@ def test_all_weights_are_trained_sharded_and_saved_whole(monkeypatch, tmp_path, 
 def test_a_sharded_run_goes_on_in_one_process(monkeypatch, tmp_path, qwen, train):
     """Checkpoints hold whole tensors, so that the number of processes may change."""
     one = single(monkeypatch, tmp_path, qwen, train)
-    assert started(tmp_path, work(qwen, train, shard=True), STOP_AT_5).returncode != 0
+    assert started(tmp_path, arguments(qwen, train, shard=True), STOP_AT_5).returncode != 0
     (checkpoint,) = runs_dir().rglob("checkpoint.pt")
     assert torch.load(checkpoint, weights_only=True)["progress"]["step"] == 3
     resumed = finetune(qwen, train, lora=LORA, **SETTINGS, on=Placement(tokens=60))
-    assert resumed.manifest["placement"]["gpus"] == 1
+    assert resumed.manifest["processes"] == 1
     assert resumed.metrics()["loss"].to_list() == pytest.approx(one.metrics()["loss"].to_list(), rel=1e-4)
 
 
@@ -149,14 +148,14 @@ m.token_groups = begin
 
 def test_memory_that_runs_out_in_one_process_gives_all_the_same_shorter_passes(monkeypatch, tmp_path, qwen, train):
     one = single(monkeypatch, tmp_path, qwen, train)
-    process = started(tmp_path, work(qwen, train, tokens=400), OUT_OF_MEMORY_IN_ONE)
+    process = started(tmp_path, arguments(qwen, train, tokens=400), OUT_OF_MEMORY_IN_ONE)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("out of memory at step 1: goes on with Placement(gpus=2, tokens=") == 1
     assert_equal(trained_run(one), one, "adapter/adapter_model.safetensors")
 
 
 def test_memory_that_runs_out_where_weights_are_shared_out_ends_all_processes_with_advice(tmp_path, qwen, train):
-    process = started(tmp_path, work(qwen, train, tokens=400, shard=True), OUT_OF_MEMORY_IN_ONE)
+    process = started(tmp_path, arguments(qwen, train, tokens=400, shard=True), OUT_OF_MEMORY_IN_ONE)
     assert process.returncode != 0
     assert "out of memory with Placement(gpus=2, tokens=400, checkpointing=False, shard=True)" in process.stderr
 
@@ -164,12 +163,12 @@ def test_memory_that_runs_out_where_weights_are_shared_out_ends_all_processes_wi
 def test_the_same_script_runs_under_accelerate_launch(monkeypatch, tmp_path, qwen, train):
     one = single(monkeypatch, tmp_path, qwen, train)
     settings = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    process = started(tmp_path, work(qwen, train), launcher=f"accelerate.commands.launch {settings}")
+    process = started(tmp_path, arguments(qwen, train), launcher=f"accelerate.commands.launch {settings}")
     assert process.returncode == 0, process.stderr
     assert_equal(trained_run(one), one, "adapter/adapter_model.safetensors")
 
 
 def test_a_process_that_fails_says_why(qwen, train):
     with pytest.raises(RuntimeError, match=r"training in 2 processes failed: .*Error: .* more than 10 tokens"):
-        launch(partial(work(qwen, train), max_tokens=10), 2)
+        launch(arguments(qwen, train) | {"max_tokens": 10}, 2)
     assert not runs_dir().exists() or not list(runs_dir().glob("toy-*"))
