@@ -22,6 +22,7 @@ from mixdistill.results.drawing import (
     lines,
     noted,
     size_axis,
+    size_text,
     student_labels,
 )
 from mixdistill.results.drawing import save_figure as save_figure
@@ -160,7 +161,7 @@ def forest(table: pd.DataFrame, minus: str = "short") -> Figure:
         rows = table[table["student"] == student][::-1]
         axes.errorbar(rows["delta"], rows["control"], xerr=bars(rows, "delta"), fmt="o", color="#0072B2", capsize=3)
         axes.axvline(0, color="black", lw=0.8)
-        axes.set(title=student, xlabel=f"difference to {STYLE[minus][2]}, in accuracy")
+        axes.set(title=student, xlabel=f"difference to {minus}, in accuracy")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return noted(figure, table)
 
@@ -168,7 +169,7 @@ def forest(table: pd.DataFrame, minus: str = "short") -> Figure:
 def costs(table: pd.DataFrame) -> Figure:
     """Accuracy against tokens of training and of an answer, a point a recipe, a row a student (rivals.csv)."""
     require(table, "student", "control", "accuracy", "accuracy_low", "accuracy_high")
-    require(table, "tokens trained on", "tokens an answer")
+    require(table, "tokens trained on", "tokens an answer", *COUNTS)
     table = table.round(6).drop_duplicates(["student", "control"])
     students = table["student"].unique()
     layout = {"figsize": (10, 3.6 * len(students)), "sharex": "col", "sharey": "row", "layout": "constrained"}
@@ -183,10 +184,11 @@ def costs(table: pd.DataFrame) -> Figure:
                 axes.errorbar(point[x], point["accuracy"], ends, label=point["control"], **look)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         row[0].set(title=student, ylabel="accuracy on test problems")
+    panels[-1, 0].xaxis.set_major_formatter(lambda tokens, _: size_text(int(tokens)))
     panels[-1, 0].set_xlabel("response tokens trained on, all epochs")
     panels[-1, 1].set_xlabel("tokens an answer")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside right center")
-    return figure
+    return noted(figure, table)
 
 
 def rank_shift(recipes: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
