@@ -229,6 +229,7 @@ def _job(arm: Arm, scale: Scale, split: str | None) -> Job:
     # Longer traces take longer; the time of tiny students grows less than their size.
     cost = size ** (0.6 if size < TINY else 1) * (0.05 if arm.alpha is None else 0.5 + 0.5 * arm.alpha)
     cost *= arm.n_train / scale.n_train if arm.n_train and scale.n_train else 1
+    cost *= arm.epochs / scale.epochs if arm.epochs else 1
     # Weights, gradients and the optimizer's two moments, in float32; with LoRA the weights only.
     memory = (16 if arm.student in scale.full else 4) * size + 2 * 10**9
     return Job(name_of(arm), _run, (arm, scale, split), cost, memory, wide=size >= MANY)
