@@ -33,6 +33,18 @@ TEXT = [
 ]
 
 
+# Files whose tests take minutes each and share nothing: with `--dist loadgroup` they go to whichever process is free, and
+# come first, so that none is left with them at the end. The tests of every other file stay in one process.
+SPREAD = ("test_notebooks.py", "test_reproduce.py", "test_gpu_scale.py", "test_faults.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name not in SPREAD:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    items.sort(key=lambda item: item.path.name not in SPREAD)
+
+
 @pytest.fixture(autouse=True)
 def store(tmp_path, monkeypatch) -> Path:
     """Every test has a run store of its own."""

@@ -4,6 +4,7 @@ The same text and plain numbers are compared here; the rest goes to processes of
 the first such pair.
 """
 
+import atexit
 import json
 import math
 import numbers
@@ -134,32 +135,49 @@ def _threads(process_id: int) -> ThreadPoolExecutor:
 
 
 _thread = threading.local()
+_workers: set[subprocess.Popen[str]] = set()
 
 
 def _ask_worker(pair: tuple[str, str]) -> str:
-    """The verdict of this thread's worker, which the system ends at a limit; the next question starts another.
-
-    A worker ends by itself at the end of its input, which is when this process ends, however it does.
-    """
+    """The verdict of this thread's worker, which the system ends at a limit; the next question starts another."""
     worker = getattr(_thread, "worker", None)
     if worker is None or worker.poll() is not None:
-        # -P and the path instead of -m: `import mixdistill` would load torch. Sympy's results depend on the hash seed.
-        worker = _thread.worker = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"PYTHONHASHSEED": "0"},
-        )
-    assert worker.stdout is not None  # it is a pipe
+        worker = _thread.worker = _start_worker()
+    assert worker.stdout is not None  # `_start_worker` makes a pipe of it
     try:
         print(json.dumps([*pair, SECONDS]), file=worker.stdin, flush=True)
         verdict = worker.stdout.readline().strip()
     except BrokenPipeError:
         verdict = ""
-    if not verdict:
-        worker.communicate()
-        if worker.returncode > 0:  # negative if the system ended it
-            raise RuntimeError(f"the process that compares answers failed: `python {WORKER}` shows why")
+    if not verdict and _end_worker(worker) > 0:
+        raise RuntimeError(f"the process that compares answers failed: `python {WORKER}` shows why")
     return verdict or "limit"
+
+
+def _start_worker() -> subprocess.Popen[str]:
+    # -P and the path instead of -m: `import mixdistill` would load torch. Sympy's results depend on the hash seed.
+    worker = subprocess.Popen(
+        [sys.executable, "-P", str(WORKER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONHASHSEED": "0"},
+    )
+    _workers.add(worker)
+    return worker
+
+
+def _end_worker(worker: subprocess.Popen[str]) -> int:
+    """Its exit status, after the end of its input; negative if the system ended it."""
+    worker.communicate()
+    _workers.discard(worker)
+    return worker.returncode
+
+
+@atexit.register
+def _end_workers() -> None:
+    for worker in list(_workers):
+        worker.kill()
+        if worker.poll() != 0:  # 0 is that of the parent's workers in a fork, which it leaves alone
+            _end_worker(worker)

@@ -304,9 +304,14 @@ def redraw(folder: Path) -> list[str]:
     }
     folder = Path(text("folder", folder))
     tables = {path.stem: pd.read_csv(path) for path in (folder / "data").glob("*.csv")}
-    drawn = {name: draw(*map(tables.get, of)) for name, (draw, of) in drawn_from.items() if set(of) <= tables.keys()}
-    if not drawn:
+    there = {name: (draw, of) for name, (draw, of) in drawn_from.items() if set(of) <= tables.keys()}
+    if not there:
         needed = sorted(name for _, of in drawn_from.values() for name in of)
         raise ValueError(f"{shown(folder)}/data lacks {', '.join(needed)}: run make reproduce first")
-    drawn["02_paper_table1"] = paper_gap(pd.read_csv(PAPER / "table1_long_cot_gap.csv"))
-    return [save_figure(figure, folder, name) for name, figure in drawn.items()]
+    tables["paper"] = pd.read_csv(PAPER / "table1_long_cot_gap.csv")
+    paths = []
+    for name, (draw, of) in (there | {"02_paper_table1": (paper_gap, ["paper"])}).items():
+        figure = draw(*map(tables.get, of))
+        paths.append(save_figure(figure, folder, name))
+        plt.close(figure)
+    return paths
