@@ -33,8 +33,8 @@ TEXT = [
 ]
 
 
-# Files whose tests take minutes each and share nothing: with `--dist loadgroup` they go to whichever process is free, and
-# come first, so that none is left with them at the end. The tests of every other file stay in one process.
+# Files whose tests take minutes each and share nothing: with `--dist loadgroup` they go to whichever process is free,
+# and come first, so that none is left with them at the end. The tests of every other file stay in one process.
 SPREAD = ("test_notebooks.py", "test_reproduce.py", "test_gpu_scale.py", "test_faults.py")
 
 
