@@ -33,16 +33,16 @@ TEXT = [
 ]
 
 
-# Files whose tests take minutes each and share nothing: with `--dist loadgroup` they go to whichever process is free,
-# and come first, so that none is left with them at the end. The tests of every other file stay in one process.
-SPREAD = ("test_notebooks.py", "test_reproduce.py", "test_gpu_scale.py", "test_faults.py")
+# Files that take minutes: they come first, so that no process is left with them at the end. With `--dist loadgroup` the
+# notebooks go to whichever process is free; the tests of every other file stay in one.
+FIRST = ("test_reproduce.py", "test_notebooks.py", "test_faults.py", "test_gpu_scale.py", "test_real_model.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.name not in SPREAD:
+        if item.path.name != "test_notebooks.py":
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
-    items.sort(key=lambda item: item.path.name not in SPREAD)
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(autouse=True)
