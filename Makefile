@@ -22,7 +22,7 @@ test: $(TESTS)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -n logical --dist loadgroup
+	$(PY) -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 test-browser: $(TESTS)  # JupyterLab in a headless Chromium, which `make test` runs too where there is one
 	$(PY) -m pytest -rs tests/browser

@@ -5,6 +5,12 @@ tokenizer.
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network; read when transformers is imported
+# One process of the tests a core, with all that it starts: threads that share cores wait for each other, and a sweep of
+# a notebook starts a worker a core.
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 import json
 from dataclasses import replace
@@ -33,15 +39,11 @@ TEXT = [
 ]
 
 
-# Files that take minutes: they come first, so that no process is left with them at the end. With `--dist loadgroup` the
-# notebooks go to whichever process is free; the tests of every other file stay in one.
-FIRST = ("test_reproduce.py", "test_notebooks.py", "test_faults.py", "test_gpu_scale.py", "test_real_model.py")
+# Files that take minutes: they come first, so that no process is left with them at the end.
+FIRST = ("test_notebooks.py", "test_reproduce.py", "test_faults.py", "test_gpu_scale.py", "test_real_model.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.name != "test_notebooks.py":
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 

@@ -48,7 +48,8 @@ POCKET_LR = {
 LORA_LR, FULL_LR = 1e-4, 1e-5  # the paper's, for everybody else
 BETAS = (0.9, 0.98)  # 0.999 would average over more steps than a short run has
 WARMUP = 0.1  # share of the steps
-CHECKPOINT_EVERY = 50  # steps
+CHECKPOINT_EVERY = 50  # steps, or where they are long
+CHECKPOINT_SECONDS = 300.0
 
 
 def finetune(
@@ -192,6 +193,7 @@ def loop(
     started -= before["seconds"]
     shown.say(f"{len(examples)} examples, {n_steps} steps, {model.config._attn_implementation} attention, {on}")
     shown.begin(log, n_steps)
+    saved = time.monotonic()
 
     def checkpoint() -> None:
         progress = {"step": step, "log": log, "n_half": n_half, "seconds": time.monotonic() - started}
@@ -224,8 +226,10 @@ def loop(
         row = {"step": step, "loss": measured[0], "lr": param_group["lr"], "grad_norm": measured[1]}
         shown.share = 0.0
         log.append(row | {"tokens": tokens, "supervised_tokens": supervised})
-        if step % CHECKPOINT_EVERY == 0 and step < n_steps:
+        late = gpus.in_any(time.monotonic() - saved > CHECKPOINT_SECONDS)
+        if (late or step % CHECKPOINT_EVERY == 0) and step < n_steps:
             checkpoint()
+            saved = time.monotonic()
     # ------------------------------------------------------------------------------------------------------------------
 
     save_trained(run, model, student)

@@ -121,15 +121,18 @@ def test_a_run_goes_on_elsewhere_after_it_was_stopped(undisturbed, monkeypatch):
 
 
 @pytest.mark.parametrize("lora", [LoRA(r=4), None], ids=["lora", "full"])
-@pytest.mark.parametrize("at", [1, 13])
-def test_resuming_from_any_step_ends_with_the_same_bits(monkeypatch, tmp_path, lora, at):
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
+@pytest.mark.parametrize(("at", "often"), [(1, {"CHECKPOINT_EVERY": 1}), (13, {"CHECKPOINT_SECONDS": -1.0})])
+def test_resuming_from_any_step_ends_with_the_same_bits(monkeypatch, tmp_path, lora, at, often):
+    for name, value in often.items():  # by steps, or by time where steps are long
+        monkeypatch.setattr(training, name, value)
     settings = SETTINGS | {"lora": lora}
     whole = finetune("pocket/xs", train(), **settings)
     monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "stopped"))
     stop_at(monkeypatch, at)
     with pytest.raises(KeyboardInterrupt):
         finetune("pocket/xs", train(), **settings)
+    (path,) = runs.runs_dir().rglob("checkpoint.pt")
+    assert torch.load(path, weights_only=True)["progress"]["step"] == at
     resumed = finetune("pocket/xs", train(), **settings)
     file = ADAPTER if lora else "model/model.safetensors"
     assert (resumed.folder / file).read_bytes() == (whole.folder / file).read_bytes()
