@@ -44,7 +44,12 @@ def in_processes(
     free, todo, others = [*places], [*jobs], set(multiprocessing.active_children())
     idle: list[ProcessPoolExecutor] = []
     at_work: dict[Future, tuple[Job, list[str], ProcessPoolExecutor]] = {}
-    context = multiprocessing.get_context("spawn")  # a fork after torch was used may hang
+    # A fork after torch was used may hang. On Linux the processes are forks of one that has only imported this package,
+    # which takes seconds and is done once; where there is a GPU each is new, as CUDA does not survive a fork.
+    server = sys.platform == "linux" and not (gpus or torch.cuda.is_available())
+    context = multiprocessing.get_context("forkserver" if server else "spawn")
+    if server:
+        context.set_forkserver_preload(["mixdistill.study.sweep"])
     try:
         while todo or at_work:
             for job in [*todo]:
@@ -53,7 +58,7 @@ def in_processes(
                     continue
                 todo.remove(job)
                 taken, free = free[:n], free[n:]
-                pool = idle.pop() if idle else ProcessPoolExecutor(1, context, _start, (not gpus,))
+                pool = idle.pop() if idle else ProcessPoolExecutor(1, context, _start, (not gpus, dict(os.environ)))
                 with _as_workers_see_it(gpus and taken):
                     at_work[pool.submit(attempt, job, patient)] = job, taken, pool
             shown.at_work([job.name for job, *_ in at_work.values()])
@@ -99,10 +104,13 @@ def _as_workers_see_it(gpus: Sequence[str]) -> Iterator[None]:
             os.environ |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
 
 
-def _start(one_thread: bool) -> None:
-    """In a new process: how many threads it has, and an end to it when its parent is gone (a killed notebook)."""
+def _start(one_thread: bool, environment: dict[str, str]) -> None:
+    """In a new process: how many threads it has, its parent's environment of now, and an end to it when its parent is
+    gone (a killed notebook)."""
     if one_thread:
         students.max_threads = 1
+        os.environ.clear()
+        os.environ.update(environment)
     parent = multiprocessing.parent_process()
     assert parent is not None  # `_start` is called in workers only
 

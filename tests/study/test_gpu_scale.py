@@ -22,7 +22,7 @@ RUN = """
 import sys
 from pathlib import Path
 from mixdistill.study.reproduce import execute
-NAMES = ["01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism", "06_teacher_gap", "09_beyond_mix"]
+NAMES = ["01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism", "06_teacher_gap"]
 for name in [*NAMES, "00_tour"]:
     execute(Path("notebooks", name + ".ipynb"), Path(sys.argv[1], name + ".ipynb"), {"SCALE": "gpu", "SEEDS": 1})
 """

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from conftest import REPO
 from publish import with_results
+from test_notebooks import check_tables
 
 from mixdistill.study import reproduce
 from mixdistill.study.reproduce import execute
@@ -91,6 +92,7 @@ def test_it_shows_progress_and_ends_with_the_gaps_and_the_figures(undisturbed):
     for name in ("01_trace_lengths", "02_learnability_gap", "03_mix_distillation"):
         assert f"{store}/figures/smoke_n_seeds=1/{name}.png" in output
     assert "(one seed)" in output
+    check_tables(store / "figures" / "smoke_n_seeds=1" / "data", n_students=2, n_seeds=1, n_problems=24)
     assert "Done in" in output
 
 
