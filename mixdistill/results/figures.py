@@ -225,6 +225,7 @@ def moves(table: pd.DataFrame) -> Figure:
             look = {"color": color, "marker": marker, "ms": 6, "capsize": 3, "label": student}
             axes.errorbar(x, own["delta"], bars(own, "delta"), **look)
             axes.set_xticks(np.arange(len(own)) + 0.05, own["value"], fontsize=8.5)
+            axes.set_xlim(-0.5, len(own) - 0.4)
         axes.axhline(0, color="black", lw=0.8)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         if j == 0:
