@@ -34,7 +34,18 @@ FIRST_RATE_SEED = 1000  # far from the study's
 HELD_OUT_EVERY = 7  # each seventh training problem is held out while rates are chosen
 FAMILIES = {"long": ("short", "long", "mix_long"), "large": ("small_teacher", "large_teacher", "mix_large")}
 STAGES = ("rates", "svamp", "levels", "gsm8k")
-KEPT = ["student", "recipe", "seed", "benchmark", "problem_id", "answer", "correct", "finish_reason", "n_tokens"]
+KEPT = [
+    "student",
+    "params",
+    "recipe",
+    "seed",
+    "benchmark",
+    "problem_id",
+    "answer",
+    "correct",
+    "finish_reason",
+    "n_tokens",
+]
 
 
 def main() -> None:
@@ -139,8 +150,7 @@ def traces_of(name: str) -> TraceSet:
 
 def save(items: pd.DataFrame, name: str, out: Path) -> None:
     items[KEPT].to_csv(out / f"{name}_items.csv.gz", index=False)
-    by = ["benchmark", "recipe"] if items["benchmark"].nunique() > 1 else ["recipe"]
-    table = stats.accuracy_table(items, by)
+    table = stats.accuracy_table(items, ["student", "params", "benchmark", "recipe"])
     table.to_csv(out / f"{name}.csv", index=False)
     print(table.round(3).to_string(index=False), flush=True)
 

@@ -255,6 +255,22 @@ def known_marks(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def recipes(table: pd.DataFrame) -> Figure:
+    """Accuracy of one student by recipe, a row each (svamp.csv)."""
+    require(table, "student", "benchmark", "recipe", "accuracy", *INTERVAL, *COUNTS)
+    rows, names = table.round(6), table["recipe"].map(lambda name: STYLE[choice("a recipe", name, STYLE)][2])
+    figure, axes = plt.subplots(figsize=(7, 0.5 * len(rows) + 1.4), layout="constrained")
+    for y, (_, row) in enumerate(rows.iterrows()):
+        color, marker, _ = STYLE[row["recipe"]]
+        low, high = row["accuracy"] - row["ci_low"], row["ci_high"] - row["accuracy"]
+        axes.errorbar(row["accuracy"], y, xerr=[[low], [high]], c=color, marker=marker, ms=7, capsize=4)
+    axes.set_yticks(range(len(rows)), names)
+    student, benchmark = table["student"].iloc[0].split("/")[-1], table["benchmark"].iloc[0]
+    axes.set(xlim=(0, None), ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy", title=f"{student} on {benchmark}")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return noted(figure, table)
+
+
 def trace_lengths(lengths: pd.DataFrame) -> Figure:
     """Histogram of tokens a trace (columns `tokens`, `style`)."""
     require(lengths, "tokens", "style")
@@ -301,6 +317,7 @@ def redraw(folder: Path) -> list[str]:
         "10_known_marks": (known_marks, ["known_marks"]),
         "09_beyond_mix": (partial(forest, minus="mix_long"), ["rivals"]),
         "09_costs": (costs, ["rivals"]),
+        "svamp": (recipes, ["svamp"]),
         "06_teacher_gap": (partial(learnability_gap, family="large"), ["teacher_accuracy", "teacher_gaps"]),
     }
     folder = Path(text("folder", folder))
@@ -309,9 +326,11 @@ def redraw(folder: Path) -> list[str]:
     if not there:
         needed = sorted(name for _, of in drawn_from.values() for name in of)
         raise ValueError(f"{shown(folder)}/data lacks {', '.join(needed)}: run make reproduce first")
-    tables["paper"] = pd.read_csv(PAPER / "table1_long_cot_gap.csv")
+    if "learnability_gap" in tables:
+        tables["paper"] = pd.read_csv(PAPER / "table1_long_cot_gap.csv")
+        there["02_paper_table1"] = paper_gap, ["paper"]
     paths = []
-    for name, (draw, of) in (there | {"02_paper_table1": (paper_gap, ["paper"])}).items():
+    for name, (draw, of) in there.items():
         figure = draw(*map(tables.get, of))
         paths.append(save_figure(figure, folder, name))
         plt.close(figure)

@@ -75,6 +75,19 @@ def test_a_scale_without_some_tables_has_the_figures_of_the_others(tmp_path):
     assert drawn == {"02_learnability_gap", "02_paper_table1", "04_errors", "04_controls"}
 
 
+def test_a_student_on_one_benchmark_has_a_row_a_recipe_in_the_words_of_all_figures(tmp_path):
+    copytree(FIGURES / "laptop" / "data", tmp_path / "data")
+    assert [Path(path).stem for path in figures.redraw(tmp_path)] == ["svamp"]
+    table = pd.read_csv(tmp_path / "data" / "svamp.csv")
+    (axes,) = figures.recipes(table).axes
+    shown = [
+        (label.get_text(), line[0].get_xdata()[0])
+        for label, line in zip(axes.get_yticklabels(), axes.containers, strict=True)
+    ]
+    of = {"untouched": "untouched", "short": "short CoT", "long": "long CoT", "mix_long": "Mix-Long"}
+    assert shown == [(of[recipe], value) for recipe, value in zip(table["recipe"], table["accuracy"], strict=True)]
+
+
 def test_a_guess_that_is_no_number_is_refused(accuracy, gaps):
     with pytest.raises(ValueError, match="a guess is 'much': it is a finite number"):
         figures.learnability_gap(accuracy, gaps, guess=[1, 2, "much", 4, 5])
