@@ -24,6 +24,7 @@ STALE = 120
 # This machine, and which processes it has: containers may share a name.
 HOST = f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino if os.path.exists('/proc/self/ns/pid') else 0}"
 waits = ContextVar("waits", default=True)  # whether `lock` waits for its turn
+status: ContextVar[Path | None] = ContextVar("status", default=None)  # where `tell` writes
 
 Record = dict[str, Any]
 
@@ -120,6 +121,13 @@ def sweep_up(folder: Path, held: Path | None = None) -> None:
         with contextlib.suppress(OSError, Held), ours:  # not where another works
             if path.name != ".lock":  # which goes when it is released
                 delete(path)
+
+
+def tell(text: str) -> None:
+    """Say how far this process is, to whoever has asked for it by `status`; work goes on if it cannot be written."""
+    if path := status.get():
+        with contextlib.suppress(OSError):
+            path.write_text(text)
 
 
 def write_json(path: Path, content: Record) -> None:

@@ -225,6 +225,7 @@ def loop(
         tokens, supervised = sum(len(example.input_ids) for example in batch), n_supervised(batch)
         row = {"step": step, "loss": measured[0], "lr": param_group["lr"], "grad_norm": measured[1]}
         shown.share = 0.0
+        files.tell(f"step {step} of {n_steps}")
         log.append(row | {"tokens": tokens, "supervised_tokens": supervised})
         late = gpus.in_any(time.monotonic() - saved > CHECKPOINT_SECONDS)
         if (late or step % CHECKPOINT_EVERY == 0) and step < n_steps:

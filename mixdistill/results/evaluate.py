@@ -213,6 +213,7 @@ def _evaluate(
     rows = rows[: done * batch_size]
     files.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further batch
     for number, batch in enumerate(batches[done:], start=done + 1):
+        files.tell(f"answer {len(rows)} of {len(requests)}")
         batch_problems, batch_prompts, samples = zip(*(requests[at] for at in batch), strict=True)
         seeds = [sampling.seed_of(p.source, p.id, sample) for p, sample in zip(batch_problems, samples, strict=True)]
         completions = complete_batch(batch_prompts, room, sampling, seeds=seeds, progress=progress)

@@ -12,7 +12,7 @@ from math import sqrt
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
+from scipy.special import stdtrit  # quantiles of Student's t; `scipy.stats`, which has them too, is slow to import
 
 from mixdistill.arguments import choice, flag, instance, number, texts
 
@@ -62,7 +62,7 @@ def share(table: pd.DataFrame) -> Estimate:
     problems a benchmark, one right and one wrong: thirty right ones of thirty are not certain.
     """
     mean, padded = _by_base(table).mean(), two_way_mean(_by_benchmark(table, 0, 1))
-    n, t = padded.mean * (1 - padded.mean) / padded.se**2, student_t.ppf(0.975, padded.df)
+    n, t = padded.mean * (1 - padded.mean) / padded.se**2, stdtrit(padded.df, 0.975)
     centre = (mean + t**2 / (2 * n)) / (1 + t**2 / n)
     half = t / (1 + t**2 / n) * sqrt(mean * (1 - mean) / n + t**2 / (4 * n**2))
     # Rounding must not lose the mean where all are right or all wrong.
@@ -270,7 +270,7 @@ def _t_interval(mean: float, variances: list[float], dfs: list[float]) -> Estima
     """The interval of a mean whose variance is the sum of these, with Satterthwaite's degrees of freedom."""
     variance, spread = sum(variances), sum(v**2 / df for v, df in zip(variances, dfs, strict=True))
     df = variance**2 / spread if spread > 0 else 1.0
-    half = student_t.ppf(0.975, df) * sqrt(variance)
+    half = stdtrit(df, 0.975) * sqrt(variance)
     return Estimate(*map(float, (mean, mean - half, mean + half, sqrt(variance), df)))
 
 

@@ -54,7 +54,7 @@ def in_ray(jobs: Sequence[Job], patient: bool, shown: Progress, address: str) ->
             task = ray.remote(_task).options(name=job.name, max_retries=RETRIES, **needs)
             pending[task.remote(job, patient, shared)] = job
         while pending:
-            shown.at_work([job.name for job in [*pending.values()][:n_cores]])  # tasks start in their order
+            shown.at_work([*pending.values()][:n_cores])  # tasks start in their order
             for done in ray.wait([*pending], timeout=1)[0]:
                 job = pending.pop(done)
                 try:

@@ -1,10 +1,13 @@
 """A job of a sweep, and how many of them go: what local processes and a Ray cluster have in common."""
 
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -32,7 +35,8 @@ class Progress:
     """How jobs go: one bar in a terminal or in JupyterLab; elsewhere, as in a log, a line a job."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self.n_jobs, self.n_done, self.done = len(jobs), 0, 0.0
+        self.jobs, self.n_jobs, self.n_done, self.done = [*jobs], len(jobs), 0, 0.0
+        self.folder = Path(tempfile.mkdtemp(prefix="mixdistill-"))
         self.started = self.spoke = time.monotonic()
         terminal = sys.stdout.isatty() and sys.stderr.isatty()
         # Where no Jupyter server has started the kernel, as under papermill, nobody could see a widget.
@@ -44,12 +48,22 @@ class Progress:
             smoothing=0,
         )
 
-    def at_work(self, names: Sequence[str]) -> None:
+    def status(self, job: Job) -> Path:
+        """The file that says how far a job is, if it can be written where the job is done."""
+        return self.folder / str(self.jobs.index(job))
+
+    def at_work(self, jobs: Sequence[Job]) -> None:
         """Called about once a second with the jobs at work."""
-        now, said = time.monotonic(), ", ".join(names)
+        now, said = time.monotonic(), "; ".join(map(self._how_far, jobs))
         self.bar.set_description_str(f"{self.n_done}/{self.n_jobs} done; at work: {said}")
         if self.bar.disable and now - self.spoke >= QUIET:
             self.say(f"    {now - self.started:.0f} s, at work: {said}")
+
+    def _how_far(self, job: Job) -> str:
+        try:
+            return f"{job.name}, {self.status(job).read_text()}"
+        except OSError:  # it has not begun, or another machine does it
+            return job.name
 
     def ended(self, job: Job, said: str) -> None:
         self.n_done, self.done = self.n_done + 1, self.done + job.cost
@@ -67,11 +81,13 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def attempt(job: Job, patient: bool) -> str:
-    """Do a job in this process; with `patient` False, raises Held in the place of waiting for another process."""
-    started, before = time.monotonic(), files.waits.set(patient)
+def attempt(job: Job, patient: bool, status: Path | None = None) -> str:
+    """Do a job in this process; with `patient` False, raises Held in the place of waiting for another process. How far
+    it is stands in the file `status`."""
+    started, before, told = time.monotonic(), files.waits.set(patient), files.status.set(status)
     try:
         return f"{job.work(*job.given)}, {time.monotonic() - started:.0f} s"
     except files.Held:
@@ -81,3 +97,4 @@ def attempt(job: Job, patient: bool) -> str:
         raise RuntimeError(str(error) if ours else f"{type(error).__name__}: {error}") from error
     finally:
         files.waits.reset(before)
+        files.status.reset(told)

@@ -60,8 +60,8 @@ def in_processes(
                 taken, free = free[:n], free[n:]
                 pool = idle.pop() if idle else ProcessPoolExecutor(1, context, _start, (not gpus, dict(os.environ)))
                 with _as_workers_see_it(gpus and taken):
-                    at_work[pool.submit(attempt, job, patient)] = job, taken, pool
-            shown.at_work([job.name for job, *_ in at_work.values()])
+                    at_work[pool.submit(attempt, job, patient, shown.status(job))] = job, taken, pool
+            shown.at_work([job for job, *_ in at_work.values()])
             for future in wait(at_work, timeout=1, return_when=FIRST_COMPLETED).done:
                 (job, taken, pool), error = at_work.pop(future), future.exception()
                 free = sorted(free + taken, key=places.index)

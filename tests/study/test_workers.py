@@ -1,10 +1,14 @@
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from mixdistill import get_scale
 from mixdistill.study.jobs import Job, Progress, attempt
-from mixdistill.study.sweep import run_all
+from mixdistill.study.scales import recipe_arm
+from mixdistill.study.sweep import _run, run_all
 from mixdistill.study.workers import in_processes
 
 
@@ -28,6 +32,15 @@ def test_a_killed_process_fails_its_own_job_only(capsys):
     assert said.endswith("[2/2] good: fine, 0 s\n")
 
 
+def test_an_arm_at_work_says_its_step_and_then_its_answer(tmp_path, monkeypatch):
+    told, write = [], Path.write_text
+    monkeypatch.setattr(Path, "write_text", lambda path, text: told.append(text) or write(path, text))
+    scale = replace(get_scale("smoke", 1), n_problems=2)
+    attempt(Job("arm", _run, (recipe_arm("pocket/xs", "short", 0), scale, None)), True, tmp_path / "status")
+    assert [text for text in told if text in ("step 1 of 1", "answer 0 of 6")] == ["step 1 of 1", "answer 0 of 6"]
+    assert (tmp_path / "status").read_text() == "answer 0 of 6"
+
+
 def test_an_error_that_does_not_survive_the_way_arrives_as_its_text():
     class Odd(Exception):
         def __init__(self, *, reason):
@@ -45,13 +58,15 @@ def test_a_log_gets_a_line_a_job_and_every_30_seconds_one_of_what_is_at_work(cap
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     jobs = [Job(name, str, (), cost) for name, cost in (("first", 3.0), ("second", 1.0))]
     shown = Progress(jobs)
+    shown.status(jobs[0]).write_text("step 7 of 9")
     for second in range(600):
         clock[0] = float(second)
-        shown.at_work(["first", "second"])
+        shown.at_work(jobs)
     shown.ended(jobs[0], "56.1% right")
     shown.ended(jobs[1], "29.4% right")
+    shown.close()
     said = capsys.readouterr().out.splitlines()
-    assert said[:-2] == [f"    {second} s, at work: first, second" for second in range(30, 600, 30)]
+    assert said[:-2] == [f"    {second} s, at work: first, step 7 of 9; second" for second in range(30, 600, 30)]
     assert said[-2:] == ["[1/2] first: 56.1% right; about 3.3 min left", "[2/2] second: 29.4% right"]
 
 
@@ -59,10 +74,10 @@ def test_a_notebook_of_a_jupyter_server_gets_a_bar_and_only_failures_as_lines(ca
     monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/03.ipynb")
     jobs = [Job(name, str, ()) for name in ("first", "second")]
     shown = Progress(jobs)
-    shown.at_work(["first", "second"])
+    shown.at_work(jobs)
     shown.ended(jobs[0], "56.1% right")
     shown.ended(jobs[1], "FAILED: no room")
     shown.close()
     seen = capsys.readouterr()
     assert seen.out == "[2/2] second: FAILED: no room\n"
-    assert "0/2 done; at work: first, second" in seen.err
+    assert "0/2 done; at work: first; second" in seen.err
