@@ -26,7 +26,8 @@ NEEDS_GPU = 400_000_000  # parameters: larger students are not for a CPU
 GPU_RATE, CORE_RATE = 4e14, 1e10
 BYTES_PER_TOKEN = 3.3  # of mathematical English
 # Sizes of what lies on the Hub: problems of a benchmark; examples of a trace set, and bytes of each with its problem.
-N_PROBLEMS = {"math": 5000, "math500": 500, "gsm8k": 1319, "amc23": 40, "aime24": 30, "olympiadbench": 674}
+N_PROBLEMS = {"math": 5000, "math500": 500, "gsm8k": 1319, "svamp": 300, "amc23": 40, "aime24": 30, "olympiadbench": 674}
+GATED = ("meta-llama/", "google/gemma")  # students whose licence the Hub asks for
 HUB_LONG, HUB_SHORT = (5383, 4153), (5000, 1300)  # the paper's long set by its card; our estimate for all others
 
 
@@ -72,7 +73,7 @@ def plan(scale: Scale) -> Plan:
         answers = n_problems * n_evaluations * mean  # as long as the traces that a student learns
         rate = n_cores() * CORE_RATE if size < NEEDS_GPU and not gpus else max(1, gpus) * GPU_RATE
         speed = speeds[student] * n_cores() if student in speeds else rate / ((6 if full else 4) * size)
-        row = {"student": student, "parameters": size, "gated": "yes" if student.startswith("meta-llama/") else "no"}
+        row = {"student": student, "parameters": size, "gated": "yes" if student.startswith(GATED) else "no"}
         row |= {"trainings": len(trained), "evaluations": n_evaluations}
         row |= {"training tokens": tokens, "answer tokens": answers, "measured tokens/s": speeds.get(student)}
         row["hours"] = (tokens / speed + 2 * size * answers / rate) / 3600
@@ -139,8 +140,8 @@ def _size(student: str) -> tuple[int, bool]:
     config, *weights = (local or isinstance(try_to_load_from_cache(student, n, revision=revision), str) for n in names)
     if config:
         return n_params(student, revision), any(weights)
-    if said := re.search(r"(\d+(?:\.\d+)?)([BM])\b", student):
-        return int(float(said[1]) * {"B": 1e9, "M": 1e6}[said[2]]), False
+    if said := re.search(r"(\d+(?:\.\d+)?)([BM])\b", student, re.IGNORECASE):
+        return int(float(said[1]) * {"B": 1e9, "M": 1e6}[said[2].upper()]), False
     raise ValueError(f"how large is {student!r}? Run `hf download {student} config.json` first, or give a local folder")
 
 

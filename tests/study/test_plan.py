@@ -37,6 +37,12 @@ def test_a_plan_of_real_models_shows_every_student_with_what_it_takes_and_whethe
     assert all(student in str(made) for student in students.index)
 
 
+def test_a_size_is_read_from_a_name_in_either_case():
+    students = plan(get_scale("laptop")).students
+    assert students["parameters"].tolist() == [135e6, 270e6, 360e6, 500e6]
+    assert students["gated"].tolist() == ["no", "yes", "no", "no"]
+
+
 def test_hours_are_6nd_or_with_lora_4nd_at_the_rate_that_it_states():
     lora, full = (plan(only(get_scale(name, 1), SEVEN_B)).students.iloc[0] for name in ("gpu", "paper"))
     assert lora["training tokens"] == full["training tokens"]
