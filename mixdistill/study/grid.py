@@ -25,6 +25,7 @@ from mixdistill.study.reproduce import execute
 from mixdistill.study.scales import Arm, Scale, get_scale, recipe_arm
 from mixdistill.study.sweep import LACKING, run_all, run_arms, same_work
 
+FOUND = "# What was found"  # the heading above the cell that says a notebook's result
 # Of a grid of arms.
 KEYS = {"STUDENT": "str", "RECIPE": "str", "ALPHA": "float", "SEED": "int"}
 OWN = {"LR": "float", "EPOCHS": "int", "N_TRAIN": "int"}  # which take the place of the scale's
@@ -45,7 +46,8 @@ def sweep_grid(
         on: as in `sweep`.
 
     Returns: one row a run: parameters, results, seconds, folder, and `cause`, why it failed (None if it did not). An
-        arm's seconds are those of its training; a notebook's result is what its last code cell has printed.
+        arm's seconds are those of its training; a notebook's result is what the code cell has printed that follows
+        the heading `What was found`; where there is none, the last code cell.
 
     Raises ValueError for an unknown name, or a value of another type, before anything runs.
     """
@@ -179,8 +181,11 @@ def _run(source: Path, folder: Path, given: dict[str, Any]) -> str:
 
 
 def _printed(executed: Path) -> str:
-    """What the last code cell of an executed notebook has printed or returned."""
-    outputs = [output for cell in _code_cells(executed)[-1:] for output in cell.outputs]
+    """A notebook's result, as `sweep_grid` says."""
+    cells = nbformat.read(executed, as_version=4).cells
+    found = [n for n, cell in enumerate(cells) if cell.cell_type == "markdown" and FOUND in cell.source]
+    code = [cell for cell in cells[found[0] :] if cell.cell_type == "code"][:1] if found else _code_cells(executed)[-1:]
+    outputs = [output for cell in code for output in cell.outputs]
     texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
     return "".join(texts).strip()
 

@@ -9,8 +9,9 @@ from conftest import REPO
 
 from mixdistill import get_scale
 from mixdistill.data.pocket.bases import POCKET_BASES
-from mixdistill.study.grid import grid_arms, sweep_grid
+from mixdistill.study.grid import _printed, grid_arms, sweep_grid
 from mixdistill.study.plan import all_arms
+from mixdistill.study.reproduce import FURTHER
 from mixdistill.study.scales import recipe_arm
 from mixdistill.study.sweep import run_arm
 
@@ -39,9 +40,24 @@ def notebook(tmp_path, monkeypatch):
     parameters = nbformat.v4.new_code_cell('SCALE: str = "pocket"\nNUMBER: int = 1\nLETTER: str = "a"')
     parameters.metadata["tags"] = ["parameters"]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
-    cells = [parameters, nbformat.v4.new_code_cell(NOTEBOOK)]
+    found, after = nbformat.v4.new_markdown_cell("## What was found"), nbformat.v4.new_code_cell("'an exercise'")
+    cells = [parameters, found, nbformat.v4.new_code_cell(NOTEBOOK), after]
     nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=cells), tmp_path / "own.ipynb")
     return tmp_path / "own.ipynb"
+
+
+def test_without_a_heading_a_notebooks_result_is_what_its_last_cell_has_printed(tmp_path):
+    cells = [nbformat.v4.new_code_cell(source) for source in ("print('first')", "print('last')")]
+    for cell, said in zip(cells, ("first", "last"), strict=True):
+        cell.outputs = [nbformat.v4.new_output("stream", text=said + "\n")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "executed.ipynb")
+    assert _printed(tmp_path / "executed.ipynb") == "last"
+
+
+def test_every_notebook_with_a_study_says_what_was_found():
+    for name in ("02_learnability_gap", "03_mix_distillation", "04_mechanism", *FURTHER):
+        said = _printed(REPO / "notebooks" / f"{name}.ipynb")
+        assert "pocket/xs" in said or "pocket/s" in said, name
 
 
 def test_two_processes_divide_a_grid_and_both_end_with_the_whole_table(store):
