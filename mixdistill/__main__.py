@@ -5,7 +5,7 @@ import logging
 import sys
 
 COMMANDS = {
-    "reproduce": "run every notebook headless, redraw the figures, print the gaps",
+    "reproduce": "run the notebooks headless, draw the figures, print the gaps",
     "plan": "print what a scale would run and what it costs; downloads nothing",
     "figures": "draw the figures again from their CSV files",
     "sweep": "run a grid of arms, or of a notebook, here or in a Ray cluster; print one table of all",
