@@ -183,9 +183,9 @@ def _run(source: Path, folder: Path, given: dict[str, Any]) -> str:
 def _printed(executed: Path) -> str:
     """A notebook's result, as `sweep_grid` says."""
     cells = nbformat.read(executed, as_version=4).cells
-    found = [n for n, cell in enumerate(cells) if cell.cell_type == "markdown" and FOUND in cell.source]
-    code = [cell for cell in cells[found[0] :] if cell.cell_type == "code"][:1] if found else _code_cells(executed)[-1:]
-    outputs = [output for cell in code for output in cell.outputs]
+    found = next((n for n, cell in enumerate(cells) if cell.cell_type == "markdown" and FOUND in cell.source), None)
+    code = [cell for cell in cells[found:] if cell.cell_type == "code"]
+    outputs = [output for cell in (code[-1:] if found is None else code[:1]) for output in cell.outputs]
     texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
     return "".join(texts).strip()
 

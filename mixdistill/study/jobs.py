@@ -35,7 +35,7 @@ class Progress:
     """How jobs go: one bar in a terminal or in JupyterLab; elsewhere, as in a log, a line a job."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self.jobs, self.n_jobs, self.n_done, self.done = [*jobs], len(jobs), 0, 0.0
+        self.jobs, self.n_done, self.done = [*jobs], 0, 0.0
         self.folder = Path(tempfile.mkdtemp(prefix="mixdistill-"))
         self.started = self.spoke = time.monotonic()
         terminal = sys.stdout.isatty() and sys.stderr.isatty()
@@ -55,7 +55,7 @@ class Progress:
     def at_work(self, jobs: Sequence[Job]) -> None:
         """Called about once a second with the jobs at work."""
         now, said = time.monotonic(), "; ".join(map(self._how_far, jobs))
-        self.bar.set_description_str(f"{self.n_done}/{self.n_jobs} done; at work: {said}")
+        self.bar.set_description_str(f"{self.n_done}/{len(self.jobs)} done; at work: {said}")
         if self.bar.disable and now - self.spoke >= QUIET:
             self.say(f"    {now - self.started:.0f} s, at work: {said}")
 
@@ -70,9 +70,9 @@ class Progress:
         self.bar.update(job.cost)
         self.bar.set_postfix_str(f"; last {job.name}: {said}")
         minutes = (time.monotonic() - self.started) / 60 * (self.bar.total / self.done - 1)
-        left = f"; about {minutes:.1f} min left" if self.n_done < self.n_jobs else ""
+        left = f"; about {minutes:.1f} min left" if self.n_done < len(self.jobs) else ""
         if self.bar.disable or said.startswith("FAILED"):
-            self.say(f"[{self.n_done}/{self.n_jobs}] {job.name}: {said}{left}")
+            self.say(f"[{self.n_done}/{len(self.jobs)}] {job.name}: {said}{left}")
 
     def say(self, line: str) -> None:
         self.spoke = time.monotonic()

@@ -214,6 +214,7 @@ def test_the_page_and_the_docstring_state_the_limits_of_the_code():
     for text in (POLICY, Grade.__doc__):
         assert all(limit in " ".join(text.split()) for limit in limits)
     assert equal("\\sqrt{28}", "2\\sqrt{7}")
+    assert grade_module._workers
     for worker in grade_module._workers:
         assert psutil.Process(worker.pid).rlimit(psutil.RLIMIT_AS) == (2 << 30, 2 << 30)
 
