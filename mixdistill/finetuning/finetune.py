@@ -196,8 +196,10 @@ def loop(
     saved = time.monotonic()
 
     def checkpoint() -> None:
+        nonlocal saved
         progress = {"step": step, "log": log, "n_half": n_half, "seconds": time.monotonic() - started}
         save_checkpoint(run, progress, model, optimizer)
+        saved = time.monotonic()
 
     # ------------------------------------------------------------------------------------------------------------------
     while step < n_steps:
@@ -230,7 +232,6 @@ def loop(
         late = gpus.in_any(time.monotonic() - saved > CHECKPOINT_SECONDS)
         if (late or step % CHECKPOINT_EVERY == 0) and step < n_steps:
             checkpoint()
-            saved = time.monotonic()
     # ------------------------------------------------------------------------------------------------------------------
 
     save_trained(run, model, student)

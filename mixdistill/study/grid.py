@@ -25,7 +25,7 @@ from mixdistill.study.reproduce import execute
 from mixdistill.study.scales import Arm, Scale, get_scale, recipe_arm
 from mixdistill.study.sweep import LACKING, run_all, run_arms, same_work
 
-FOUND = "# What was found"  # the heading above the cell that says a notebook's result
+FOUND = re.compile(r"^#+ What was found\s*$", re.MULTILINE)  # the heading above the cell that says a notebook's result
 # Of a grid of arms.
 KEYS = {"STUDENT": "str", "RECIPE": "str", "ALPHA": "float", "SEED": "int"}
 OWN = {"LR": "float", "EPOCHS": "int", "N_TRAIN": "int"}  # which take the place of the scale's
@@ -183,10 +183,13 @@ def _run(source: Path, folder: Path, given: dict[str, Any]) -> str:
 def _printed(executed: Path) -> str:
     """A notebook's result, as `sweep_grid` says."""
     cells = nbformat.read(executed, as_version=4).cells
-    found = next((n for n, cell in enumerate(cells) if cell.cell_type == "markdown" and FOUND in cell.source), None)
+    found = next(
+        (n for n, cell in enumerate(cells) if cell.cell_type == "markdown" and FOUND.search(cell.source)), None
+    )
     code = [cell for cell in cells[found:] if cell.cell_type == "code"]
     outputs = [output for cell in (code[-1:] if found is None else code[:1]) for output in cell.outputs]
-    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    said = [output for output in outputs if output.get("name") != "stderr"]
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in said]
     return "".join(texts).strip()
 
 

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,10 +61,10 @@ class Progress:
             self.say(f"    {now - self.started:.0f} s, at work: {said}")
 
     def _how_far(self, job: Job) -> str:
-        try:
-            return f"{job.name}, {self.status(job).read_text()}"
-        except OSError:  # it has not begun, or another machine does it
-            return job.name
+        told = ""
+        with suppress(OSError):  # it has not begun, or another machine does it
+            told = self.status(job).read_text()  # empty while it is written
+        return f"{job.name}, {told}" if told else job.name
 
     def ended(self, job: Job, said: str) -> None:
         self.n_done, self.done = self.n_done + 1, self.done + job.cost

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection
 from types import ModuleType
 
@@ -58,9 +58,13 @@ def in_processes(
                     continue
                 todo.remove(job)
                 taken, free = free[:n], free[n:]
-                pool = idle.pop() if idle else ProcessPoolExecutor(1, context, _start, (not gpus, dict(os.environ)))
-                with _as_workers_see_it(gpus and taken):
-                    at_work[pool.submit(attempt, job, patient, shown.status(job))] = job, taken, pool
+                future = None
+                while future is None:
+                    pool = idle.pop() if idle else ProcessPoolExecutor(1, context, _start, (not gpus, dict(os.environ)))
+                    # A process may have been killed while it was idle.
+                    with _as_workers_see_it(gpus and taken), suppress(BrokenProcessPool):
+                        future = pool.submit(attempt, job, patient, shown.status(job))
+                at_work[future] = job, taken, pool
             shown.at_work([job for job, *_ in at_work.values()])
             for future in wait(at_work, timeout=1, return_when=FIRST_COMPLETED).done:
                 (job, taken, pool), error = at_work.pop(future), future.exception()
@@ -105,8 +109,8 @@ def _as_workers_see_it(gpus: Sequence[str]) -> Iterator[None]:
 
 
 def _start(one_thread: bool, environment: dict[str, str]) -> None:
-    """In a new process: how many threads it has, its parent's environment of now, and an end to it when its parent is
-    gone (a killed notebook)."""
+    """In a new process: how many threads it has, its parent's environment of now (but for what libraries read when they
+    are imported), and an end to it when its parent is gone (a killed notebook)."""
     if one_thread:
         students.max_threads = 1
         os.environ.clear()
