@@ -140,6 +140,7 @@ DOORS = {
     "gap_table": lambda: stats.gap_table(ITEMS, by_benchmark="yes"),
     "slope_table": lambda: stats.slope_table(ITEMS.assign(params=0)),
     "readable_gaps": lambda: stats.readable_gaps(TABLE),
+    "gaps_by_student": lambda: stats.gaps_by_student(TABLE),
     "paper_table": lambda: stats.paper_table(None),
     "sampled_table": lambda: sampled_table(ITEMS, "student"),
     "save_table": lambda: figures.save_table(None, Path("."), "x"),
@@ -151,6 +152,7 @@ DOORS = {
     "trace_lengths": lambda: figures.trace_lengths(pd.DataFrame({"tokens": [5], "style": ["other"]})),
     "paper_gap": lambda: figures.paper_gap(None),
     "text_table": lambda: figures.text_table("x"),
+    "folded": lambda: figures.folded("x", None),
     "redraw": lambda: figures.redraw(None),
 }
 

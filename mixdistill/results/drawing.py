@@ -132,3 +132,9 @@ def text_table(table: pd.DataFrame) -> HTML:
     require(table)
     cells = table.map(lambda text: f'<div style="text-align:left;white-space:pre-wrap">{html.escape(str(text))}</div>')
     return HTML(cells.to_html(escape=False))
+
+
+def folded(summary: str, table: pd.DataFrame) -> HTML:
+    """A table to look things up in, behind a line that a click opens: long tables hide what a notebook has to say."""
+    require(table)
+    return HTML(f"<details><summary>{html.escape(summary)}</summary>{table.to_html(index=False)}</details>")

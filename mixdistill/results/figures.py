@@ -25,6 +25,7 @@ from mixdistill.results.drawing import (
     size_text,
     student_labels,
 )
+from mixdistill.results.drawing import folded as folded
 from mixdistill.results.drawing import save_figure as save_figure
 from mixdistill.results.drawing import save_table as save_table
 from mixdistill.results.drawing import text_table as text_table

@@ -6,7 +6,7 @@ section 2.2), and so are the seeds of one pre-trained model (column `base`). Eac
 paper's tables: benchmarks are fixed; problems, bases and seeds are drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 
@@ -186,6 +186,35 @@ def readable_gaps(gaps: pd.DataFrame, contrasts: Sequence[str] = ()) -> pd.DataF
     # Counts come last, so that a narrow window shows the verdict.
     order = ["student", "benchmark", "contrast", *said, "params", "n_problems", "n_seeds", "n_bases"]
     return rows.assign(**said).filter(order)
+
+
+def gaps_by_student(gaps: pd.DataFrame, said: Mapping[str, Sequence[object]] = {}) -> pd.DataFrame:
+    """`readable_gaps` in fewer rows: one a student, smallest first, a column a contrast with points, interval, verdict.
+
+    Arguments:
+        gaps: as `readable_gaps` returns it, of the mean over the benchmarks.
+        said: a reader's guesses of a contrast, one a student: they get a column each, before what was measured.
+
+    Raises ValueError for a missing column, two rows for one cell, or guesses that do not match the students in number.
+    """
+    require(gaps, "student", "params", "contrast", "points", "95% interval", "verdict")
+    if gaps.duplicated(["student", "contrast"]).any():
+        raise ValueError("a student has several rows of one contrast: give gaps of the mean over the benchmarks")
+    numbers = (gaps["points"] + " " + gaps["95% interval"]).str.replace(" ", "\N{NO-BREAK SPACE}")
+    cells = numbers + " " + gaps["verdict"]
+    counts = [name for name in ("n_problems", "n_seeds", "n_bases") if name in gaps]
+    keys = ["params", "student", *counts]
+    wide = gaps.assign(cell=cells).pivot(index=keys, columns="contrast", values="cell").fillna("").reset_index()
+    order = ["student"]
+    for contrast in gaps["contrast"].unique():
+        if contrast in said:
+            guesses = list(said[contrast])
+            if len(guesses) != len(wide):
+                raise ValueError(f"{len(guesses)} guesses for {contrast}: give one for each of {len(wide)} students")
+            order.append(f"you said, {contrast}")
+            wide[order[-1]] = guesses
+        order.append(contrast)
+    return wide[[*order, "params", *counts]].rename_axis(columns=None)
 
 
 def paper_table(items: pd.DataFrame) -> pd.DataFrame:
