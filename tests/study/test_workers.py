@@ -1,4 +1,5 @@
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,18 @@ def test_a_killed_process_fails_its_own_job_only(capsys):
     said = capsys.readouterr().out
     assert "[1/2] killed: FAILED: its process was killed, as systems do that run out of memory; about" in said
     assert said.endswith("[2/2] good: fine, 0 s\n")
+
+
+def test_a_process_that_is_killed_while_it_waits_for_work_is_replaced():
+    jobs = [Job("first", str, ("fine",)), Job("second", str, ("fine too",))]
+    ends = in_processes(jobs, True, Progress(jobs), workers=1)
+    assert next(ends)[1] == "fine, 0 s"
+    (pool,) = ends.gi_frame.f_locals["idle"]
+    for process in pool._processes.values():
+        process.kill()
+    while not pool._broken:  # seen by a thread of the pool, a moment later
+        time.sleep(0.01)
+    assert [(job.name, said, error) for job, said, error in ends] == [("second", "fine too, 0 s", None)]
 
 
 def test_an_arm_at_work_says_its_step_and_then_its_answer(tmp_path, monkeypatch):
