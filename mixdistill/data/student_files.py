@@ -105,15 +105,24 @@ def _remembered_digest(path: Path, *state: int) -> str:
 
 
 @contextmanager
-def loading(name: str | Path, what: str) -> Iterator[None]:
-    """One thread at a time, without the bars and warnings of transformers.
-
-    Whatever a stranger's files raise becomes a ValueError of one sentence.
-    """
+def quiet() -> Iterator[None]:
+    """Without the bars and warnings of transformers; one thread at a time, as these are settings of the process."""
     with _one_at_a_time:
         bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            if bars:
+                transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def loading(name: str | Path, what: str) -> Iterator[None]:
+    """Whatever a stranger's files raise becomes a ValueError of one sentence."""
+    with quiet():
         try:
             yield
         except Exception as error:
@@ -124,7 +133,3 @@ def loading(name: str | Path, what: str) -> Iterator[None]:
             if "trust_remote_code" in said or "custom code" in said:
                 advice = "it needs code of its own, which is never run here, so take an architecture of transformers"
             raise refused(name, f"its {what} cannot be used ({said[:300]}): {advice}") from error
-        finally:
-            transformers_logging.set_verbosity(verbosity)
-            if bars:
-                transformers_logging.enable_progress_bar()

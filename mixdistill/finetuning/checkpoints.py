@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from mixdistill import files, runs
+from mixdistill.data.student_files import quiet
 from mixdistill.data.students import Student, load_student
 from mixdistill.files import Record
 from mixdistill.finetuning import gpus
@@ -104,7 +105,8 @@ def save_trained(run: Run, model: torch.nn.Module, student: Student) -> None:
             student.tokenizer.save_pretrained(path)
 
     if gpus.rank() == 0:
-        files.replace(run.folder / ("adapter" if adapted else "model"), write)
+        with quiet():
+            files.replace(run.folder / ("adapter" if adapted else "model"), write)
 
 
 def load_trained(run: Run) -> Student:
@@ -123,8 +125,26 @@ def load_trained(run: Run) -> Student:
         return student
     folder = runs.trained_folder(run)
     if run.config["lora"] is None:
-        model = type(student.model).from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+        with quiet():
+            model = type(student.model).from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
         student.model.load_state_dict(model.state_dict())
     else:
         student.model = PeftModel.from_pretrained(student.model, folder).eval()
     return student
+
+
+def merged(run: Run) -> Path:
+    """The student of a run, adapters merged into its weights, as a folder of the run store: a student itself, to train
+    on. It is written once. Raises ValueError where `load_trained` does."""
+    folder = runs.runs_dir() / "merged" / run.folder.name
+
+    def write(path: Path) -> None:
+        student = load_trained(run)
+        model = student.model.merge_and_unload() if isinstance(student.model, PeftModel) else student.model
+        model.save_pretrained(path)
+        student.tokenizer.save_pretrained(path)
+
+    if not folder.is_dir():
+        with quiet():
+            files.replace(folder, write)
+    return folder

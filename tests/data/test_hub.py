@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 from hub import COMMIT, jsonl, said, serve
 from test_problems import PUBLISHED
 
@@ -21,38 +20,39 @@ def data_set(name: str, rows: list[dict]) -> dict[str, bytes]:
     return {"README.md": card.encode(), f"data/{split}.jsonl": jsonl(rows)}
 
 
-@pytest.fixture(scope="module")
-def hub():
+def test_benchmarks_data_sets_and_models_of_the_hub(tmp_path):
+    """In one process, as each takes seconds to import the package."""
     repos = {repo: data_set(name, [PUBLISHED[name][0]]) for name, (repo, _) in HUB.items()}
     repos["open/data"] = {"test.jsonl": jsonl([{"question": "1+1?", "answer": 2.0}])}
     with serve(repos) as address:
-        yield address
-
-
-def test_every_benchmark_is_read_from_the_hub_at_its_pinned_commit(hub, tmp_path):
-    lines = [f"print(load_problems({name!r})[0])" for name in HUB]
-    text = said(tmp_path, *lines, HF_ENDPOINT=hub).splitlines()
-    for name, line in zip(HUB, text, strict=True):
+        text = said(
+            tmp_path,
+            *(f"print(load_problems({name!r})[0])" for name in HUB),
+            "print(load_problems('open/data'))",
+            "load_problems('open/data', columns={'answer': 'gold'})",
+            "load_student('gated/model')",
+            "load_student('nobody/nothing')",
+            "load_traces('nobody/no-traces')",
+            HF_ENDPOINT=address,
+        ).splitlines()
+    for name, line in zip(HUB, text[: len(HUB)], strict=True):
         answer, level, subject = PUBLISHED[name][1]
         assert line.startswith(f"Problem(id='{name}/test/")
         assert f"question='1+1?', answer={answer!r}, level={level!r}" in line
         assert f"subject={subject!r}" in line
+        # At its pinned commit.
         (owner, repo), revision = HUB[name][0].split("/"), HUB[name][1]
-        kept = [path.parts for path in tmp_path.rglob("test.jsonl")] + [
-            path.parts for path in tmp_path.rglob("train.jsonl")
-        ]
+        kept = [path.parts for split in ("test", "train") for path in tmp_path.rglob(f"{split}.jsonl")]
         assert any(f"datasets--{owner}--{repo}" in parts and revision in parts for parts in kept)
-
-
-def test_another_data_set_is_loaded_by_its_columns(hub, tmp_path):
-    right, wrong = said(
-        tmp_path,
-        "print(load_problems('open/data'))",
-        "load_problems('open/data', columns={'answer': 'gold'})",
-        HF_ENDPOINT=hub,
-    ).splitlines()
+    right, wrong, gated, missing, no_data = text[len(HUB) :]
     assert "Problem(id='open/data/0', question='1+1?', answer='2.0'" in right
     assert "refused: 'open/data' has no column 'gold', only question, answer" in wrong
+    assert "refused: cannot load the student 'gated/model'" in gated
+    assert "restricted" in gated or "gated" in gated.split("(", 1)[1]
+    assert "hf auth login" in gated
+    assert "refused: cannot load the student 'nobody/nothing'" in missing
+    assert "check the name" in missing
+    assert "refused: cannot load 'nobody/no-traces'" in no_data
 
 
 def test_a_student_of_the_hub_is_loaded_at_the_commit_that_its_fingerprint_names(qwen, tmp_path):
@@ -70,22 +70,6 @@ def test_a_student_of_the_hub_is_loaded_at_the_commit_that_its_fingerprint_names
     assert loaded == f"hub:{COMMIT} 512 (2,)"
     assert "code of its own, which is never run here" in refused
     assert not (tmp_path / "ran").exists()
-
-
-def test_gated_and_missing_models_say_what_to_do(hub, tmp_path):
-    gated, missing, no_data = said(
-        tmp_path,
-        "load_student('gated/model')",
-        "load_student('nobody/nothing')",
-        "load_traces('nobody/no-traces')",
-        HF_ENDPOINT=hub,
-    ).splitlines()
-    assert "refused: cannot load the student 'gated/model'" in gated
-    assert "restricted" in gated or "gated" in gated.split("(", 1)[1]
-    assert "hf auth login" in gated
-    assert "refused: cannot load the student 'nobody/nothing'" in missing
-    assert "check the name" in missing
-    assert "refused: cannot load 'nobody/no-traces'" in no_data
 
 
 def test_an_offline_machine_says_so_for_models_and_benchmarks(tmp_path):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,17 +47,21 @@ def arguments(student, train, lora=LORA, **on) -> dict:
 
 
 def started(
-    tmp_path, given: dict, patch: str = "", launcher: str = "torch.distributed.run --standalone --nproc-per-node=2"
+    tmp_path, *calls: dict, patch: str = "", launcher: str = "torch.distributed.run --standalone --nproc-per-node=2"
 ):
     """Two processes of a script that calls `finetune`, after a few lines that change the module `m`."""
-    write_arguments(tmp_path, given)
+    folders = [str(tmp_path / f"call-{i}") for i in range(len(calls))]
+    for folder, given in zip(folders, calls, strict=True):
+        Path(folder).mkdir(exist_ok=True)
+        write_arguments(Path(folder), given)
     script = f"""import os, sys, torch
 from pathlib import Path
 from mixdistill.finetuning import finetune as m
 from mixdistill.finetuning.gpus import read_arguments
 m.CHECKPOINT_EVERY = 3
 {patch}
-m.finetune(**read_arguments(Path({str(tmp_path)!r})))
+for folder in {folders}:
+    m.finetune(**read_arguments(Path(folder)))
 """
     (tmp_path / "script.py").write_text(script)
     return subprocess.run(
@@ -102,30 +107,15 @@ def test_two_processes_equal_one_also_after_they_were_stopped(monkeypatch, tmp_p
     undisturbed = trained_run(one)
     assert_equal(undisturbed, one, "adapter/adapter_model.safetensors")
     monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "stopped"))
-    assert started(tmp_path, arguments(qwen, train), STOP_AT_5).returncode != 0
+    assert started(tmp_path, arguments(qwen, train), patch=STOP_AT_5).returncode != 0
     launch(arguments(qwen, train), 2)
     assert trained_run(one).metrics().equals(undisturbed.metrics())
-
-
-def test_two_processes_that_share_the_weights_equal_one_and_save_a_whole_adapter(monkeypatch, tmp_path, llama, train):
-    one = single(monkeypatch, tmp_path, llama, train)
-    launch(arguments(llama, train, shard=True), 2)
-    assert trained_run(one).manifest["placement"]["shard"]
-    assert_equal(trained_run(one), one, "adapter/adapter_model.safetensors")
-
-
-def test_all_weights_are_trained_sharded_and_saved_whole(monkeypatch, tmp_path, qwen, train):
-    one = single(monkeypatch, tmp_path, qwen, train, lora=None)
-    launch(arguments(qwen, train, lora=None, shard=True), 2)
-    assert_equal(trained_run(one), one, "model/model.safetensors")
-    model = load_student(str(trained_run(one).folder / "model")).model
-    assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 def test_a_sharded_run_goes_on_in_one_process(monkeypatch, tmp_path, qwen, train):
     """Checkpoints hold whole tensors, so that the number of processes may change."""
     one = single(monkeypatch, tmp_path, qwen, train)
-    assert started(tmp_path, arguments(qwen, train, shard=True), STOP_AT_5).returncode != 0
+    assert started(tmp_path, arguments(qwen, train, shard=True), patch=STOP_AT_5).returncode != 0
     (checkpoint,) = runs_dir().rglob("checkpoint.pt")
     assert torch.load(checkpoint, weights_only=True)["progress"]["step"] == 3
     resumed = finetune(qwen, train, lora=LORA, **SETTINGS, on=Placement(tokens=60))
@@ -139,23 +129,38 @@ def fail(*_):
     if os.environ["RANK"] == "1" and left:
         left.pop()
         raise torch.OutOfMemoryError("CUDA out of memory")
-def begin(*arguments):  # the loop has begun
-    torch.nn.modules.module.register_module_forward_pre_hook(fail)
-    return token_groups(*arguments)
+def begin(lengths, budget, *more):  # the loop has begun
+    if budget == 400:
+        torch.nn.modules.module.register_module_forward_pre_hook(fail)
+    return token_groups(lengths, budget, *more)
 m.token_groups = begin
 """
 
 
-def test_memory_that_runs_out_in_one_process_gives_all_the_same_shorter_passes(monkeypatch, tmp_path, qwen, train):
-    one = single(monkeypatch, tmp_path, qwen, train)
-    process = started(tmp_path, arguments(qwen, train, tokens=400), OUT_OF_MEMORY_IN_ONE)
+def test_a_script_trains_with_shared_weights_and_after_memory_ran_out_in_one(monkeypatch, tmp_path, llama, qwen, train):
+    """Adapters and all weights, shared out over two processes; then a copy for each, until one has no memory left and
+    all take the same shorter passes."""
+    adapters = single(monkeypatch, tmp_path, llama, train)
+    whole = single(monkeypatch, tmp_path, qwen, train, lora=None)
+    copies = single(monkeypatch, tmp_path, qwen, train)
+    calls = [
+        arguments(llama, train, shard=True),
+        arguments(qwen, train, lora=None, shard=True),
+        arguments(qwen, train, tokens=400),
+    ]
+    process = started(tmp_path, *calls, patch=OUT_OF_MEMORY_IN_ONE)
     assert process.returncode == 0, process.stderr
+    assert trained_run(adapters).manifest["placement"]["shard"]
+    assert_equal(trained_run(adapters), adapters, "adapter/adapter_model.safetensors")
+    assert_equal(trained_run(whole), whole, "model/model.safetensors")
+    model = load_student(str(trained_run(whole).folder / "model")).model
+    assert model.lm_head.weight is model.get_input_embeddings().weight
     assert process.stdout.count("out of memory at step 1: goes on with Placement(gpus=2, tokens=") == 1
-    assert_equal(trained_run(one), one, "adapter/adapter_model.safetensors")
+    assert_equal(trained_run(copies), copies, "adapter/adapter_model.safetensors")
 
 
 def test_memory_that_runs_out_where_weights_are_shared_out_ends_all_processes_with_advice(tmp_path, qwen, train):
-    process = started(tmp_path, arguments(qwen, train, tokens=400, shard=True), OUT_OF_MEMORY_IN_ONE)
+    process = started(tmp_path, arguments(qwen, train, tokens=400, shard=True), patch=OUT_OF_MEMORY_IN_ONE)
     assert process.returncode != 0
     assert "out of memory with Placement(gpus=2, tokens=400, checkpointing=False, shard=True)" in process.stderr
 
