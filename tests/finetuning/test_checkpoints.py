@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from mixdistill import LoRA, Placement, finetune, load_student, load_traces, runs
 from mixdistill.finetuning import finetune as training
-from mixdistill.finetuning.checkpoints import load_trained
+from mixdistill.finetuning.checkpoints import load_trained, merged
 
 SETTINGS = {"lora": LoRA(r=4), "epochs": 2, "batch_size": 4, "lr": 5e-3, "progress": False}
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -252,3 +252,17 @@ def test_trained_embeddings_stay_tied(qwen, llama, math_traces):
         assert (model.lm_head.weight is model.get_input_embeddings().weight) is tied
         assert ("lm_head.weight" in load_file(run.folder / "model" / "model.safetensors")) is not tied
         assert not torch.equal(model.lm_head.weight, load_student(name).model.lm_head.weight)
+
+
+@pytest.mark.parametrize("lora", [LoRA(r=4), None], ids=["adapters", "all weights"])
+def test_a_merged_student_says_what_the_run_says_and_is_written_once(lora, qwen, math_traces, capfd):
+    run = finetune(qwen, math_train(math_traces), lora=lora, lr=1e-2, epochs=1, progress=False)
+    folder = merged(run)
+    ids = torch.arange(3, 40)[None]
+    expected = load_trained(run).model(ids).logits
+    torch.testing.assert_close(load_student(folder).model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    (weights,) = folder.glob("*.safetensors")
+    before = weights.stat().st_mtime_ns
+    assert merged(run) == folder
+    assert weights.stat().st_mtime_ns == before
+    assert capfd.readouterr().err == ""  # no bars of transformers

@@ -1,23 +1,35 @@
 import importlib
+import shutil
 
 import pytest
+from conftest import write_jsonl
 
 from mixdistill import LoRA, evaluate, finetune, load_problems, load_traces
 from mixdistill.results.judge import PROMPT, judge, judge_table, verdict_of
+from mixdistill.runs import open_run
 
 module = importlib.import_module("mixdistill.results.judge")
 evaluation = importlib.import_module("mixdistill.results.evaluate")
 QUIET = {"progress": False}
 
 
-@pytest.fixture
-def scores(qwen, math_traces, math_problems):
+@pytest.fixture(scope="module")
+def boxing(qwen, tmp_path_factory):
     """A student that has learnt to box an answer, often a wrong one."""
-    train = load_traces(str(math_traces), columns={"question": "problem", "response": "solution"})
-    run = finetune(qwen, train, lora=LoRA(r=16), lr=1e-2, epochs=60, batch_size=4, **QUIET)
-    return evaluate(
-        run, [load_problems(str(math_problems), columns={"question": "problem"})], max_new_tokens=24, **QUIET
-    )
+    rows = [{"problem": f"What is {n} plus 30?", "solution": f"It is \\boxed{{{n + 30}}}."} for n in range(12)]
+    folder = tmp_path_factory.mktemp("boxing")
+    file = write_jsonl(folder / "traces.jsonl", rows)
+    train = load_traces(str(file), columns={"question": "problem", "response": "solution"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXDISTILL_RUNS", str(folder))
+        return finetune(qwen, train, lora=LoRA(r=16), lr=1e-2, epochs=60, batch_size=4, **QUIET)
+
+
+@pytest.fixture
+def scores(boxing, qwen, store, math_problems):
+    run = open_run(shutil.copytree(boxing.folder, store / boxing.folder.name), student=qwen)
+    problems = load_problems(str(math_problems), columns={"question": "problem"})
+    return evaluate(run, [problems], max_new_tokens=24, **QUIET)
 
 
 @pytest.mark.parametrize(
