@@ -3,27 +3,22 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import findings
-import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import papermill
 import pytest
 from conftest import REPO
+from in_process import ipython, run_in
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import CapturedIO, capture_output
-from matplotlib_inline.backend_inline import configure_inline_support
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from publish import publish_notebook, with_results
-from traitlets.config import Config
 
 from mixdistill.study.reproduce import FURTHER, NOTEBOOKS, execute
 
 FOLDER = REPO / "notebooks"
-INLINE = "module://matplotlib_inline.backend_inline"  # figures as in a kernel
 
 
 def test_the_list_of_notebooks_is_complete():
@@ -45,29 +40,8 @@ def test_a_notebook_runs_alone_in_a_kernel(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def shell() -> Iterator[InteractiveShell]:
-    """IPython in this process, as a kernel takes many seconds to import the package."""
-    made = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}), user_module=ModuleType("x"))
-    plt.switch_backend(INLINE)
-    plt.ion()
-    configure_inline_support(made, INLINE)
-    yield made
-    plt.ioff()
-    plt.switch_backend("agg")
-    InteractiveShell.clear_instance()
-
-
-def run_in(shell: InteractiveShell, name: str, parameters: dict[str, object]) -> list[CapturedIO]:
-    """What each cell of a notebook with these parameters writes and shows."""
-    notebook = parameterize_notebook(load_notebook_node(str(FOLDER / f"{name}.ipynb")), parameters)
-    shell.reset()
-    seen = []
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            with capture_output() as written:
-                result = shell.run_cell(cell.source, store_history=True)
-            result.raise_error()
-            seen.append(written)
-    return seen
+    with ipython() as made:
+        yield made
 
 
 @pytest.mark.parametrize("name", FURTHER)

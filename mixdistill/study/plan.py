@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +109,9 @@ def check_machine(scale: Scale) -> None:
     raise ValueError(f"the scale {scale.name!r} can not run on this machine:\n{listed}")
 
 
-def all_arms(scale: Scale) -> list[Arm]:
+def all_arms(scale: Scale, controls: Sequence[str] = ABLATIONS) -> list[Arm]:
     """What notebooks 02 to 05 run, each piece of work once; the traces of 06 and the controls of 07 are made there."""
-    arms = [*gap_arms(scale), *alpha_arms(scale, scale.alpha_student, scale.alphas), *control_arms(scale, *ABLATIONS)]
+    arms = [*gap_arms(scale), *alpha_arms(scale, scale.alpha_student, scale.alphas), *control_arms(scale, *controls)]
     return list({same_work(arm): arm for arm in arms}.values())
 
 

@@ -19,10 +19,12 @@ from mixdistill import files
 from mixdistill.arguments import choice
 from mixdistill.results import stats
 from mixdistill.runs import REPO, machine, runs_dir, shown
-from mixdistill.study.plan import check_machine
+from mixdistill.study.plan import all_arms, check_machine
 from mixdistill.study.scales import SCALES, get_scale
+from mixdistill.study.sweep import sweep
 
 NOTEBOOKS = ("00_tour", "01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism")
+CONTROLS = ("unverified", "direct")  # of notebook 04
 # Run by `--notebooks all`: in the pocket world they do not fit into the time of a first visit.
 FURTHER = (
     "05_checks",
@@ -35,8 +37,9 @@ FURTHER = (
 
 
 def reproduce(scale: str, n_seeds: int = 0, notebooks: str = "first") -> Path:
-    """Execute the notebooks in order, and print the gaps and where everything lies; what the run store holds is not
-    computed again. Where neither code nor notebooks, figures or tables have changed since the last call, nothing is.
+    """Train all that notebooks 02 to 05 show, in one sweep; then execute the notebooks in order, and print the gaps and
+    where everything lies. What the run store holds is not computed again. Where neither code nor notebooks, figures or
+    tables have changed since the last call, nothing is.
 
     Arguments:
         notebooks: `first` (`NOTEBOOKS`) or `all`, with those of `FURTHER`; of real models always all.
@@ -53,6 +56,7 @@ def reproduce(scale: str, n_seeds: int = 0, notebooks: str = "first") -> Path:
     if made.pocket and _unchanged(note, code):
         print("Nothing has changed since the last call: notebooks, figures and tables are as it left them", flush=True)
     else:
+        sweep(all_arms(made) if every else all_arms(made, CONTROLS), made)
         for number, name in enumerate(names, start=1):
             print(f"\n[{number}/{len(names)}] notebooks/{name}.ipynb, {scale} with {made.n_seeds} seeds", flush=True)
             given = {"SCALE": scale, "SEEDS": n_seeds, "RESULTS": "live"}
