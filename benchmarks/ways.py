@@ -1,6 +1,6 @@
 """Three ways to shorten a pocket student's training step, beside the step as it is: what `make reproduce` could gain.
 
-    python benchmarks/ways.py             a few minutes; prints the table and writes benchmarks/ways.csv
+    python benchmarks/ways.py             a few minutes; prints the table; --save writes it to benchmarks/ways.csv
 
 - as it is: the passes of `finetune`.
 - compiled: the layers compiled by inductor (dynamic shapes), with PyTorch's attention or one of plain products that it
@@ -37,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--students", nargs="+", default=["pocket/xs", "pocket/s", "pocket/xl"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/ways.csv")
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 100  # all students share the layers' code
@@ -54,7 +55,8 @@ def main() -> None:
             share = min(seconds[way]) / as_it_is / (SEEDS if way.startswith("side by side") else 1)
             rows.append({"student": name, "way": way, "time_over_as_it_is": round(share, 3), "compiling_s": compiling})
     table = pd.DataFrame(rows)
-    table.to_csv(Path(__file__).with_suffix(".csv"), index=False)
+    if given.save:
+        table.to_csv(Path(__file__).with_suffix(".csv"), index=False)
     print(table.to_string(index=False))
 
 

@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> str | int:
                 f"\nerror: cell {error.exec_count} of a notebook failed: {error.ename}: {error.evalue}\n"
                 "What was finished before is stored: mend the cause and run the same command again"
             )
+        except (RuntimeError, OSError) as error:  # arms failed, or the store can not be written
+            return f"\nerror: {error}"
     return 0
 
 

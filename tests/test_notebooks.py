@@ -9,6 +9,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+import torch
 from conftest import REPO
 from in_process import ipython, run_in
 from IPython.core.interactiveshell import InteractiveShell
@@ -16,7 +17,13 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from publish import publish_notebook, with_results
 
+from mixdistill import load_student
+from mixdistill.data.chat import render_traces
+from mixdistill.finetuning.batches import pad
+from mixdistill.finetuning.checkpoints import load_trained, merged
 from mixdistill.study.reproduce import FURTHER, NOTEBOOKS, execute
+from mixdistill.study.scales import recipe_arm
+from mixdistill.study.sweep import trace_set, trained
 
 FOLDER = REPO / "notebooks"
 
@@ -51,6 +58,21 @@ def test_each_further_notebook_runs_alone(name, shell, tmp_path, monkeypatch):
     assert any("image/png" in (output.data or {}) for written in seen for output in written.outputs)
     # Outside of a kernel the bars of a notebook are text.
     assert not [written.stderr for written in seen if re.search("[Ww]arning|Error", written.stderr)]
+    if name == "09_beyond_mix":
+        assert_nearer_to_its_teacher(shell.user_ns)
+
+
+def assert_nearer_to_its_teacher(of: dict) -> None:
+    """On-policy distillation has brought the student nearer to its teacher, where it was asked by its own answers."""
+    begun, folder = of["trainings"]["mix, then on-policy", "pocket/xs", 0]
+    teacher = load_trained(trained(recipe_arm(of["scale"].students[-1], "mix_long", 0), of["scale"])).model
+    before, after = load_student(merged(begun)), load_student(folder)
+    asked = render_traces(before.tokenizer, trace_set(of["scale"].short, 24, 0), before.context, "error")
+    examples = of["sampled"](before, [one.input_ids[: one.n_prompt] for one in asked], list(range(len(asked))))
+    batch = pad(examples, before.tokenizer.pad_token_id)
+    with torch.no_grad():
+        assert of["divergence"](after.model, teacher, batch) < of["divergence"](before.model, teacher, batch)
+        assert of["divergence"](teacher, teacher, batch) == 0
 
 
 @pytest.mark.parametrize("name", ["04_mechanism", "05_checks", "07_controls", "08_speaking_style", *FURTHER[-2:]])

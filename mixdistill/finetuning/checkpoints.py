@@ -135,16 +135,21 @@ def load_trained(run: Run) -> Student:
 
 def merged(run: Run) -> Path:
     """The student of a run, adapters merged into its weights, as a folder of the run store: a student itself, to train
-    on. It is written once. Raises ValueError where `load_trained` does."""
-    folder = runs.runs_dir() / "merged" / run.folder.name
+    on. It is made once. Raises ValueError if it was changed since, or where `load_trained` does."""
+    name = run.folder.name
+    made = Run(runs.runs_dir() / "merged" / name, run.config)
 
-    def write(path: Path) -> None:
+    def merge() -> Record:
         student = load_trained(run)
         model = student.model.merge_and_unload() if isinstance(student.model, PeftModel) else student.model
-        model.save_pretrained(path)
-        student.tokenizer.save_pretrained(path)
 
-    if not folder.is_dir():
+        def write(path: Path) -> None:
+            model.save_pretrained(path)
+            student.tokenizer.save_pretrained(path)
+
         with quiet():
-            files.replace(folder, write)
-    return folder
+            files.replace(made.folder / name, write)
+        return {"files": runs.digests(made.folder, [name])}
+
+    runs.once(made.folder, "manifest.json", merge)
+    return made.checked(name)

@@ -188,33 +188,32 @@ def readable_gaps(gaps: pd.DataFrame, contrasts: Sequence[str] = ()) -> pd.DataF
     return rows.assign(**said).filter(order)
 
 
-def gaps_by_student(gaps: pd.DataFrame, said: Mapping[str, Sequence[object]] = {}) -> pd.DataFrame:
+def gaps_by_student(gaps: pd.DataFrame, said: Mapping[str, Sequence[float | None]] = {}) -> pd.DataFrame:
     """`readable_gaps` in fewer rows: one a student, smallest first, a column a contrast with points, interval, verdict.
 
     Arguments:
         gaps: as `readable_gaps` returns it, of the mean over the benchmarks.
-        said: a reader's guesses of a contrast, one a student: they get a column each, before what was measured.
+        said: a reader's guesses in points by contrast, one a student, smallest first, or None: where there is one they
+            get a column, before what was measured.
 
-    Raises ValueError for a missing column, two rows for one cell, or guesses that do not match the students in number.
+    Raises ValueError for a missing column, several rows of one student and contrast, or a bad guess.
     """
     require(gaps, "student", "params", "contrast", "points", "95% interval", "verdict")
     if gaps.duplicated(["student", "contrast"]).any():
         raise ValueError("a student has several rows of one contrast: give gaps of the mean over the benchmarks")
     numbers = (gaps["points"] + " " + gaps["95% interval"]).str.replace(" ", "\N{NO-BREAK SPACE}")
-    cells = numbers + " " + gaps["verdict"]
-    counts = [name for name in ("n_problems", "n_seeds", "n_bases") if name in gaps]
-    keys = ["params", "student", *counts]
-    wide = gaps.assign(cell=cells).pivot(index=keys, columns="contrast", values="cell").fillna("").reset_index()
-    order = ["student"]
-    for contrast in gaps["contrast"].unique():
-        if contrast in said:
-            guesses = list(said[contrast])
-            if len(guesses) != len(wide):
-                raise ValueError(f"{len(guesses)} guesses for {contrast}: give one for each of {len(wide)} students")
-            order.append(f"you said, {contrast}")
-            wide[order[-1]] = guesses
-        order.append(contrast)
-    return wide[[*order, "params", *counts]].rename_axis(columns=None)
+    cells = gaps.assign(cell=numbers + " " + gaps["verdict"])
+    wide = cells.pivot(index=["params", "student"], columns="contrast", values="cell").fillna("").reset_index()
+    wide = wide[["student", *gaps["contrast"].unique(), "params"]].rename_axis(columns=None)
+    for contrast, guesses in instance("said", said, Mapping).items():
+        place = list(wide).index(choice("a contrast that was guessed", contrast, list(gaps["contrast"].unique())))
+        if isinstance(guesses, str) or len(instance(f"the guess of {contrast}", guesses, Sequence)) != len(wide):
+            raise ValueError(f"the guess of {contrast} is {guesses!r}: give {len(wide)} numbers or None, one a student")
+        points = ["" if guess is None else f"{number('a guess', guess):+g}" for guess in guesses]
+        if any(points):
+            wide.insert(place, f"you said, {contrast}", points)
+    counts = gaps.groupby("student")[[name for name in ("n_problems", "n_seeds", "n_bases") if name in gaps]]
+    return wide.join(counts.agg(_one_or_range), on="student")
 
 
 def paper_table(items: pd.DataFrame) -> pd.DataFrame:
@@ -301,6 +300,10 @@ def _t_interval(mean: float, variances: list[float], dfs: list[float]) -> Estima
     df = variance**2 / spread if spread > 0 else 1.0
     half = stdtrit(df, 0.975) * sqrt(variance)
     return Estimate(*map(float, (mean, mean - half, mean + half, sqrt(variance), df)))
+
+
+def _one_or_range(counts: pd.Series) -> object:
+    return counts.iloc[0] if counts.nunique() == 1 else f"{counts.min()} to {counts.max()}"
 
 
 def _rates(items: pd.DataFrame) -> pd.Series:

@@ -37,9 +37,9 @@ FURTHER = (
 
 
 def reproduce(scale: str, n_seeds: int = 0, notebooks: str = "first") -> Path:
-    """Train all that notebooks 02 to 05 show, in one sweep; then execute the notebooks in order, and print the gaps and
-    where everything lies. What the run store holds is not computed again. Where neither code nor notebooks, figures or
-    tables have changed since the last call, nothing is.
+    """Train what notebooks 02 to 04 (all: to 05) show, in one sweep; then execute the notebooks in order, and print the
+    gaps and where everything lies. What the run store holds is not computed again. Where neither code nor notebooks,
+    figures or tables have changed since the last call, nothing is.
 
     Arguments:
         notebooks: `first` (`NOTEBOOKS`) or `all`, with those of `FURTHER`; of real models always all.

@@ -232,22 +232,28 @@ def test_a_verdict_names_the_one_seed_or_base_that_it_rests_on(n_seeds, n_bases,
 
 
 def test_gaps_by_student_have_a_row_a_student_with_a_readers_guesses_beside_them():
-    ones, zeros = np.ones((1, 10)), np.zeros((1, 10))
-    large, small = arms(short=zeros, long=ones), arms(short=ones, long=zeros, mix_long=ones)
-    frame = pd.concat([large.assign(student="l", params=9), small.assign(student="s", params=1)])
+    ones, zeros = np.ones((2, 10)), np.zeros((2, 10))
+    small, mixed = arms(short=ones, long=zeros), arms(short=ones[:1], mix_long=ones[:1])
+    frame = pd.concat([arms(short=zeros, long=ones).assign(student="l", params=9), small.assign(student="s", params=1)])
     gaps = stats.gap_table(frame)
-    wide = stats.gaps_by_student(stats.readable_gaps(gaps), {"long-short": [-5, None], "short-direct": [1]})
+    gaps = pd.concat([gaps, stats.gap_table(mixed.assign(student="s", params=1)).head(1)])  # of one seed
+    gaps = stats.readable_gaps(gaps)
+    wide = stats.gaps_by_student(gaps, {"long-short": [-5, None], "mix_long-short": [None, None]})
     assert list(wide)[:4] == ["student", "you said, long-short", "long-short", "mix_long-short"]
-    assert list(wide)[-4:] == ["params", "n_problems", "n_seeds", "n_bases"]
+    assert list(wide)[4:] == ["params", "n_problems", "n_seeds", "n_bases"]
     assert wide["student"].to_list() == ["s", "l"]
-    assert wide["you said, long-short"].to_list()[0] == -5
+    assert wide["you said, long-short"].to_list() == ["-5", ""]
     assert wide["long-short"][0].startswith("-100.0\N{NO-BREAK SPACE}[")
-    assert wide["long-short"][0].endswith("] below 0 (one seed)")
+    assert wide["long-short"][0].endswith("] below 0 (one base)")
     assert wide["mix_long-short"].to_list()[1] == ""  # which the large student has not
-    with pytest.raises(ValueError, match="1 guesses for long-short: give one for each of 2 students"):
-        stats.gaps_by_student(stats.readable_gaps(gaps), {"long-short": [1]})
+    assert wide["n_seeds"].to_list() == ["1 to 2", 2]
+    for guesses in ([1], "12", ["+5", "3"], None, 5):
+        with pytest.raises(ValueError, match="guess"):
+            stats.gaps_by_student(gaps, {"long-short": guesses})
+    with pytest.raises(ValueError, match="a contrast that was guessed is 'short_direct': use one of long-short"):
+        stats.gaps_by_student(gaps, {"short_direct": [1, 2]})
     with pytest.raises(ValueError, match="give gaps of the mean over the benchmarks"):
-        stats.gaps_by_student(stats.readable_gaps(pd.concat([gaps, gaps])))
+        stats.gaps_by_student(pd.concat([gaps, gaps]))
 
 
 def test_tables_of_earlier_versions_with_further_columns_are_read():

@@ -1,5 +1,6 @@
 """Kill -9 at any moment loses no finished arm, and the next call ends as if nothing had happened."""
 
+import contextlib
 import os
 import re
 import signal
@@ -88,6 +89,10 @@ def test_it_shows_progress_and_ends_with_the_gaps_and_the_figures(undisturbed):
     store, output = undisturbed
     assert "[3/5] notebooks/02_learnability_gap.ipynb" in output
     assert "min left" in output
+    # The first sweep has trained all that they show.
+    said = re.findall(r"arms: .*, (\d+) to run", output.partition("[1/5]")[2])
+    assert said
+    assert set(said) == {"0"}
     assert "mix_long-best" in output
     for name in ("01_trace_lengths", "02_learnability_gap", "03_mix_distillation"):
         assert f"{store}/figures/smoke_n_seeds=1/{name}.png" in output
@@ -124,9 +129,10 @@ def test_a_second_call_executes_no_notebook_until_something_has_changed(undistur
 def test_kills_lose_no_finished_arm_and_change_no_score(undisturbed, tmp_path):
     expected = finished(undisturbed[0])
     store = tmp_path / "killed"
-    for command, n_finished in ((REPRODUCE, 1), (SWEEP, 4)):
-        process = start(command, store)
-        wait_for(lambda n=n_finished: len(finished(store)) >= n, process)
+    # In the middle of the sweep; then in that of a notebook.
+    for reached in (lambda: finished(store), lambda: any("ipykernel_launcher" in line for line in commands_of(store))):
+        process = start(REPRODUCE, store)
+        wait_for(reached, process)
         before = {path: path.stat().st_mtime_ns for path in store.rglob("scores.json")}
         kill(process)
         wait_for(lambda: not workers_of(store))  # nobody goes on in the background
@@ -138,6 +144,12 @@ def test_kills_lose_no_finished_arm_and_change_no_score(undisturbed, tmp_path):
     assert len(both) > 10
     assert {path: ended[path] for path in both} == {path: expected[path] for path in both}
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def commands_of(store: Path) -> list[str]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [" ".join(process.cmdline()) for process in workers_of(store)]
+    return []
 
 
 def workers_of(store: Path) -> list[psutil.Process]:
