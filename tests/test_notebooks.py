@@ -71,8 +71,10 @@ def assert_nearer_to_its_teacher(of: dict) -> None:
     examples = of["sampled"](before, [one.input_ids[: one.n_prompt] for one in asked], list(range(len(asked))))
     batch = pad(examples, before.tokenizer.pad_token_id)
     with torch.no_grad():
-        assert of["divergence"](after.model, teacher, batch) < of["divergence"](before.model, teacher, batch)
-        assert of["divergence"](teacher, teacher, batch) == 0
+        wanted, *own = (of["log_probabilities"](model, batch) for model in (teacher, before.model, after.model))
+        far, near = (torch.nn.functional.kl_div(wanted, one, reduction="sum", log_target=True) for one in own)
+        assert near < far
+        torch.testing.assert_close(of["divergence"](before.model, teacher, batch), far)
 
 
 @pytest.mark.parametrize("name", ["04_mechanism", "05_checks", "07_controls", "08_speaking_style", *FURTHER[-2:]])
