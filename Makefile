@@ -8,7 +8,8 @@ PYTHON ?= python3
 ENV    := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
 PY     := $(ENV)/bin/python
 # Python compiles what is imported: compiling all that is installed takes more than half of pip's time.
-PIP    := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
+# `compat`: else a folder that holds the clone would be taken for the package by scripts in it.
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile --config-settings editable_mode=compat
 READY  := $(ENV)/.mixdistill-ready
 TESTS  := $(ENV)/.mixdistill-tests-ready
 
@@ -46,6 +47,7 @@ setup: $(READY)
 
 $(READY): requirements.txt pyproject.toml
 	@test -x "$(PY)" || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": name one with make PYTHON=python3.12")' && $(PYTHON) -m venv "$(ENV)"; }
+	@echo "Installing into $(ENV), which takes some minutes the first time"
 	$(PIP) -e .
 	@touch "$(READY)"
 

@@ -175,8 +175,9 @@ EXERCISES = {
         marks_and_accuracy,
         0.05,
         'group the long answers of the smallest student by "base"; a table of both: table.corr(method="spearman")',
-        "{:+.2f}. Above 0 agrees with the explanation, but a handful of bases can contradict it and hardly prove it. "
-        "Across sizes it says less still: everything else differs too.",
+        "{:+.2f}. Above 0 would agree with the explanation, below 0 these bases do not bear it out; but a handful of "
+        "them decides neither, and this probe asks for marks outside of long traces: notebook 10 asks inside them, of "
+        "more bases. Across sizes it says less still: everything else differs too.",
     ),
     "04.3": Exercise(
         other_error,

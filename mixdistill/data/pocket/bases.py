@@ -42,7 +42,7 @@ def base_folder(name: str) -> Path:
 
 
 def base_facts(name: str) -> dict[str, float]:
-    """What a pocket student's first base was trained on, and what it knew and could afterwards."""
+    """What a base was trained on, and what it knew and could afterwards; a student's name means its first base."""
     recipe, measured = (json.loads((base_folder(name) / f).read_text()) for f in ("recipe.json", "evaluation.json"))
     known = {key: value for key, value in measured.items() if not key.startswith("pocket/")}
-    return {"bases": len(POCKET_BASES[name]), "pre-training tokens": recipe["tokens"]} | known
+    return {"bases": len(POCKET_BASES.get(name, ())), "pre-training tokens": recipe["tokens"]} | known
