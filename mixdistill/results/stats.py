@@ -201,10 +201,9 @@ def gaps_by_student(gaps: pd.DataFrame, said: Mapping[str, Sequence[float | None
     require(gaps, "student", "params", "contrast", "points", "95% interval", "verdict")
     if gaps.duplicated(["student", "contrast"]).any():
         raise ValueError("a student has several rows of one contrast: give gaps of the mean over the benchmarks")
-    numbers = (gaps["points"] + " " + gaps["95% interval"]).str.replace(" ", "\N{NO-BREAK SPACE}")
-    cells = gaps.assign(cell=numbers + " " + gaps["verdict"])
+    cells = gaps.assign(cell=gaps["points"] + " " + gaps["95% interval"] + " " + gaps["verdict"])
     wide = cells.pivot(index=["params", "student"], columns="contrast", values="cell").fillna("").reset_index()
-    wide = wide[["student", *gaps["contrast"].unique(), "params"]].rename_axis(columns=None)
+    wide = wide[["student", *gaps["contrast"].unique(), "params"]].rename_axis(columns=None).set_index("student")
     for contrast, guesses in instance("said", said, Mapping).items():
         place = list(wide).index(choice("a contrast that was guessed", contrast, list(gaps["contrast"].unique())))
         if isinstance(guesses, str) or len(instance(f"the guess of {contrast}", guesses, Sequence)) != len(wide):
@@ -213,7 +212,7 @@ def gaps_by_student(gaps: pd.DataFrame, said: Mapping[str, Sequence[float | None
         if any(points):
             wide.insert(place, f"you said, {contrast}", points)
     counts = gaps.groupby("student")[[name for name in ("n_problems", "n_seeds", "n_bases") if name in gaps]]
-    return wide.join(counts.agg(_one_or_range), on="student")
+    return wide.join(counts.agg(_one_or_range)).rename(columns=lambda name: name.replace("-", " - "))  # can be broken
 
 
 def paper_table(items: pd.DataFrame) -> pd.DataFrame:

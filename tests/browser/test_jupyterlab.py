@@ -36,7 +36,7 @@ SEEN = """() => {
     return {
         panel: right(document.querySelector('.jp-NotebookPanel')),
         figures: all('img').map((image) => [image.naturalWidth / image.clientWidth, right(image)]),
-        verdicts: all('th').filter((head) => head.textContent == 'verdict').map(right),
+        verdicts: all('td').filter((cell) => /(above 0|below 0|undecided)/.test(cell.textContent)).map(right),
         texts: all('td div').map((text) => getComputedStyle(text).textAlign),
         folded: all('details').map((details) => !details.open),
     };

@@ -99,7 +99,7 @@ def test_too_little_disk_is_an_obstacle():
 def test_a_machine_that_can_not_run_a_scale_is_refused_with_all_reasons(capsys):
     with pytest.raises(ValueError, match="'gpu' can not run on this machine") as refusal:
         check_machine(get_scale("gpu"))
-    assert "In all 84 trainings" in capsys.readouterr().out  # the plan comes first
+    assert "84 trainings" in capsys.readouterr().out  # the plan comes first
     assert "no CUDA GPU" in str(refusal.value)
     for student in get_scale("gpu").students:
         assert f"- {student}: not in the cache, and the Hub does not give it" in str(refusal.value)

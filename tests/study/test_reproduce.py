@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import nbformat
@@ -16,6 +17,7 @@ from conftest import REPO
 from publish import with_results
 from test_notebooks import check_tables
 
+from mixdistill.__main__ import run
 from mixdistill.study import reproduce
 from mixdistill.study.reproduce import execute
 
@@ -161,6 +163,15 @@ def workers_of(store: Path) -> list[psutil.Process]:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found
+
+
+def test_arms_that_fail_end_the_command_in_one_sentence(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("2 of 12 arms failed; the first, pocket/xs short seed 0: no room")
+
+    monkeypatch.setattr(reproduce, "reproduce", fail)
+    given = Namespace(command="reproduce", scale="smoke", seeds=1, notebooks="first")
+    assert run(given) == "\nerror: 2 of 12 arms failed; the first, pocket/xs short seed 0: no room"
 
 
 def test_kills_in_the_middle_of_training_change_no_bit(tmp_path):
