@@ -6,17 +6,15 @@ It is no module of the package: only the notebooks mean anything to it.
 
 import html
 import inspect
-import json
 from collections.abc import Callable
 from numbers import Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from IPython.display import HTML
 
 from mixdistill.arguments import choice
-from mixdistill.data.students import student_source
+from mixdistill.data.pocket.bases import base_facts
 from mixdistill.results import stats
 from mixdistill.study.scales import recipe_arm
 from mixdistill.study.sweep import training_set
@@ -106,8 +104,7 @@ def tier_of_false_checks():
 
 def marks_and_accuracy():
     accuracy = long_answers(scale.students[0]).groupby("base")["correct"].mean()
-    facts = [json.loads(Path(student_source(base), "evaluation.json").read_text()) for base in accuracy.index]
-    both = pd.DataFrame({"accuracy": accuracy, "rare": [fact["rare"] for fact in facts]})
+    both = pd.DataFrame({"accuracy": accuracy, "rare": [base_facts(base)["rare"] for base in accuracy.index]})
     return both.corr(method="spearman").loc["accuracy", "rare"]
 
 

@@ -131,7 +131,7 @@ def test_a_second_call_executes_no_notebook_until_something_has_changed(undistur
 def test_kills_lose_no_finished_arm_and_change_no_score(undisturbed, tmp_path):
     expected = finished(undisturbed[0])
     store = tmp_path / "killed"
-    # In the middle of the sweep; then in that of a notebook.
+    # In the middle of the sweep; then of a notebook.
     for reached in (lambda: finished(store), lambda: any("ipykernel_launcher" in line for line in commands_of(store))):
         process = start(REPRODUCE, store)
         wait_for(reached, process)
