@@ -139,6 +139,8 @@ def write_json(path: Path, content: Record) -> None:
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` write a temporary file or folder, bring it to the disk, and put it in the place of `path` in one
     step. Its files get the modes that the umask gives (safetensors writes 600)."""
+    if path.name in ("", ".."):  # it would be the folder that holds all others
+        raise ValueError(f"{str(path)!r} can not be replaced: name a file or folder in another one")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     with storing(path):
         try:

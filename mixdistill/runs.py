@@ -151,7 +151,7 @@ def open_run(folder: str | Path, student: str | Path | None = None) -> Run:
 
     Raises ValueError if the folder is no run's, was changed, or its training has not finished.
     """
-    folder = Path(arguments.text("folder", folder)).expanduser()
+    folder = Path(arguments.text("folder", folder)).expanduser().resolve()  # its name says which run it is
     path = folder / "config.json"
     if not present(path) and not present(folder / "manifest.json"):
         raise ValueError(f"{str(folder)!r} is no run's folder (no config.json): give one, or call finetune again")

@@ -136,7 +136,7 @@ def load_trained(run: Run) -> Student:
 def merged(run: Run) -> Path:
     """The student of a run, adapters merged into its weights, as a folder of the run store: a student itself, to train
     on. It is made once. Raises ValueError if it was changed since, or where `load_trained` does."""
-    name = run.folder.name
+    name = run.folder.resolve().name  # of a link or of "..", the run's own
     made = Run(runs.runs_dir() / "merged" / name, run.config)
 
     def merge() -> Record:

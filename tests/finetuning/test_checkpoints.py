@@ -4,7 +4,8 @@ import resource
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from mixdistill import LoRA, Placement, finetune, load_student, load_traces, runs
+from mixdistill import LoRA, Placement, files, finetune, load_student, load_traces, runs
 from mixdistill.finetuning import finetune as training
 from mixdistill.finetuning.checkpoints import load_trained, merged
 
@@ -266,3 +267,16 @@ def test_a_merged_student_says_what_the_run_says_and_is_written_once(lora, qwen,
     assert merged(run) == folder
     assert weights.stat().st_mtime_ns == before
     assert capfd.readouterr().err == ""  # no bars of transformers
+
+
+def test_a_run_opened_by_another_name_is_merged_to_its_own_place(qwen, math_traces, monkeypatch, tmp_path, store):
+    run = finetune(qwen, math_train(math_traces), lora=LoRA(r=4), lr=1e-2, epochs=1, progress=False)
+    folder = merged(run)
+    monkeypatch.chdir(run.folder / "adapter")
+    (tmp_path / "latest").symlink_to(run.folder)
+    for name in ("..", str(tmp_path / "latest")):
+        assert merged(runs.open_run(name, student=qwen)) == folder
+    assert merged(replace(run, folder=Path(".."))) == folder
+    assert run.folder.is_dir()
+    with pytest.raises(ValueError, match="can not be replaced"):
+        files.replace(store / "merged" / "..", lambda path: path.mkdir())
