@@ -9,6 +9,7 @@
         evaluations/HASH/ config.json, generations.jsonl (every completion), scores.json (written last)
     runs/teachers/HASH/   traces of the pocket world's trained teachers
     runs/merged/NAME/     the student of a run with its adapters merged, to train on
+    runs/on_policy/NAME/  students of notebook 09, distilled on their own samples
     runs/.students/       where local students lie on this machine: the only files with paths, no part of any run
 
 Files are replaced whole, so a kill at any moment leaves the last good state. What is read is checked: the folder's name

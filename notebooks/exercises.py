@@ -23,10 +23,14 @@ OTHER_WORLD = "(checks and solutions are of the pocket world only)"
 
 
 class Exercise(NamedTuple):
-    right: Callable[[], Any]  # computes the right answer, a word or a number
+    right: Callable[[], Any]  # computes the right answer, a word or a number, or a series whose largest is at it
     within: float  # how far a number may be off
     hint: str
-    solution: str  # in words, with {} for what is right
+    solution: str  # in words, with {} for what is right, and another for the largest number of a series
+
+    def answer(self) -> tuple:
+        found = self.right()
+        return (found.idxmax(), found.max()) if isinstance(found, pd.Series) else (found,)
 
 
 def check(name: str, answer: object) -> None:
@@ -34,7 +38,7 @@ def check(name: str, answer: object) -> None:
     exercise = EXERCISES[choice("exercise", name, EXERCISES)]
     if not scale.pocket:
         return print(f"{name}: {OTHER_WORLD}")
-    right = exercise.right()
+    right = exercise.answer()[0]
     if isinstance(right, str):
         good = str(answer).strip().casefold() == right.casefold()
     else:
@@ -48,7 +52,7 @@ def solution(name: str) -> HTML:
     exercise = EXERCISES[choice("exercise", name, EXERCISES)]
     if not scale.pocket:
         return HTML(OTHER_WORLD)
-    words, code = exercise.solution.format(exercise.right()), inspect.getsource(exercise.right)
+    words, code = exercise.solution.format(*exercise.answer()), inspect.getsource(exercise.right)
     folded = f"<p>{html.escape(words)}</p><pre>{html.escape(code)}</pre>"
     return HTML(f"<details><summary>Solution of {name}</summary>{folded}</details>")
 
@@ -93,13 +97,13 @@ def matched_problems():
 
 
 def best_share():
-    return curves[curves["student"] == scale.students[1]].set_index("alpha")["accuracy"].idxmax()
+    return curves[curves["student"] == scale.students[1]].set_index("alpha")["accuracy"]
 
 
 def tier_of_false_checks():
     answers = long_answers(scale.students[0])
     shares = pd.crosstab(answers["benchmark"], answers["error"], normalize="index")
-    return shares.filter(["wrong mark", "false proof"]).sum(axis=1).idxmax().removeprefix("pocket/")
+    return shares.filter(["wrong mark", "false proof"]).sum(axis=1).rename(lambda name: name.removeprefix("pocket/"))
 
 
 def marks_and_accuracy():
@@ -109,8 +113,8 @@ def marks_and_accuracy():
 
 
 def other_error():
-    errors = long_answers(scale.students[-1])["error"].value_counts()
-    return errors.reindex(["missed mismatch", "false alarm", "lost operand", "endless"], fill_value=0).idxmax()
+    errors = long_answers(scale.students[-1])["error"].value_counts(normalize=True)
+    return errors.reindex(["missed mismatch", "false alarm", "lost operand", "endless"], fill_value=0)
 
 
 EXERCISES = {
@@ -159,14 +163,16 @@ EXERCISES = {
         best_share,
         0,
         "choose that student with the slider, or look at its rows in curves",
-        "The highest point is at alpha {:g}. Where its neighbours' intervals overlap with its own, the place of the "
-        "top is not sure; but all shares have the same seeds and problems, so differences are surer than bars look.",
+        "The highest point is at alpha {:g}, {:.1%}. Where its neighbours' intervals overlap with its own, the "
+        "place of the top is not sure; but all shares have the same seeds and problems, so differences "
+        "are surer than bars look.",
     ),
     "04.1": Exercise(
         tier_of_false_checks,
         0,
         'pd.crosstab(answers["benchmark"], answers["error"]) shows it; "wrong mark" and "false proof" are at a check',
-        "The {} tier. The harder a tier, the more machines pass the colour test, and the more marks an answer recalls.",
+        "The {} tier, {:.0%} of its long answers. The harder a tier, the more machines pass the colour test, and the "
+        "more marks an answer recalls.",
     ),
     "04.2": Exercise(
         marks_and_accuracy,
@@ -180,8 +186,8 @@ EXERCISES = {
         other_error,
         0,
         "a check is recall, and a comparison, and the right thing to do afterwards: which of ERRORS are no recall?",
-        "{}. Comparing (missed mismatch, false alarm), carrying a word over a distance (lost operand) and searching "
-        "(endless) are no matter of marks. Were one of them frequent where marks are known, the explanation would be "
-        "too narrow; the table of shares says whether it is.",
+        "{}, in {:.1%} of its long answers. Comparing (missed mismatch, false alarm), carrying a word over a distance "
+        "(lost operand) and searching (endless) are no matter of marks. Were one of them frequent where marks "
+        "are known, the explanation would be too narrow; the table of shares says whether it is.",
     ),
 }

@@ -153,6 +153,7 @@ DOORS = {
     "paper_gap": lambda: figures.paper_gap(None),
     "text_table": lambda: figures.text_table("x"),
     "folded": lambda: figures.folded("x", None),
+    "folded's summary": lambda: figures.folded(None, TABLE),
     "redraw": lambda: figures.redraw(None),
 }
 

@@ -47,8 +47,9 @@ def test_a_right_answer_follows_the_results(notebook, capsys):
 def test_a_solution_is_folded_and_has_words_number_and_code(notebook):
     shown = notebook["solution"]("03.2").data
     assert shown.startswith("<details><summary>")
-    assert "at alpha 0.2." in shown
+    assert "at alpha 0.2, 60.0%." in shown
     assert "def best_share" in shown
+    assert "endless, in 66.7% of its long answers" in notebook["solution"]("04.3").data
 
 
 def test_other_worlds_have_no_checks_and_unknown_exercises_are_refused(notebook, capsys):

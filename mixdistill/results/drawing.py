@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from mixdistill.arguments import instance
+from mixdistill.arguments import instance, text
 from mixdistill.results.stats import require
 from mixdistill.runs import shown
 
@@ -89,6 +90,16 @@ def bars(rows: pd.DataFrame, y: str) -> np.ndarray:
     return np.clip([rows[y] - rows["ci_low"], rows["ci_high"] - rows[y]], 0, None)
 
 
+def show_percent(axis: Axis) -> None:
+    """An axis of shares."""
+    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def show_points(axis: Axis) -> None:
+    """An axis of differences between shares, which are percentage points."""
+    axis.set_major_formatter(lambda share, _: f"{points:+g}" if (points := round(100 * share, 1)) else "0")
+
+
 def lines(axes: Axes, table: pd.DataFrame, by: str, names: list[str], y: str, x: str = "params") -> None:
     """A line of points with their intervals for each name in column `by`, side by side so that no bar hides another."""
     for i, name in enumerate(names):
@@ -96,7 +107,7 @@ def lines(axes: Axes, table: pd.DataFrame, by: str, names: list[str], y: str, x:
         shifted = rows[x] * 1.035 ** (i - (len(names) - 1) / 2)
         ls = "--" if name == "untouched" else "-"
         axes.errorbar(shifted, rows[y], bars(rows, y), c=color, marker=marker, ls=ls, ms=6, capsize=3, label=label)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    show_points(axes.yaxis) if y == "delta" else show_percent(axes.yaxis)
     if x == "params":
         size_axis(axes, table)
 
@@ -137,4 +148,5 @@ def text_table(table: pd.DataFrame) -> HTML:
 def folded(summary: str, table: pd.DataFrame) -> HTML:
     """A table to look things up in, behind a line that a click opens: long tables hide what a notebook has to say."""
     require(table)
-    return HTML(f"<details><summary>{html.escape(summary)}</summary>{table.to_html(index=False)}</details>")
+    summary = html.escape(text("summary", summary))
+    return HTML(f"<details><summary>{summary}</summary>{table.to_html(index=False)}</details>")

@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from mixdistill.arguments import choice, instance, number, text
 from mixdistill.results.drawing import (
@@ -21,6 +20,8 @@ from mixdistill.results.drawing import (
     bars,
     lines,
     noted,
+    show_percent,
+    show_points,
     size_axis,
     size_text,
     student_labels,
@@ -64,7 +65,7 @@ def learnability_gap(
         right.plot(sizes, points, "*", ms=13, mfc="none", mec="black", label="your guess of the gap")
     left.set(ylim=(0, 1.02), ylabel="accuracy on test problems")
     left.set_title("What each student learns from each kind of trace")
-    right.set(ylabel="difference in accuracy", title="The gap, and what the mix adds")
+    right.set(ylabel="difference in accuracy, points", title="The gap, and what the mix adds")
     right.axhline(0, color="black", lw=0.8)
     for axes in (left, right):
         axes.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
@@ -121,7 +122,7 @@ def error_shares(table: pd.DataFrame) -> Figure:
             axes.text(i, 1 - right / 2, f"{right:.0%}", ha="center", va="center", fontsize=9)
         axes.set_xticks(range(len(rows)), student_labels(rows.reset_index()), fontsize=8.5, rotation=0)
         axes.set(xlabel="", title=STYLE[choice("a recipe", recipe, STYLE)][2])
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        show_percent(axes.yaxis)
     panels[0, 0].set_ylabel("share of all answers")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), title="first false step", loc="outside right center")
     return figure
@@ -144,7 +145,7 @@ def _by_size(gaps: pd.DataFrame, contrasts: list[str], title: str) -> Figure:
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
     lines(axes, gaps, "contrast", contrasts, "delta")
     axes.axhline(0, color="black", lw=0.8)
-    axes.set(ylabel="difference in accuracy", title=title)
+    axes.set(ylabel="difference in accuracy, points", title=title)
     figure.legend(fontsize=9, loc="outside upper center")
     return noted(figure, gaps)
 
@@ -162,8 +163,8 @@ def forest(table: pd.DataFrame, minus: str = "short") -> Figure:
         rows = table[table["student"] == student][::-1]
         axes.errorbar(rows["delta"], rows["control"], xerr=bars(rows, "delta"), fmt="o", color="#0072B2", capsize=3)
         axes.axvline(0, color="black", lw=0.8)
-        axes.set(title=student, xlabel=f"difference to {minus}, in accuracy")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set(title=student, xlabel=f"difference to {minus} in accuracy, points")
+        show_points(axes.xaxis)
     return noted(figure, table)
 
 
@@ -183,7 +184,7 @@ def costs(table: pd.DataFrame) -> Figure:
                 ends = [[point["accuracy"] - point["accuracy_low"]], [point["accuracy_high"] - point["accuracy"]]]
                 look = {"color": colors[n % 20], "fmt": "os^DvP*Xd<>"[n % 11], "mec": "black", "ms": 8, "lw": 1}
                 axes.errorbar(point[x], point["accuracy"], ends, label=point["control"], **look)
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            show_percent(axes.yaxis)
         row[0].set(title=student, ylabel="accuracy on test problems")
     panels[-1, 0].xaxis.set_major_formatter(lambda tokens, _: size_text(int(tokens)))
     panels[-1, 0].set_xlabel("response tokens trained on, all epochs")
@@ -228,9 +229,9 @@ def moves(table: pd.DataFrame) -> Figure:
             axes.set_xticks(np.arange(len(own)) + 0.05, own["value"], fontsize=8.5)
             axes.set_xlim(-0.5, len(own) - 0.4)
         axes.axhline(0, color="black", lw=0.8)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        show_points(axes.yaxis)
         if j == 0:
-            axes.set_ylabel(STYLE[choice("a contrast", contrast, STYLE)][2], fontsize=9)
+            axes.set_ylabel(STYLE[choice("a contrast", contrast, STYLE)][2] + ", points", fontsize=9)
         if i == 1:
             axes.set_xlabel(axis)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=4, loc="outside upper center")
@@ -246,11 +247,11 @@ def known_marks(table: pd.DataFrame) -> Figure:
             axes.plot(rows[x], rows["gap"], SIZES[n][1], color=SIZES[n][0], label=student)
     for axes in panels:
         axes.axhline(0, color="black", lw=0.8)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        show_points(axes.yaxis)
     size_axis(panels[0], table)
-    panels[0].set(ylabel=STYLE["long-short"][2], title="by size")
+    panels[0].set(ylabel=STYLE["long-short"][2] + ", points", title="by size")
     panels[1].set(xlabel="marks in long traces that the base knows before fine-tuning", title="by what is known")
-    panels[1].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    show_percent(panels[1].xaxis)
     panels[1].legend(fontsize=9)
     figure.supxlabel(f"{len(table)} bases, a point each: mean over its seeds", fontsize=9, x=0.01, ha="left")
     return figure
@@ -268,7 +269,7 @@ def recipes(table: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(rows)), names)
     student, benchmark = table["student"].iloc[0].split("/")[-1], table["benchmark"].iloc[0]
     axes.set(xlim=(0, None), ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy", title=f"{student} on {benchmark}")
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    show_percent(axes.xaxis)
     return noted(figure, table)
 
 

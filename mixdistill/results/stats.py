@@ -200,12 +200,14 @@ def gaps_by_student(gaps: pd.DataFrame, said: Mapping[str, Sequence[float | None
     """
     require(gaps, "student", "params", "contrast", "points", "95% interval", "verdict")
     if gaps.duplicated(["student", "contrast"]).any():
-        raise ValueError("a student has several rows of one contrast: give gaps of the mean over the benchmarks")
+        raise ValueError("a student has several rows of one contrast: give one size, the mean over the benchmarks")
+    sizes = gaps.drop_duplicates("student").set_index("student")["params"].sort_values(kind="stable")  # unknown: last
+    contrasts = [name for name in CONTRASTS if name in set(gaps["contrast"])]
     cells = gaps.assign(cell=gaps["points"] + " " + gaps["95% interval"] + " " + gaps["verdict"])
-    wide = cells.pivot(index=["params", "student"], columns="contrast", values="cell").fillna("").reset_index()
-    wide = wide[["student", *gaps["contrast"].unique(), "params"]].rename_axis(columns=None).set_index("student")
+    wide = cells.pivot(index="student", columns="contrast", values="cell").fillna("")
+    wide = wide.loc[sizes.index, contrasts].assign(params=sizes).rename_axis(columns=None)
     for contrast, guesses in instance("said", said, Mapping).items():
-        place = list(wide).index(choice("a contrast that was guessed", contrast, list(gaps["contrast"].unique())))
+        place = list(wide).index(choice("a contrast that was guessed", contrast, contrasts))
         if isinstance(guesses, str) or len(instance(f"the guess of {contrast}", guesses, Sequence)) != len(wide):
             raise ValueError(f"the guess of {contrast} is {guesses!r}: give {len(wide)} numbers or None, one a student")
         points = ["" if guess is None else f"{number('a guess', guess):+g}" for guess in guesses]

@@ -69,7 +69,8 @@ def sweep_grid(
         table = _notebook_table(source, combinations, on)
     path = runs.runs_dir() / "sweeps" / f"{_label(what, scale, f'seeds={made.n_seeds}', *grid)}.csv"
     files.replace(path, lambda temporary: table.to_csv(temporary, index=False))
-    print(f"\n{table.to_string(index=False, max_colwidth=40, na_rep='')}\n")
+    told = table.dropna(axis="columns", how="all")  # what no run has is in the file only
+    print(f"\n{told.to_string(index=False, max_colwidth=40, na_rep='')}\n")
     for number, cause in enumerate(table["cause"], start=1):
         if isinstance(cause, str):
             print(f"FAILED: row {number}: {cause}")

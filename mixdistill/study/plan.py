@@ -4,7 +4,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -106,7 +106,7 @@ def check_machine(scale: Scale) -> None:
     with suppress(ValueError):  # a student or data set that is not here: the plan says what is missing
         if all(run_arm(arm, scale, stored_only=True) for arm in all_arms(scale)):
             return
-    print(f"{made}\n", flush=True)
+    print(f"{replace(made, obstacles=())}\n", flush=True)  # they are in the error
     listed = "\n".join(f"- {obstacle}" for obstacle in made.obstacles)
     raise ValueError(f"the scale {scale.name!r} can not run on this machine:\n{listed}")
 

@@ -247,12 +247,15 @@ def test_gaps_by_student_have_a_row_a_student_with_a_readers_guesses_beside_them
     assert wide["long - short"].iloc[0].endswith("] below 0 (one base)")
     assert wide["mix_long - short"].to_list()[1] == ""  # which the large student has not
     assert wide["n_seeds"].to_list() == ["1 to 2", 2]
+    unknown = stats.gaps_by_student(gaps.assign(params=gaps["params"].where(gaps["student"] == "l")))
+    assert unknown.index.to_list() == ["l", "s"]  # a size that is not known comes last, and is not dropped
+    assert list(unknown)[:2] == ["long - short", "mix_long - short"]  # also where the first student lacks one
     for guesses in ([1], "12", ["+5", "3"], None, 5):
         with pytest.raises(ValueError, match="guess"):
             stats.gaps_by_student(gaps, {"long-short": guesses})
     with pytest.raises(ValueError, match="a contrast that was guessed is 'short_direct': use one of long-short"):
         stats.gaps_by_student(gaps, {"short_direct": [1, 2]})
-    with pytest.raises(ValueError, match="give gaps of the mean over the benchmarks"):
+    with pytest.raises(ValueError, match="give one size, the mean over the benchmarks"):
         stats.gaps_by_student(pd.concat([gaps, gaps]))
 
 
