@@ -64,9 +64,9 @@ def test_each_further_notebook_runs_alone(name, shell, tmp_path, monkeypatch):
 
 def assert_nearer_to_its_teacher(of: dict) -> None:
     """On-policy distillation has brought the student nearer to its teacher, where it was asked by its own answers."""
-    begun, folder = of["trainings"]["mix, then on-policy", "pocket/xs", 0]
-    teacher = load_trained(trained(recipe_arm(of["scale"].students[-1], "mix_long", 0), of["scale"])).model
-    before, after = load_student(merged(begun)), load_student(folder)
+    begun, made = of["trainings"]["mix, then on-policy", "pocket/xs", 0]
+    teacher = load_trained(trained(recipe_arm(of["LARGE"], "mix_long", 0), of["scale"])).model
+    before, after = load_student(merged(begun)), load_student(made.checked("student"))
     asked = render_traces(before.tokenizer, trace_set(of["scale"].short, 24, 0), before.context, "error")
     examples = of["sampled"](before, [one.input_ids[: one.n_prompt] for one in asked], list(range(len(asked))))
     batch = pad(examples, before.tokenizer.pad_token_id)
