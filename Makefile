@@ -59,4 +59,4 @@ $(TESTS): $(READY)
 	@touch "$(TESTS)"
 
 clean:  # deletes every run and all that was set up
-	rm -rf runs slides .venv figures/smoke *.egg-info
+	rm -rf runs slides .venv *.egg-info

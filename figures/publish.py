@@ -1,5 +1,6 @@
 """Replace what is committed by the study as it is defined: figures, stored answers, notebooks, tables of results."""
 
+import shutil
 from pathlib import Path
 
 import findings
@@ -18,6 +19,7 @@ def publish() -> None:
     once more as a reader of a fresh clone does it.
     """
     folder = reproduce("pocket", notebooks="all")
+    shutil.copytree(get_scale("pocket").figures_dir(), REPO / "figures", dirs_exist_ok=True)
     store_items(get_scale("pocket"))
     for name in NOTEBOOKS + FURTHER:
         source = REPO / "notebooks" / f"{name}.ipynb"

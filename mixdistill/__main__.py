@@ -7,7 +7,7 @@ import sys
 COMMANDS = {
     "reproduce": "run the notebooks headless, draw the figures, print the gaps",
     "plan": "print what a scale would run and what it costs; downloads nothing",
-    "figures": "draw the figures again from their CSV files",
+    "figures": "draw the figures again from their CSV files: those of the run store; where it has none, the published",
     "sweep": "run a grid of arms, or of a notebook, here or in a Ray cluster; print one table of all",
 }
 GRID = "STUDENT, RECIPE or ALPHA, SEED, LR, EPOCHS of arms (none: the scale's arms), or a notebook's parameters"
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> str | int:
     from papermill import PapermillExecutionError
 
     from mixdistill.results import figures
+    from mixdistill.runs import REPO
     from mixdistill.study import grid, plan, reproduce, scales
 
     scale = scales.get_scale(args.scale, args.seeds)
@@ -53,7 +54,9 @@ def run(args: argparse.Namespace) -> str | int:
         print(made)
         return bool(made.obstacles)
     if args.command == "figures":
-        print("\n".join(figures.redraw(scale.figures_dir())))
+        folder, published = scale.figures_dir(), REPO / "figures" / ("" if args.scale == "pocket" else args.scale)
+        as_defined = scale == scales.SCALES[args.scale] and not (folder / "data").is_dir()
+        print("\n".join(figures.redraw(published if as_defined else folder)))
     elif args.command == "sweep":
         table = grid.sweep_grid(args.scale, args.seeds, args.grid, args.notebook, args.on)
         if n_failed := table["cause"].notna().sum():

@@ -107,7 +107,7 @@ def lines(axes: Axes, table: pd.DataFrame, by: str, names: list[str], y: str, x:
         shifted = rows[x] * 1.035 ** (i - (len(names) - 1) / 2)
         ls = "--" if name == "untouched" else "-"
         axes.errorbar(shifted, rows[y], bars(rows, y), c=color, marker=marker, ls=ls, ms=6, capsize=3, label=label)
-    show_points(axes.yaxis) if y == "delta" else show_percent(axes.yaxis)
+    (show_points if y == "delta" else show_percent)(axes.yaxis)
     if x == "params":
         size_axis(axes, table)
 

@@ -196,13 +196,15 @@ def gaps_by_student(gaps: pd.DataFrame, said: Mapping[str, Sequence[float | None
         said: a reader's guesses in points by contrast, one a student, smallest first, or None: where there is one they
             get a column, before what was measured.
 
-    Raises ValueError for a missing column, several rows of one student and contrast, or a bad guess.
+    Raises ValueError for a missing column, an unknown contrast, several rows of one student and contrast, or a bad
+    guess.
     """
     require(gaps, "student", "params", "contrast", "points", "95% interval", "verdict")
     if gaps.duplicated(["student", "contrast"]).any():
         raise ValueError("a student has several rows of one contrast: give one size, the mean over the benchmarks")
     sizes = gaps.drop_duplicates("student").set_index("student")["params"].sort_values(kind="stable")  # unknown: last
-    contrasts = [name for name in CONTRASTS if name in set(gaps["contrast"])]
+    found = {choice("a contrast", name, CONTRASTS) for name in gaps["contrast"]}
+    contrasts = sorted(found, key=[*CONTRASTS].index)
     cells = gaps.assign(cell=gaps["points"] + " " + gaps["95% interval"] + " " + gaps["verdict"])
     wide = cells.pivot(index="student", columns="contrast", values="cell").fillna("")
     wide = wide.loc[sizes.index, contrasts].assign(params=sizes).rename_axis(columns=None)

@@ -20,7 +20,7 @@ from mixdistill.arguments import choice
 from mixdistill.results import stats
 from mixdistill.runs import REPO, machine, runs_dir, shown
 from mixdistill.study.plan import all_arms, check_machine
-from mixdistill.study.scales import SCALES, get_scale
+from mixdistill.study.scales import get_scale
 from mixdistill.study.sweep import sweep
 
 NOTEBOOKS = ("00_tour", "01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism")
@@ -51,7 +51,7 @@ def reproduce(scale: str, n_seeds: int = 0, notebooks: str = "first") -> Path:
     every = choice("notebooks", notebooks, ("first", "all")) == "all" or not made.pocket
     names = NOTEBOOKS + FURTHER if every else NOTEBOOKS
     check_machine(made)
-    folder = runs_dir() / "notebooks" / (scale if made == SCALES[scale] else made.figures_dir().name)
+    folder = runs_dir() / "notebooks" / made.figures_dir().name
     figures, note, code = made.figures_dir(), folder / f"done-{notebooks}.json", code_hash()
     if made.pocket and _unchanged(note, code):
         print("Nothing has changed since the last call: notebooks, figures and tables are as it left them", flush=True)

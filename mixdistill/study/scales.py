@@ -110,13 +110,10 @@ class Scale:
         return all(student in POCKET_BASES for student in self.students)
 
     def figures_dir(self, **changed: object) -> Path:
-        """Where figures and tables go: `figures/` in the repo for a scale as it is defined here, `pocket` at its root;
-        for any other the run store, a folder named by what differs. `changed`: what a notebook's reader has set beside
-        the scale."""
+        """Where figures and tables of a run go: the run store, a folder named by the scale and what differs from it as
+        it is defined here. `changed`: what a notebook's reader has set beside the scale."""
         own = SCALES.get(self.name, self)
         changed = {name: value for name, value in vars(self).items() if value != getattr(own, name)} | changed
-        if self.name in SCALES and not changed:
-            return runs.REPO / "figures" / ("" if self.name == "pocket" else self.name)
         parts = [f"{name}={value}" for name, value in changed.items()]
         short = [part if len(part) < 60 else part.partition("=")[0] + "=" + runs.key({"": part}) for part in parts]
         return runs.runs_dir() / "figures" / re.sub(r"[^\w.=-]+", "-", "_".join([self.name, *short]))

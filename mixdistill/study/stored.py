@@ -52,8 +52,7 @@ class Results:
 
 
 def open_results(scale: Scale, results: str = "", **changed: object) -> Results:
-    """Where a notebook takes its items from, which it also prints, and its folder, which is the published one only for
-    live results of the study itself.
+    """Where a notebook takes its items from, which it also prints, and its folder.
 
     Arguments:
         results: `stored`, `live` (the run store, trained where it lacks them), or empty: stored for the published study

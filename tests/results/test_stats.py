@@ -250,6 +250,8 @@ def test_gaps_by_student_have_a_row_a_student_with_a_readers_guesses_beside_them
     unknown = stats.gaps_by_student(gaps.assign(params=gaps["params"].where(gaps["student"] == "l")))
     assert unknown.index.to_list() == ["l", "s"]  # a size that is not known comes last, and is not dropped
     assert list(unknown)[:2] == ["long - short", "mix_long - short"]  # also where the first student lacks one
+    with pytest.raises(ValueError, match="a contrast is 'other': use one of long-short"):
+        stats.gaps_by_student(gaps.assign(contrast="other").drop_duplicates("student"))
     for guesses in ([1], "12", ["+5", "3"], None, 5):
         with pytest.raises(ValueError, match="guess"):
             stats.gaps_by_student(gaps, {"long-short": guesses})

@@ -90,7 +90,12 @@ def test_a_failed_arm_is_a_row_with_its_cause_and_runs_again(store, capsys):
     assert pd.isna(table["accuracy"][0])
     assert table["accuracy"][1] == run_arm(recipe_arm("pocket/xs", "long", 0), SMOKE).accuracy
     (broken / "config.json").write_text(config)
-    assert sweep_grid("smoke", 1, GRID)["cause"].isna().all()
+    capsys.readouterr()
+    again = sweep_grid("smoke", 1, GRID)
+    assert again["cause"].isna().all()
+    told = capsys.readouterr().out
+    assert "accuracy" in told
+    assert not {"cause", "n_train"} & set(told.split())  # columns that no run has
 
 
 def test_a_grid_names_what_differs_from_the_scale():

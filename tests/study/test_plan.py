@@ -1,13 +1,14 @@
 import subprocess
 import sys
 from dataclasses import replace
-from shutil import copytree
+from shutil import copy, copytree
 
 import pytest
 import torch
+from conftest import REPO
 from hub import environment, serve
 
-from mixdistill import get_scale, open_run
+from mixdistill import get_scale, open_run, runs
 from mixdistill.__main__ import main
 from mixdistill.study.plan import all_arms, check_machine, plan
 from mixdistill.study.scales import SCALES, gap_arms, recipe_arm
@@ -99,7 +100,9 @@ def test_too_little_disk_is_an_obstacle():
 def test_a_machine_that_can_not_run_a_scale_is_refused_with_all_reasons(capsys):
     with pytest.raises(ValueError, match="'gpu' can not run on this machine") as refusal:
         check_machine(get_scale("gpu"))
-    assert "84 trainings" in capsys.readouterr().out  # the plan comes first
+    planned = capsys.readouterr().out
+    assert "84 trainings" in planned  # the plan comes first
+    assert "It can not run here" not in planned  # which the error says
     assert "no CUDA GPU" in str(refusal.value)
     for student in get_scale("gpu").students:
         assert f"- {student}: not in the cache, and the Hub does not give it" in str(refusal.value)
@@ -163,7 +166,7 @@ def test_every_command_ends_with_an_exit_code_and_one_sentence(arguments, code, 
 
 def test_figures_of_a_run_with_other_parameters_are_drawn_where_they_lie(monkeypatch, capsys, store):
     folder = get_scale("pocket", 1).figures_dir()
-    copytree(get_scale("pocket").figures_dir() / "data", folder / "data")
+    copytree(REPO / "figures" / "data", folder / "data")
     monkeypatch.setattr(sys, "argv", ["mixdistill", "figures", "--seeds", "1"])
     with pytest.raises(SystemExit) as end:
         main()
@@ -171,6 +174,18 @@ def test_figures_of_a_run_with_other_parameters_are_drawn_where_they_lie(monkeyp
     drawn = capsys.readouterr().out.splitlines()
     assert set(drawn) == {str(path) for path in folder.glob("*.png")}
     assert folder.is_relative_to(store)
+
+
+def test_published_figures_are_drawn_where_the_run_store_has_none(monkeypatch, capsys, store, tmp_path):
+    published, own = tmp_path / "repo" / "figures" / "smoke", get_scale("smoke").figures_dir()
+    monkeypatch.setattr(runs, "REPO", tmp_path / "repo")
+    monkeypatch.setattr(sys, "argv", ["mixdistill", "figures", "--scale", "smoke"])
+    for folder in (published, own):
+        (folder / "data").mkdir(parents=True)
+        copy(REPO / "figures" / "data" / "trace_lengths.csv", folder / "data")
+        with pytest.raises(SystemExit):
+            main()
+        assert capsys.readouterr().out.strip() == runs.shown(folder / "01_trace_lengths.png")
 
 
 def test_a_file_that_is_not_here_is_an_obstacle():

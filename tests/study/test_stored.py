@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from conftest import REPO
 
 from mixdistill import get_scale, sweep
 from mixdistill.study import stored
@@ -30,7 +29,7 @@ def test_results_are_stored_ones_where_the_parameters_are_the_studys_own(store, 
     own = store / "figures" / "pocket_RESULTS=stored"  # what is published stays as it is
     assert (open_results(POCKET).stored, open_results(POCKET).folder) == (True, own)
     live = open_results(POCKET, "live")
-    assert (live.stored, live.folder, live.swept) == (False, REPO / "figures", ("pocket/xs",))
+    assert (live.stored, live.folder, live.swept) == (False, store / "figures" / "pocket", ("pocket/xs",))
     other = replace(POCKET, alpha_student="pocket/s")
     for results in (open_results(other), open_results(get_scale("pocket", 1)), open_results(POCKET, ALPHA=0.4)):
         assert not results.stored
