@@ -4,8 +4,13 @@ SEEDS  ?= 0
 NOTEBOOKS ?= first
 PYTHON ?= python3
 
-# The active environment, or a .venv that setup makes.
-ENV    := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
+# The active environment, or a .venv that setup makes. make cannot handle a space in the name of a target, so the clone's
+# own environment is named from here: the folder that holds the clone may have one.
+ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
+ENV    := $(if $(ACTIVE),$(if $(subst x$(CURDIR)/.venv,,x$(ACTIVE)),$(ACTIVE),.venv),.venv)
+ifneq ($(words $(ENV)),1)
+$(error the active environment is $(ENV): make cannot handle a space in its name, so deactivate it or use another)
+endif
 PY     := $(ENV)/bin/python
 # Python compiles what is imported: compiling all that is installed takes more than half of pip's time.
 # `compat`: else a folder that holds the clone would be taken for the package by scripts in it.

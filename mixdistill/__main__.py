@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 
 COMMANDS = {
@@ -28,9 +29,10 @@ def main() -> None:
             command.add_argument("--on", default="local", help="local (default), ray or ray://HEAD:10001")
         if name == "reproduce":
             command.add_argument("--notebooks", default="first", help="all: the further ones too (default: first)")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler that takes the machine back, as Ctrl-C
     try:
         sys.exit(run(parser.parse_args()))
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: the store can not be read or written
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
         # The task of the stopped notebook would print its traceback once more when it is collected.
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace) -> str | int:
     from papermill import PapermillExecutionError
 
     from mixdistill.results import figures
-    from mixdistill.runs import REPO
+    from mixdistill.runs import REPO, shown
     from mixdistill.study import grid, plan, reproduce, scales
 
     scale = scales.get_scale(args.scale, args.seeds)
@@ -55,8 +57,11 @@ def run(args: argparse.Namespace) -> str | int:
         return bool(made.obstacles)
     if args.command == "figures":
         folder, published = scale.figures_dir(), REPO / "figures" / ("" if args.scale == "pocket" else args.scale)
-        as_defined = scale == scales.SCALES[args.scale] and not (folder / "data").is_dir()
-        print("\n".join(figures.redraw(published if as_defined else folder)))
+        as_defined = scale == scales.SCALES[args.scale] and (published / "data").is_dir()
+        source = published if as_defined and not (folder / "data").is_dir() else folder
+        drawn = figures.redraw(source)
+        kept = "" if source == published else "; the published ones, in figures/, stay as they are"
+        print(f"{len(drawn)} figures, of the tables in {shown(source / 'data')}{kept}:", *drawn, sep="\n")
     elif args.command == "sweep":
         table = grid.sweep_grid(args.scale, args.seeds, args.grid, args.notebook, args.on)
         if n_failed := table["cause"].notna().sum():
@@ -69,7 +74,7 @@ def run(args: argparse.Namespace) -> str | int:
                 f"\nerror: cell {error.exec_count} of a notebook failed: {error.ename}: {error.evalue}\n"
                 "What was finished before is stored: mend the cause and run the same command again"
             )
-        except (RuntimeError, OSError) as error:  # arms failed, or the store can not be written
+        except RuntimeError as error:  # arms failed
             return f"\nerror: {error}"
     return 0
 

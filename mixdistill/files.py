@@ -66,10 +66,15 @@ def _take_turn(path: Path, ours: str, wait: bool) -> None:
     # A stranger's store could have us overwrite something else, or wait for ever.
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise OSError(errno.EEXIST, "its lock is no plain file")
-    before, since, said = None, time.monotonic(), False
+    before, since, said, missed = None, time.monotonic(), False, 0
     while True:
-        with contextlib.suppress(FileNotFoundError):  # released just now, after refused work with its folder
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # a folder above was deleted just now, or is one in which none can be made
+            missed += 1
+            if missed == 50:
+                raise
+        with contextlib.suppress(FileNotFoundError):  # released just now, after refused work with its folder
             with contextlib.suppress(FileExistsError), path.open("x") as file:
                 file.write(ours)
                 return

@@ -1,9 +1,11 @@
 """Exercises are checked against the results at hand, and their solutions stay folded."""
 
 import re
+from decimal import Decimal
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import REPO
@@ -27,7 +29,13 @@ def notebook() -> dict:
     [
         ("03.2", 0.2, "right"),
         ("03.2", 0.4, "not yet. Hint: choose that student"),
-        ("03.2", "0.2", "not yet. Hint: choose that student"),
+        ("03.2", "0.2", "right"),
+        ("03.2", np.array(0.2), "right"),
+        ("03.2", Decimal("0.4"), "not yet. Hint: choose that student"),
+        ("03.2", [0.2], "give a number"),
+        ("03.2", 10**400, "give a number"),
+        ("01.2", 2, "an exercise of notebook 01, whose cells have to run first"),
+        ("04.3", 1, "give a word"),
         ("03.2", None, "no answer yet"),
         ("04.3", " Endless", "right"),
         ("04.3", "lost operand", "not yet. Hint: a check is recall"),

@@ -158,6 +158,13 @@ def test_a_store_that_can_not_be_written_is_said(tmp_path, monkeypatch):
         evaluate("pocket/xs", "pocket/easy", n=1)
 
 
+def test_a_folder_in_which_none_can_be_made_is_said_and_not_waited_for(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    said = r"cannot write '/proc/nothing/.*' \(No such file or directory\): make room"
+    with pytest.raises(OSError, match=said), files.lock(Path("/proc/nothing/run")):
+        pass
+
+
 @pytest.fixture
 def bound():
     """A folder, and no superuser's rights in it."""

@@ -140,7 +140,7 @@ def load_problems(
     choice("answer_format", answer_format, ANSWER_FORMATS, optional=True)
     names = column_names(columns, FIELDS[:2], FIELDS[2:])
     own = {"columns": columns, "answer_format": answer_format}
-    if source.startswith("pocket/"):
+    if source.casefold().startswith("pocket/"):
         level, split = POCKET_TIERS[choice("source", source, POCKET_TIERS)], split or "test"
         only_used(source, "its problems are made here", file=file, prompt=prompt, **own)
         drawn = pocket_mysteries(n or N_POCKET, split, [level])

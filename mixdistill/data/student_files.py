@@ -33,9 +33,9 @@ def refused(name: str | Path, reason: str) -> ValueError:
 def student_source(name: str | Path) -> str:
     """Where a student is: a local folder, a `.gguf` file, or a Hub id. Raises ValueError if it is none of these."""
     name = arguments.text("name", name)
-    if name.startswith("pocket/"):
-        return str(base_folder(name))
     path = os.path.expanduser(name)
+    if name.startswith("pocket/") or (name.casefold().startswith("pocket/") and not os.path.exists(path)):
+        return str(base_folder(name))
     if os.path.isdir(path):
         if os.path.exists(f"{path}/config.json") and not os.path.exists(f"{path}/adapter_config.json"):
             return path

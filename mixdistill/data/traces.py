@@ -61,7 +61,7 @@ def load_traces(
     style, drop = text("style", style, empty=True), choice("unusable", unusable, ("error", "drop")) == "drop"
     choice("answer_format", answer_format, ANSWER_FORMATS, optional=True)
     names = column_names(columns, ("question", "response"), ("problem_id",))
-    if source.startswith("pocket/"):
+    if source.casefold().startswith("pocket/"):
         teacher = choice("source", source, [f"pocket/{name}" for name in world.TEACHERS]).removeprefix("pocket/")
         own = {"columns": columns, "answer_format": answer_format, "unusable": "drop" if drop else None}
         only_used(source, "its traces are made here", split=split, style=style, revision=revision, **own)
@@ -101,7 +101,8 @@ def check_traces(traces: Dataset, name: str = "the traces") -> Dataset:
     whole number), or a trace has no final answer.
     """
     if not isinstance(traces, Dataset):
-        raise ValueError(f"{name} are a {type(traces).__name__}: give one datasets.Dataset, as from load_traces or mix")
+        ways = "load_traces, mix or collect_traces(...).traces"
+        raise ValueError(f"{name} are a {type(traces).__name__}: give one datasets.Dataset, as from {ways}")
     if traces in CHECKED:
         return traces
     missing = [key for key in COLUMNS if key not in traces.column_names]

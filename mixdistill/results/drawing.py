@@ -68,6 +68,14 @@ def save_table(table: pd.DataFrame, folder: Path, name: str) -> str:
     return shown(path)
 
 
+def load_table(path: Path) -> pd.DataFrame:
+    """The data of a figure. Raises ValueError for an empty file or one that is no text."""
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:
+        raise ValueError(f"{shown(path)} is no table ({error}): make it again, or git checkout it") from None
+
+
 def save_figure(figure: Figure, folder: Path, name: str) -> str:
     """Write a figure to `FOLDER/NAME.png`, and beside it as `NAME.svg`; returns the path of the first."""
     path = folder / f"{name}.png"
@@ -141,7 +149,9 @@ def noted(figure: Figure, table: pd.DataFrame, say: str = "") -> Figure:
 def text_table(table: pd.DataFrame) -> HTML:
     """A table of running text. Its styles stand in the cells: an untrusted notebook loses every `<style>` element."""
     require(table)
-    cells = table.map(lambda text: f'<div style="text-align:left;white-space:pre-wrap">{html.escape(str(text))}</div>')
+    # With <br>, as pandas would write the end of a line as a backslash and n.
+    texts = table.map(lambda text: html.escape(str(text)).replace("\n", "<br>"))
+    cells = texts.map('<div style="text-align:left;white-space:pre-wrap">{}</div>'.format)
     return HTML(cells.to_html(escape=False))
 
 

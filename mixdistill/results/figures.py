@@ -19,6 +19,7 @@ from mixdistill.results.drawing import (
     STYLE,
     bars,
     lines,
+    load_table,
     noted,
     show_percent,
     show_points,
@@ -323,17 +324,21 @@ def redraw(folder: Path) -> list[str]:
         "06_teacher_gap": (partial(learnability_gap, family="large"), ["teacher_accuracy", "teacher_gaps"]),
     }
     folder = Path(text("folder", folder))
-    tables = {path.stem: pd.read_csv(path) for path in (folder / "data").glob("*.csv")}
-    there = {name: (draw, of) for name, (draw, of) in drawn_from.items() if set(of) <= tables.keys()}
+    paths_of = {path.stem: path for path in (folder / "data").glob("*.csv")}
+    there = {name: (draw, of) for name, (draw, of) in drawn_from.items() if set(of) <= paths_of.keys()}
     if not there:
-        needed = sorted(name for _, of in drawn_from.values() for name in of)
-        raise ValueError(f"{shown(folder)}/data lacks {', '.join(needed)}: run make reproduce first")
+        ways = "mixdistill reproduce, with the same --scale and --seeds, makes them"
+        raise ValueError(f"{shown(folder)}/data has the tables of no figure: {ways}")
+    tables = {name: load_table(paths_of[name]) for name in {name for _, of in there.values() for name in of}}
     if "learnability_gap" in tables:
         tables["paper"] = pd.read_csv(PAPER / "table1_long_cot_gap.csv")
         there["02_paper_table1"] = paper_gap, ["paper"]
     paths = []
     for name, (draw, of) in there.items():
-        figure = draw(*map(tables.get, of))
+        try:
+            figure = draw(*map(tables.get, of))
+        except ValueError as error:
+            raise ValueError(f"{shown(folder)}/data: {' and '.join(of)}: {error}") from None
         paths.append(save_figure(figure, folder, name))
         plt.close(figure)
     return paths

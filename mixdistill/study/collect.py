@@ -74,7 +74,8 @@ def collect_traces(
     arguments.choice("keep", keep, KEEP)
     for name in options:
         arguments.choice("an option", name, OPTIONS)
-    arguments.instance("problems", problems, Sequence)
+    if isinstance(problems, str) or not isinstance(problems, Sequence):
+        raise ValueError(f"problems is {arguments.shown(problems)}: give a list of them, as from load_problems")
     style = arguments.text("style", style, empty=True)
     sampling, asked = Sampling(temperature, top_p, seed, n), as_run(teacher, revision)
     formats = {arguments.instance("a problem", problem, Problem).id: problem.answer_format for problem in problems}

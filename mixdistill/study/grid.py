@@ -3,6 +3,7 @@
 import ast
 import itertools
 import re
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ import pandas as pd
 import papermill
 
 from mixdistill import files, runs
+from mixdistill.arguments import choice
 from mixdistill.finetuning.finetune import TRAINING_VERSION
 from mixdistill.results import stats
 from mixdistill.results.evaluate import EVALUATION_VERSION, Scores
@@ -22,7 +24,7 @@ from mixdistill.study import cluster
 from mixdistill.study.jobs import Job
 from mixdistill.study.plan import all_arms, check_machine
 from mixdistill.study.reproduce import execute
-from mixdistill.study.scales import Arm, Scale, get_scale, recipe_arm
+from mixdistill.study.scales import CONTROLS, RECIPES, Arm, Scale, get_scale, recipe_arm
 from mixdistill.study.sweep import LACKING, run_all, run_arms, same_work
 
 FOUND = re.compile(r"^#+ What was found\s*$", re.MULTILINE)  # the heading above the cell that says a notebook's result
@@ -68,14 +70,22 @@ def sweep_grid(
         combinations = [dict(zip(values, picked, strict=True)) for picked in itertools.product(*values.values())]
         table = _notebook_table(source, combinations, on)
     path = runs.runs_dir() / "sweeps" / f"{_label(what, scale, f'seeds={made.n_seeds}', *grid)}.csv"
+    _print(table)  # first, as the store may be one that can only be read
     files.replace(path, lambda temporary: table.to_csv(temporary, index=False))
-    told = table.dropna(axis="columns", how="all")  # what no run has is in the file only
-    print(f"\n{told.to_string(index=False, max_colwidth=40, na_rep='')}\n")
-    for number, cause in enumerate(table["cause"], start=1):
-        if isinstance(cause, str):
-            print(f"FAILED: row {number}: {cause}")
     print(f"Table: {runs.shown(path)}")
     return table
+
+
+def _print(table: pd.DataFrame) -> None:
+    """The table without what no run has, and what takes lines of its own below it: results of notebooks, and causes."""
+    below = ["cause", *(["result", "folder"] if "result" in table else [])]
+    told = table.drop(columns=below).dropna(axis="columns", how="all").set_axis(range(1, len(table) + 1))
+    print(f"\n{told.to_string(na_rep='')}\n")
+    for number, row in enumerate(table.to_dict("records"), start=1):
+        if isinstance(row["cause"], str):
+            print(f"FAILED: row {number}: {row['cause']}")
+        elif "result" in row:
+            print(f"row {number}: {row['folder']}\n{textwrap.indent(row['result'], '    ')}")
 
 
 def grid_arms(values: Mapping[str, Sequence[Any]], scale: Scale) -> list[Arm]:
@@ -96,7 +106,7 @@ def grid_arms(values: Mapping[str, Sequence[Any]], scale: Scale) -> list[Arm]:
         if "ALPHA" in values:
             arm = Arm(student, f"alpha={recipe:g}", recipe, seed)
         else:
-            arm = recipe_arm(student, recipe, seed)
+            arm = recipe_arm(student, choice("RECIPE", recipe, ["untouched", *RECIPES, *CONTROLS]), seed)
         for lr, epochs, n_train in itertools.product(*(values.get(name, [None]) for name in OWN)):
             made = replace(arm, lr=lr, epochs=epochs, n_train=n_train)
             found[same_work(made)] = made

@@ -47,7 +47,10 @@ class Results:
 
     @cached_property
     def _stored(self) -> dict[str, pd.DataFrame]:
-        works = pd.read_parquet(FILE).groupby("work", sort=False)
+        try:
+            works = pd.read_parquet(FILE).groupby("work", sort=False)
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are these
+            raise ValueError(_unusable(str(error).splitlines()[0])) from error
         return {str(key): rows.drop(columns="work").reset_index(drop=True) for key, rows in works}
 
 
@@ -68,12 +71,19 @@ def open_results(scale: Scale, results: str = "", **changed: object) -> Results:
             f"RESULTS is 'stored', and what is stored is the scale {study.name!r} with its {study.n_seeds} seeds; this "
             f"is the scale {scale.name!r} with {scale.n_seeds}: set RESULTS = 'live', which trains what is lacking"
         )
+    if results == "stored" and not FILE.is_file():
+        raise ValueError(_unusable("it is not there"))
     stored = results == "stored" or (not results and folder == study.figures_dir() and FILE.is_file())
     if stored:
         print(f"results: as published, read from {shown(FILE)}; RESULTS = 'live' trains the students here")
         return Results(scale, scale.figures_dir(**changed, RESULTS="stored"), True)
-    print("results: from the run store; what it lacks is trained and evaluated here")
+    absent = "" if FILE.is_file() else f" (there is no {shown(FILE)})"
+    print(f"results: from the run store; what it lacks is trained and evaluated here{absent}")
     return Results(scale, folder, False)
+
+
+def _unusable(reason: str) -> str:
+    return f"cannot read {shown(FILE)} ({reason}): git checkout {shown(FILE)}, or set RESULTS = 'live', which trains"
 
 
 def store_items(scale: Scale, file: Path = FILE) -> None:

@@ -49,7 +49,7 @@ def test_teachers_have_a_figure_where_a_scale_has_them(folder, accuracy, gaps):
 
 
 def test_without_data_the_reader_is_told_what_to_run(tmp_path):
-    with pytest.raises(ValueError, match=r"data lacks alpha_sweep, .*: run make reproduce first"):
+    with pytest.raises(ValueError, match=r"data has the tables of no figure: mixdistill reproduce, with"):
         figures.redraw(tmp_path)
 
 
@@ -117,3 +117,18 @@ def test_the_note_of_a_figure_claims_no_more_than_its_intervals_cover(accuracy, 
     note = figures.learnability_gap(accuracy, gaps.assign(n_seeds=n_seeds, n_bases=gaps["student"].map(of))).texts[0]
     assert note.get_text().startswith(f"n = {gaps['n_problems'].max()} test problems, ")
     assert note.get_text().endswith(said)
+
+
+def test_a_table_of_texts_breaks_lines_where_they_do_and_escapes_them():
+    shown = figures.text_table(pd.DataFrame({"text": ["1 < 2 .\nso 3"]})).data
+    assert ">1 &lt; 2 .<br>so 3<" in shown
+    assert "\\n" not in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("", "gaps.csv is no table"), ("student,params\n", "and gaps: the table")]
+)
+def test_a_table_that_is_empty_is_named(folder, content, said):
+    (folder / "data" / "gaps.csv").write_text(content)
+    with pytest.raises(ValueError, match=said):
+        figures.redraw(folder)

@@ -1,6 +1,9 @@
+import errno
 import os
+import re
 import subprocess
 import sys
+import time
 
 import nbformat
 import pandas as pd
@@ -8,12 +11,13 @@ import pytest
 from conftest import REPO
 
 from mixdistill import get_scale
+from mixdistill.__main__ import main
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.study.grid import _printed, grid_arms, sweep_grid
 from mixdistill.study.plan import all_arms
 from mixdistill.study.reproduce import FURTHER
 from mixdistill.study.scales import recipe_arm
-from mixdistill.study.sweep import run_arm
+from mixdistill.study.sweep import STOPPED, run_arm
 
 SMOKE = get_scale("smoke", 1)
 GRID = ["STUDENT=pocket/xs", "ALPHA=0,1", "SEED=0"]
@@ -125,9 +129,39 @@ def test_a_notebook_runs_once_for_every_combination(notebook, store, tmp_path, c
     assert table["result"].dropna().tolist() == ["b: smoke", "c: smoke", "bb: smoke", "cc: smoke"]
     assert table["cause"].dropna().tolist() == ["cell 3 failed: AssertionError: too large"] * 2
     assert (tmp_path / "seen.txt").read_text() == "1b 1c 2b 2c "  # the second call has read
-    assert "6 runs of own.ipynb, 4 in the run store, 2 to run" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "6 runs of own.ipynb, 4 in the run store, 2 to run" in told
+    assert "..." not in told  # neither a result nor a path is cut
+    assert f"row 1: {table['folder'][0]}\n    b: smoke\n" in told
+    assert "FAILED: row 3: cell 3 failed: AssertionError: too large\n" in told
     for folder in table["folder"]:
         assert (store.parent / folder / "own.ipynb").is_file()
+
+
+def test_a_store_that_can_only_be_read_ends_in_the_table_and_one_sentence(store, monkeypatch, capsys):
+    sweep_grid("smoke", 1, GRID)
+    shown = capsys.readouterr().out.partition("Table: ")[0]
+
+    def fail(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("os.replace", fail)
+    monkeypatch.setattr(sys, "argv", sweep_command("--grid", *GRID)[2:])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert re.match(r"error: .*cannot write '.*csv' .*: make room .*, and call again", str(end.value))
+    assert capsys.readouterr().out.partition("\n\n")[2] == shown.partition("\n\n")[2]
+
+
+def test_a_scheduler_that_takes_the_machine_back_stops_a_sweep_as_an_interrupt_does(store):
+    command = [sys.executable, "-m", "mixdistill", "sweep", "--scale", "pocket", "--grid", *GRID]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(REPO)}, stdout=subprocess.PIPE, text=True)
+    while not list(store.rglob("config.json")):  # a worker trains
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.communicate()[0].splitlines()[-1] == STOPPED
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -137,7 +171,7 @@ def test_a_notebook_runs_once_for_every_combination(notebook, store, tmp_path, c
         (["--grid", "ALPHA=much"], "--grid has ALPHA='much': ALPHA is of the type float"),
         (["--grid", "ALPHA=1.5"], "alpha is 1.5: it is a finite number, at least 0, at most 1"),
         (["--grid", "STUDENT=pocket/huge", "SEED=0"], "unknown student 'pocket/huge'"),
-        (["--grid", "RECIPE=longest"], "recipe is 'longest': use one of"),
+        (["--grid", "RECIPE=longest"], "RECIPE is 'longest': use one of untouched, short"),
         (["--grid", "ALPHA=0", "RECIPE=long"], "the grid has ALPHA and RECIPE"),
         (["--grid", "SEED"], "--grid has 'SEED': give NAME=value,value"),
         (["--on", "slurm"], "on is 'slurm': use local, ray"),
@@ -147,8 +181,6 @@ def test_a_notebook_runs_once_for_every_combination(notebook, store, tmp_path, c
     ],
 )
 def test_bad_grids_are_refused_in_one_sentence_before_any_work(arguments, message, monkeypatch, store):
-    from mixdistill.__main__ import main
-
     monkeypatch.setattr(sys, "argv", sweep_command(*arguments)[2:])
     with pytest.raises(SystemExit) as end:
         main()

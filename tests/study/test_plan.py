@@ -153,7 +153,7 @@ def test_a_student_whose_size_is_not_known_is_refused():
         (["plan", "gpu"], 1, "It can not run here: there is no CUDA GPU"),
         (["plan", "galaxy"], f"error: scale is 'galaxy': use one of {', '.join(SCALES)}", ""),
         (["plan", "--seeds", "-2"], "error: n_seeds is -2: it is a whole number, at least 0", ""),
-        (["figures", "--scale", "smoke", "--seeds", "1"], "run make reproduce first", ""),
+        (["figures", "--scale", "smoke", "--seeds", "1"], "the tables of no figure: mixdistill reproduce, with", ""),
     ],
 )
 def test_every_command_ends_with_an_exit_code_and_one_sentence(arguments, code, said, monkeypatch, capsys):
@@ -172,7 +172,10 @@ def test_figures_of_a_run_with_other_parameters_are_drawn_where_they_lie(monkeyp
         main()
     assert end.value.code == 0
     drawn = capsys.readouterr().out.splitlines()
-    assert set(drawn) == {str(path) for path in folder.glob("*.png")}
+    assert drawn[0].startswith(
+        f"{len(drawn) - 1} figures, of the tables in {folder}/data; the published ones, in figures/"
+    )
+    assert set(drawn[1:]) == {str(path) for path in folder.glob("*.png")}
     assert folder.is_relative_to(store)
 
 
@@ -185,7 +188,7 @@ def test_published_figures_are_drawn_where_the_run_store_has_none(monkeypatch, c
         copy(REPO / "figures" / "data" / "trace_lengths.csv", folder / "data")
         with pytest.raises(SystemExit):
             main()
-        assert capsys.readouterr().out.strip() == runs.shown(folder / "01_trace_lengths.png")
+        assert capsys.readouterr().out.splitlines()[-1] == runs.shown(folder / "01_trace_lengths.png")
 
 
 def test_a_file_that_is_not_here_is_an_obstacle():

@@ -42,3 +42,16 @@ def test_results_are_stored_ones_where_the_parameters_are_the_studys_own(store, 
 def test_stored_results_of_another_study_are_refused(scale):
     with pytest.raises(ValueError, match=r"RESULTS is 'stored', and what is stored is the scale 'pocket'"):
         open_results(scale, "stored")
+
+
+def test_a_file_that_is_gone_or_damaged_ends_in_one_sentence_that_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stored, "FILE", tmp_path / "items.parquet")
+    advice = "items.parquet, or set RESULTS = 'live', which trains"
+    with pytest.raises(ValueError, match=rf"\(it is not there\): git checkout .*{advice}"):
+        open_results(POCKET, "stored")
+    assert "there is no " in (open_results(POCKET) and capsys.readouterr().out)
+    for content in (b"", b"PAR1 and no more"):
+        stored.FILE.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"cannot read .*: git checkout .*{advice}") as caught:
+            open_results(POCKET).items(all_arms(POCKET))
+        assert "\n" not in str(caught.value)
