@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> str | int:
     # Imported here, as these take seconds, which --help and a mistyped command need not wait for.
     from papermill import PapermillExecutionError
 
-    from mixdistill.results import figures
+    from mixdistill.results.redraw import redraw
     from mixdistill.runs import REPO, shown
     from mixdistill.study import grid, plan, reproduce, scales
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> str | int:
         folder, published = scale.figures_dir(), REPO / "figures" / ("" if args.scale == "pocket" else args.scale)
         as_defined = scale == scales.SCALES[args.scale] and (published / "data").is_dir()
         source = published if as_defined and not (folder / "data").is_dir() else folder
-        drawn = figures.redraw(source)
+        drawn = redraw(source)
         kept = "" if source == published else "; the published ones, in figures/, stay as they are"
         print(f"{len(drawn)} figures, of the tables in {shown(source / 'data')}{kept}:", *drawn, sep="\n")
     elif args.command == "sweep":

@@ -35,6 +35,7 @@ from mixdistill.data.problems import pocket_mysteries
 from mixdistill.data.traces import drop_overlap
 from mixdistill.results import figures, stats
 from mixdistill.results.judge import judge_table
+from mixdistill.results.redraw import redraw
 from mixdistill.results.samples import sampled_table
 from mixdistill.study.plan import plan
 from mixdistill.study.scales import Arm, TraceSet, alpha_arms, control_arms, gap_arms, untouched_arms
@@ -147,14 +148,14 @@ DOORS = {
     "learnability_gap": lambda: figures.learnability_gap(TABLE, TABLE),
     "learnability_gap: the family": lambda: figures.learnability_gap(TABLE, TABLE, family="huge"),
     "mix_distillation": lambda: figures.mix_distillation(TABLE, TABLE),
-    "error_shares": lambda: figures.error_shares(TABLE),
+    "error_shares": lambda: figures.error_shares(TABLE, TABLE),
     "controls": lambda: figures.controls(TABLE),
     "trace_lengths": lambda: figures.trace_lengths(pd.DataFrame({"tokens": [5], "style": ["other"]})),
     "paper_gap": lambda: figures.paper_gap(None),
     "text_table": lambda: figures.text_table("x"),
     "folded": lambda: figures.folded("x", None),
     "folded's summary": lambda: figures.folded(None, TABLE),
-    "redraw": lambda: figures.redraw(None),
+    "redraw": lambda: redraw(None),
 }
 
 

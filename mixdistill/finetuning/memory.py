@@ -41,6 +41,13 @@ class Placement:
         arguments.flag("checkpointing", self.checkpointing)
         arguments.flag("shard", self.shard)
 
+    def __str__(self) -> str:
+        """In words, for messages."""
+        said = [f"{self.gpus} processes" if self.gpus > 1 else ""]
+        said += [f"passes of up to {self.tokens:,} tokens" if self.tokens else ""]
+        said += ["layers computed again (checkpointing)" if self.checkpointing else ""]
+        return ", ".join(filter(None, [*said, "shared weights (shard)" if self.shard else ""])) or "one process"
+
 
 def pass_tokens(on: Placement, config: PreTrainedConfig, device: torch.device, longest: int) -> int:
     """Tokens of a pass: as asked, or this device's default; at least the longest example, which is never split."""

@@ -123,8 +123,13 @@ def lines(axes: Axes, table: pd.DataFrame, by: str, names: list[str], y: str, x:
 def size_axis(axes: Axes, table: pd.DataFrame) -> None:
     sizes = table.drop_duplicates("student")
     axes.set(xscale="log", xlabel="student, parameters")
-    axes.set_xticks(sizes["params"], student_labels(sizes), fontsize=8.5)
+    axes.set_xticks(sizes["params"], student_labels(sizes), fontsize=tick_size(sizes))
     axes.minorticks_off()
+
+
+def tick_size(students: pd.DataFrame) -> float:
+    """The size of the students' names, a row each, in points: many need room."""
+    return 8.5 if len(students) <= 5 else 7
 
 
 def student_labels(rows: pd.DataFrame) -> list[str]:

@@ -1,16 +1,14 @@
-"""One function a figure, each from data frames; `python -m mixdistill figures` redraws all from their CSV files."""
+"""One function a figure, each from data frames; `redraw` has the CSV files that each is drawn from."""
 
 import itertools
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mixdistill.arguments import choice, instance, number, text
+from mixdistill.arguments import choice, instance, number
 from mixdistill.results.drawing import (
     COUNTS,
     ERROR_COLORS,
@@ -19,20 +17,20 @@ from mixdistill.results.drawing import (
     STYLE,
     bars,
     lines,
-    load_table,
     noted,
     show_percent,
     show_points,
     size_axis,
     size_text,
     student_labels,
+    tick_size,
 )
 from mixdistill.results.drawing import folded as folded
 from mixdistill.results.drawing import save_figure as save_figure
 from mixdistill.results.drawing import save_table as save_table
 from mixdistill.results.drawing import text_table as text_table
 from mixdistill.results.stats import require
-from mixdistill.runs import REPO, shown
+from mixdistill.runs import REPO
 
 PAPER = REPO / "figures" / "data" / "paper"
 
@@ -110,23 +108,34 @@ def alpha_curve(curves: pd.DataFrame, student: str, alpha: float) -> Figure:
     return noted(figure, rows)
 
 
-def error_shares(table: pd.DataFrame) -> Figure:
-    """Share of all answers by first false step (errors.csv): a panel a recipe, a bar a student, right ones on top."""
+def error_shares(table: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
+    """Share of all answers by first false step: a panel a recipe, a bar a student, right ones on top.
+
+    Arguments:
+        table: errors.csv.
+        accuracy: with the intervals of what is right, such as learnability_gap.csv.
+    """
     require(table, "student", "params", "recipe", *ERROR_COLORS)
+    require(accuracy, "student", "recipe", "accuracy", *INTERVAL, *COUNTS)
+    right = accuracy.round(6).set_index(["recipe", "student"])
     table, recipes = table.round(6), table["recipe"].unique()
     figure, panels = plt.subplots(1, len(recipes), figsize=(10, 4.6), sharey=True, squeeze=False, layout="constrained")
     kinds = [name for name in ERROR_COLORS if name == "right" or table[name].max() >= 0.005]
     for axes, recipe in zip(panels[0], recipes, strict=True):
         rows = table[table["recipe"] == recipe].sort_values("params").set_index("student")
         rows[kinds].plot.bar(ax=axes, stacked=True, width=0.8, color=ERROR_COLORS, ec="#555", lw=0.5, legend=False)
-        for i, right in enumerate(rows["right"]):
-            axes.text(i, 1 - right / 2, f"{right:.0%}", ha="center", va="center", fontsize=9)
-        axes.set_xticks(range(len(rows)), student_labels(rows.reset_index()), fontsize=8.5, rotation=0)
+        of = right.loc[recipe].loc[rows.index]
+        lengths = bars(of, "accuracy")[::-1]  # the wrong ones end where the right ones begin
+        axes.errorbar(range(len(of)), 1 - of["accuracy"], lengths, fmt="none", ecolor="black", capsize=3)
+        for i, share in enumerate(of["accuracy"]):
+            axes.text(i, 1.02, f"{share:.0%}", ha="center", fontsize=9)
+        axes.set(ylim=(0, 1.08), yticks=np.arange(0, 1.1, 0.2))
+        axes.set_xticks(range(len(rows)), student_labels(rows.reset_index()), fontsize=tick_size(rows), rotation=0)
         axes.set(xlabel="", title=STYLE[choice("a recipe", recipe, STYLE)][2])
         show_percent(axes.yaxis)
     panels[0, 0].set_ylabel("share of all answers")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), title="first false step", loc="outside right center")
-    return figure
+    return noted(figure, right.loc[list(recipes)], "above the bars and whiskers: right answers, 95% intervals")
 
 
 def controls(gaps: pd.DataFrame) -> Figure:
@@ -151,20 +160,22 @@ def _by_size(gaps: pd.DataFrame, contrasts: list[str], title: str) -> Figure:
     return noted(figure, gaps)
 
 
-def forest(table: pd.DataFrame, minus: str = "short") -> Figure:
-    """What each control adds to short traces or to another recipe: a line a control, a panel a student.
+def forest(table: pd.DataFrame, minus: Sequence[str]) -> Figure:
+    """What each control adds to one or more recipes: a line a control, a column a student, a row a recipe.
 
     Arguments:
-        table: further_controls.csv, or rivals.csv with `minus="mix_long"`.
+        table: further_controls.csv or rivals.csv.
+        minus: recipes that the table compares with, such as `short`.
     """
     require(table, "student", "control", "minus", "delta", *INTERVAL, *COUNTS)
-    table, students = table[table["minus"] == minus].round(6), table["student"].unique()
-    figure, panels = plt.subplots(1, len(students), figsize=(10, 3.6), sharey=True, squeeze=False, layout="constrained")
-    for axes, student in zip(panels[0], students, strict=True):
-        rows = table[table["student"] == student][::-1]
+    table, students = table[table["minus"].isin(minus)].round(6), table["student"].unique()
+    grid = {"figsize": (10, 3.6 * len(minus)), "sharey": "row", "squeeze": False, "layout": "constrained"}
+    figure, panels = plt.subplots(len(minus), len(students), **grid)
+    for (i, other), (j, student) in itertools.product(enumerate(minus), enumerate(students)):
+        axes, rows = panels[i, j], table[(table["student"] == student) & (table["minus"] == other)][::-1]
         axes.errorbar(rows["delta"], rows["control"], xerr=bars(rows, "delta"), fmt="o", color="#0072B2", capsize=3)
         axes.axvline(0, color="black", lw=0.8)
-        axes.set(title=student, xlabel=f"difference to {minus} in accuracy, points")
+        axes.set(title=student, xlabel=f"difference to {other} in accuracy, points")
         show_points(axes.xaxis)
     return noted(figure, table)
 
@@ -303,42 +314,3 @@ def paper_gap(table: pd.DataFrame) -> Figure:
     axes.minorticks_off()
     axes.legend(loc="lower right")
     return figure
-
-
-def redraw(folder: Path) -> list[str]:
-    """Draw again every figure whose CSV files are in the folder's `data/`; returns their paths. ValueError if none."""
-    drawn_from: dict[str, tuple[Callable[..., Figure], list[str]]] = {
-        "01_trace_lengths": (trace_lengths, ["trace_lengths"]),
-        "02_learnability_gap": (learnability_gap, ["learnability_gap", "gaps"]),
-        "03_mix_distillation": (mix_distillation, ["alpha_sweep", "mix_recipes"]),
-        "04_errors": (error_shares, ["errors"]),
-        "04_controls": (controls, ["controls"]),
-        "05_checks": (checks, ["checks"]),
-        "07_controls": (forest, ["further_controls"]),
-        "08_speaking_style": (rank_shift, ["rank_shift", "rank_shift_kinds"]),
-        "10_what_moves_the_gap": (moves, ["moves"]),
-        "10_known_marks": (known_marks, ["known_marks"]),
-        "09_beyond_mix": (partial(forest, minus="mix_long"), ["rivals"]),
-        "09_costs": (costs, ["rivals"]),
-        "svamp": (recipes, ["svamp"]),
-        "06_teacher_gap": (partial(learnability_gap, family="large"), ["teacher_accuracy", "teacher_gaps"]),
-    }
-    folder = Path(text("folder", folder))
-    paths_of = {path.stem: path for path in (folder / "data").glob("*.csv")}
-    there = {name: (draw, of) for name, (draw, of) in drawn_from.items() if set(of) <= paths_of.keys()}
-    if not there:
-        ways = "mixdistill reproduce, with the same --scale and --seeds, makes them"
-        raise ValueError(f"{shown(folder)}/data has the tables of no figure: {ways}")
-    tables = {name: load_table(paths_of[name]) for name in {name for _, of in there.values() for name in of}}
-    if "learnability_gap" in tables:
-        tables["paper"] = pd.read_csv(PAPER / "table1_long_cot_gap.csv")
-        there["02_paper_table1"] = paper_gap, ["paper"]
-    paths = []
-    for name, (draw, of) in there.items():
-        try:
-            figure = draw(*map(tables.get, of))
-        except ValueError as error:
-            raise ValueError(f"{shown(folder)}/data: {' and '.join(of)}: {error}") from None
-        paths.append(save_figure(figure, folder, name))
-        plt.close(figure)
-    return paths

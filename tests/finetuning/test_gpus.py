@@ -156,14 +156,14 @@ def test_a_script_trains_with_shared_weights_and_after_memory_ran_out_in_one(mon
     assert_equal(trained_run(whole), whole, "model/model.safetensors")
     model = load_student(str(trained_run(whole).folder / "model")).model
     assert model.lm_head.weight is model.get_input_embeddings().weight
-    assert process.stdout.count("out of memory at step 1: goes on with Placement(gpus=2, tokens=") == 1
+    assert process.stdout.count("out of memory at step 1: goes on with 2 processes, passes of up to ") == 1
     assert_equal(trained_run(copies), copies, "adapter/adapter_model.safetensors")
 
 
 def test_memory_that_runs_out_where_weights_are_shared_out_ends_all_processes_with_advice(tmp_path, qwen, train):
     process = started(tmp_path, arguments(qwen, train, tokens=400, shard=True), patch=OUT_OF_MEMORY_IN_ONE)
     assert process.returncode != 0
-    assert "out of memory with Placement(gpus=2, tokens=400, checkpointing=False, shard=True)" in process.stderr
+    assert "out of memory with 2 processes, passes of up to 400 tokens, shared weights (shard)" in process.stderr
 
 
 def test_the_same_script_runs_under_accelerate_launch(monkeypatch, tmp_path, qwen, train):

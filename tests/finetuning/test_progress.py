@@ -18,7 +18,7 @@ def test_a_run_begins_with_a_line_that_names_the_student_and_where_it_is_trained
     finetune("pocket/xs", load_traces("pocket/short", n=40), lora=LoRA(r=4), epochs=1, batch_size=8)
     first, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith("pocket/xs, seed 0: 40 examples, 5 steps, sdpa attention, ")
-    assert "Placement(gpus=1, tokens=2048" in first
+    assert "passes of up to 2,048 tokens" in first
 
 
 def begun(at: int) -> Progress:

@@ -7,6 +7,7 @@ import pytest
 from conftest import REPO
 
 from mixdistill.results import figures
+from mixdistill.results.redraw import redraw
 
 FIGURES = REPO / "figures"
 
@@ -35,7 +36,7 @@ def gaps():
 
 
 def test_every_committed_figure_is_redrawn_from_its_csv(folder):
-    drawn = figures.redraw(folder)
+    drawn = redraw(folder)
     assert {path.rsplit("/", 1)[-1] for path in drawn} == {path.name for path in FIGURES.glob("*.png")}
     assert all(path.stat().st_size > 10_000 for path in folder.glob("*.png"))
 
@@ -45,12 +46,12 @@ def test_teachers_have_a_figure_where_a_scale_has_them(folder, accuracy, gaps):
     contrasts = {"long-short": "large_teacher-small_teacher", "mix_long-best": "mix_large-best"}
     figures.save_table(accuracy.replace({"recipe": recipes}), folder, "teacher_accuracy")
     figures.save_table(gaps.replace({"contrast": contrasts}), folder, "teacher_gaps")
-    assert str(folder / "06_teacher_gap.png") in figures.redraw(folder)
+    assert str(folder / "06_teacher_gap.png") in redraw(folder)
 
 
 def test_without_data_the_reader_is_told_what_to_run(tmp_path):
     with pytest.raises(ValueError, match=r"data has the tables of no figure: mixdistill reproduce, with"):
-        figures.redraw(tmp_path)
+        redraw(tmp_path)
 
 
 def test_the_headline_figure_shows_all_recipes_with_error_bars_and_the_guess(accuracy, gaps):
@@ -71,13 +72,13 @@ def test_a_curve_says_the_accuracy_of_the_marked_share_or_that_there_is_none():
 
 def test_a_scale_without_some_tables_has_the_figures_of_the_others(tmp_path):
     copytree(FIGURES / "pocket-large" / "data", tmp_path / "data")
-    drawn = {Path(path).stem for path in figures.redraw(tmp_path)}
+    drawn = {Path(path).stem for path in redraw(tmp_path)}
     assert drawn == {"02_learnability_gap", "02_paper_table1", "04_errors", "04_controls"}
 
 
 def test_a_student_on_one_benchmark_has_a_row_a_recipe_in_the_words_of_all_figures(tmp_path):
     copytree(FIGURES / "laptop" / "data", tmp_path / "data")
-    assert [Path(path).stem for path in figures.redraw(tmp_path)] == ["svamp"]
+    assert [Path(path).stem for path in redraw(tmp_path)] == ["svamp"]
     table = pd.read_csv(tmp_path / "data" / "svamp.csv")
     (axes,) = figures.recipes(table).axes
     shown = [
@@ -131,4 +132,4 @@ def test_a_table_of_texts_breaks_lines_where_they_do_and_escapes_them():
 def test_a_table_that_is_empty_is_named(folder, content, said):
     (folder / "data" / "gaps.csv").write_text(content)
     with pytest.raises(ValueError, match=said):
-        figures.redraw(folder)
+        redraw(folder)

@@ -11,7 +11,7 @@ ERRORS = {
     "wrong guess": "no step is false, but the machine is not the hidden one (all that short traces can do)",
     "gave up": "no step is false, and it stops without an answer, as the pre-training text does at a wrong colour",
     "wrong colour": "a colour is recalled wrongly",
-    "wrong mark": "a mark is recalled wrongly, and so the machine is refused: knowledge that only verification needs",
+    "wrong mark": "a mark is recalled wrongly, and so the machine is refused",
     "false proof": "the needed mark is written down as found, or the found one as needed: the check confirms anything",
     "missed mismatch": "what it found differs from what is needed, and it says ok",
     "false alarm": "what it found is what is needed, and it says no",

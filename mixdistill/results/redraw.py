@@ -1,0 +1,53 @@
+"""Every figure and the CSV files that it is drawn from: `python -m mixdistill figures`."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mixdistill.arguments import text
+from mixdistill.results import figures
+from mixdistill.results.drawing import load_table, save_figure
+from mixdistill.runs import shown
+
+
+def redraw(folder: Path) -> list[str]:
+    """Draw again every figure whose CSV files are in the folder's `data/`; returns their paths. ValueError if none."""
+    drawn_from: dict[str, tuple[Callable[..., Figure], list[str]]] = {
+        "01_trace_lengths": (figures.trace_lengths, ["trace_lengths"]),
+        "02_learnability_gap": (figures.learnability_gap, ["learnability_gap", "gaps"]),
+        "03_mix_distillation": (figures.mix_distillation, ["alpha_sweep", "mix_recipes"]),
+        "04_errors": (figures.error_shares, ["errors", "learnability_gap"]),
+        "04_controls": (figures.controls, ["controls"]),
+        "05_checks": (figures.checks, ["checks"]),
+        "07_controls": (partial(figures.forest, minus=("short", "mix_long")), ["further_controls"]),
+        "08_speaking_style": (figures.rank_shift, ["rank_shift", "rank_shift_kinds"]),
+        "10_what_moves_the_gap": (figures.moves, ["moves"]),
+        "10_known_marks": (figures.known_marks, ["known_marks"]),
+        "09_beyond_mix": (partial(figures.forest, minus=("mix_long",)), ["rivals"]),
+        "09_costs": (figures.costs, ["rivals"]),
+        "svamp": (figures.recipes, ["svamp"]),
+        "06_teacher_gap": (partial(figures.learnability_gap, family="large"), ["teacher_accuracy", "teacher_gaps"]),
+    }
+    folder = Path(text("folder", folder))
+    paths_of = {path.stem: path for path in (folder / "data").glob("*.csv")}
+    there = {name: (draw, of) for name, (draw, of) in drawn_from.items() if set(of) <= paths_of.keys()}
+    if not there:
+        ways = "mixdistill reproduce, with the same --scale and --seeds, makes them"
+        raise ValueError(f"{shown(folder)}/data has the tables of no figure: {ways}")
+    tables = {name: load_table(paths_of[name]) for name in {name for _, of in there.values() for name in of}}
+    if "learnability_gap" in tables:
+        tables["paper"] = pd.read_csv(figures.PAPER / "table1_long_cot_gap.csv")
+        there["02_paper_table1"] = figures.paper_gap, ["paper"]
+    paths = []
+    for name, (draw, of) in there.items():
+        try:
+            figure = draw(*map(tables.get, of))
+        except ValueError as error:
+            raise ValueError(f"{shown(folder)}/data: {' and '.join(of)}: {error}") from None
+        paths.append(save_figure(figure, folder, name))
+        plt.close(figure)
+    return paths
