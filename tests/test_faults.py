@@ -26,7 +26,7 @@ from mixdistill.finetuning import finetune as training
 from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.results.evaluate import Scores
 
-EVERY = 1 if os.environ.get("MIXDISTILL_FAULTS") == "all" else 24  # operations from one that fails to the next
+EVERY = 1 if os.environ.get("MIXDISTILL_FAULTS") == "all" else 32  # operations from one that fails to the next
 QUIET = {"progress": False}
 FAULTS = ("kill", "ENOSPC", "EIO")
 COMPARED = (

@@ -18,9 +18,14 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from mixdistill import finetune, get_scale, load_traces
 from mixdistill.data.problems import HUB
 
-# In a process of its own, as the Hub's address is read when its client is imported.
+# In a process of its own, as the Hub's address is read when its client is imported. With the smallest and the largest
+# student: others add time and no code.
 RUN = """
+from dataclasses import replace
 from in_process import ipython, run_in
+from mixdistill.study import scales
+gpu = scales.SCALES["gpu"]
+scales.SCALES["gpu"] = replace(gpu, students=(gpu.students[0], gpu.students[-1]))
 with ipython() as shell:
     run_in(shell, "00_tour", {"SCALE": "gpu"})  # it trains a pocket student at every scale
     for name in ("01_traces", "02_learnability_gap", "03_mix_distillation", "06_teacher_gap"):
@@ -80,7 +85,7 @@ def test_the_notebooks_run_at_the_gpu_scale(toy, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     gaps = pd.read_csv(figures / "data" / "gaps.csv").set_index("contrast")
     assert set(gaps.index) >= {"long-short", "mix_long-best", "large_teacher-small_teacher", "mix_large-best"}
-    assert set(gaps["student"]) == set(scale.students)
+    assert set(gaps["student"]) == {scale.students[0], scale.students[-1]}
     assert (gaps["n_problems"] == 20).all()
     by_benchmark = pd.read_csv(figures / "data" / "gaps_by_benchmark.csv")
     assert set(by_benchmark["benchmark"]) == set(scale.benchmarks)
