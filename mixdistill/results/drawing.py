@@ -157,7 +157,7 @@ def text_table(table: pd.DataFrame) -> HTML:
     # With <br>, as pandas would write the end of a line as a backslash and n.
     texts = table.map(lambda text: html.escape(str(text)).replace("\n", "<br>"))
     cells = texts.map('<div style="text-align:left;white-space:pre-wrap">{}</div>'.format)
-    return HTML(cells.to_html(escape=False))
+    return HTML(cells.to_html(escape=False, justify="left"))
 
 
 def folded(summary: str, table: pd.DataFrame) -> HTML:
