@@ -19,7 +19,8 @@ def with_badges(page: str, origin: str) -> str:
     found = GITHUB.fullmatch(origin)
     if not found:
         shown = re.sub(r"[^@/]+@", "", origin)  # a token may stand there
-        raise ValueError(f"origin is {shown!r}: publish on GitHub, then git remote add origin https://github.com/...")
+        way = f"git remote {'set-url' if origin else 'add'} origin https://github.com/..."
+        raise ValueError(f"origin is {shown!r}: publish on GitHub, then {way}")
     before, mark, rest = page.partition("<!-- badges -->")
     _, end, after = rest.partition("<!-- /badges -->")
     if not (mark and end):

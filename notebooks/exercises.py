@@ -18,6 +18,7 @@ from mixdistill.results import stats
 from mixdistill.study.scales import recipe_arm
 from mixdistill.study.sweep import training_set
 
+TOO_FEW = "this run has too few answers of the kind to tell what is right"
 OTHER_WORLD = "(checks and solutions are of the pocket world only)"
 
 
@@ -28,8 +29,11 @@ class Exercise(NamedTuple):
     solution: str  # in words, with {} for what is right, and another for the largest number of a series
 
     def answer(self) -> tuple:
+        """What is right, and the largest number of a series; None where this run has too few answers to tell."""
         found = self.right()
-        return (found.idxmax(), found.max()) if isinstance(found, pd.Series) else (found,)
+        if isinstance(found, pd.Series):
+            return (found.idxmax(), found.max()) if found.max() > 0 else (None,)
+        return (None if pd.isna(found) else found,)
 
 
 def check(name: str, answer: object) -> None:
@@ -41,7 +45,9 @@ def check(name: str, answer: object) -> None:
         right = exercise.answer()[0]
     except NameError:  # of another notebook's variables
         return print(f"{name}: an exercise of notebook {name[:2]}, whose cells have to run first")
-    if answer is None:
+    if right is None:
+        said = TOO_FEW
+    elif answer is None:
         said = "no answer yet"
     elif (given := read(answer, right)) is None:
         said = f"give {'a word' if isinstance(right, str) else 'a number'}"
@@ -66,7 +72,8 @@ def solution(name: str) -> HTML:
     exercise = EXERCISES[choice("exercise", name, EXERCISES)]
     if not scale.pocket:
         return HTML(OTHER_WORLD)
-    words, code = exercise.solution.format(*exercise.answer()), inspect.getsource(exercise.right)
+    found, code = exercise.answer(), inspect.getsource(exercise.right)
+    words = TOO_FEW if found == (None,) else exercise.solution.format(*found)
     folded = f"<p>{html.escape(words)}</p><pre>{html.escape(code)}</pre>"
     return HTML(f"<details><summary>Solution of {name}</summary>{folded}</details>")
 

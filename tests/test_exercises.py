@@ -52,6 +52,14 @@ def test_a_right_answer_follows_the_results(notebook, capsys):
     assert capsys.readouterr().out == "03.2: right\n"
 
 
+def test_where_a_run_is_too_small_nothing_is_claimed(notebook, capsys):
+    notebook["graded"] = notebook["graded"].assign(error="right")
+    notebook["check"]("04.3", "endless")
+    said = "this run has too few answers of the kind to tell what is right"
+    assert capsys.readouterr().out == f"04.3: {said}\n"
+    assert f"<p>{said}</p>" in notebook["solution"]("04.3").data
+
+
 def test_a_solution_is_folded_and_has_words_number_and_code(notebook):
     shown = notebook["solution"]("03.2").data
     assert shown.startswith("<details><summary>")

@@ -132,7 +132,10 @@ def check_tables(data: Path, n_students: int, n_seeds: int, n_problems: int) -> 
             {"SEEDS": 1, "RESULTS": "stored"},
             "stored is the scale 'pocket' with its 6 seeds; this is the scale 'pocket' with 1",
         ),
-        ({"RESULTS": "stored", "STUDENT": "pocket/m"}, "items.parquet lacks pocket/m alpha=0.1 seed 0: it has"),
+        (
+            {"RESULTS": "stored", "STUDENT": "pocket/m"},
+            "lacks pocket/m alpha=0.1 seed 0 with a share of 0.1 of long traces: it has",
+        ),
     ],
 )
 def test_bad_parameters_are_refused_before_anything_runs(parameters, message, store):

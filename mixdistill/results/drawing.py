@@ -69,11 +69,18 @@ def save_table(table: pd.DataFrame, folder: Path, name: str) -> str:
 
 
 def load_table(path: Path) -> pd.DataFrame:
-    """The data of a figure. Raises ValueError for an empty file or one that is no text."""
+    """The data of a figure or table. Raises ValueError for a file that is missing, no table, or was cut."""
     try:
-        return pd.read_csv(path)
-    except ValueError as error:
-        raise ValueError(f"{shown(path)} is no table ({error}): make it again, or git checkout it") from None
+        table, whole = pd.read_csv(path), path.read_text().endswith("\n")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+    if not whole or table.empty or table.shape[1] < 2:
+        raise _damaged(path, "it was cut, has no row, or has one column only")
+    return table
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(f"{shown(path)} is no whole table ({reason}): git checkout it, or make it with RESULTS = 'live'")
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> str:

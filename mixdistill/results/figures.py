@@ -26,6 +26,7 @@ from mixdistill.results.drawing import (
     tick_size,
 )
 from mixdistill.results.drawing import folded as folded
+from mixdistill.results.drawing import load_table as load_table
 from mixdistill.results.drawing import save_figure as save_figure
 from mixdistill.results.drawing import save_table as save_table
 from mixdistill.results.drawing import text_table as text_table
@@ -222,7 +223,8 @@ def rank_shift(recipes: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
         axes.set_ylim(bottom=0)
         size_axis(axes, recipes)
         axes.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22))
-    return noted(figure, recipes, "bars: 95% intervals over bases")
+    say = "bars: 95% intervals over bases" if recipes["n_bases"].max() > 1 else "one base a size: no intervals"
+    return noted(figure, recipes, say)
 
 
 def moves(table: pd.DataFrame) -> Figure:

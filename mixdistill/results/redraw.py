@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import pandas as pd
 from matplotlib.figure import Figure
 
 from mixdistill.arguments import text
@@ -40,7 +39,7 @@ def redraw(folder: Path) -> list[str]:
         raise ValueError(f"{shown(folder)}/data has the tables of no figure: {ways}")
     tables = {name: load_table(paths_of[name]) for name in {name for _, of in there.values() for name in of}}
     if "learnability_gap" in tables:
-        tables["paper"] = pd.read_csv(figures.PAPER / "table1_long_cot_gap.csv")
+        tables["paper"] = load_table(figures.PAPER / "table1_long_cot_gap.csv")
         there["02_paper_table1"] = figures.paper_gap, ["paper"]
     paths = []
     for name, (draw, of) in there.items():

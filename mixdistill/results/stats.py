@@ -162,6 +162,9 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
         tables = [_differences(of[student, left], of[student, rights[0]]) * weights[student] for student in x.index]
         problems = sum(table.mean() for table in tables).to_frame().T
         over_problems = two_way_mean(_by_benchmark(problems))
+        if not over_problems.se:  # no difference in 30 problems is not a certain zero, as in `gap`
+            most = weights.abs().sum()
+            over_problems = replace(two_way_mean(_by_benchmark(problems, -most, most)), mean=over_problems.mean)
         bases = [_by_base(table) for table in tables if len(table) > 1]
         variances = [over_problems.se**2, *(means.var(ddof=1) / len(means) for means in bases)]
         slope = _t_interval(over_problems.mean, variances, [over_problems.df, *(len(means) - 1 for means in bases)])
@@ -186,6 +189,14 @@ def readable_gaps(gaps: pd.DataFrame, contrasts: Sequence[str] = ()) -> pd.DataF
     # Counts come last, so that a narrow window shows the verdict.
     order = ["student", "benchmark", "contrast", *said, "params", "n_problems", "n_seeds", "n_bases"]
     return rows.assign(**said).filter(order)
+
+
+def limit(table: pd.DataFrame) -> str:
+    """What a sentence about these rows has to add: that one seed, or one base, stands behind them, and so no others."""
+    require(table, "n_seeds", "n_bases")
+    if table["n_seeds"].max() == 1:
+        return " (one seed)"
+    return " (one base)" if table["n_bases"].max() == 1 else ""
 
 
 def gaps_by_student(gaps: pd.DataFrame, said: Mapping[str, Sequence[float | None]] = {}) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import pandas as pd
 import papermill
 
 from mixdistill import files, runs
-from mixdistill.arguments import choice
+from mixdistill.arguments import choice, number
 from mixdistill.finetuning.finetune import TRAINING_VERSION
 from mixdistill.results import stats
 from mixdistill.results.evaluate import EVALUATION_VERSION, Scores
@@ -81,11 +81,11 @@ def _print(table: pd.DataFrame) -> None:
     below = ["cause", *(["result", "folder"] if "result" in table else [])]
     told = table.drop(columns=below).dropna(axis="columns", how="all").set_axis(range(1, len(table) + 1))
     print(f"\n{told.to_string(na_rep='')}\n")
-    for number, row in enumerate(table.to_dict("records"), start=1):
+    for n, row in enumerate(table.to_dict("records"), start=1):
         if isinstance(row["cause"], str):
-            print(f"FAILED: row {number}: {row['cause']}")
+            print(f"FAILED: row {n}: {row['cause']}")
         elif "result" in row:
-            print(f"row {number}: {row['folder']}\n{textwrap.indent(row['result'], '    ')}")
+            print(f"row {n}: {row['folder']}\n{textwrap.indent(row['result'], '    ')}")
 
 
 def grid_arms(values: Mapping[str, Sequence[Any]], scale: Scale) -> list[Arm]:
@@ -125,6 +125,8 @@ def _parsed(grid: Sequence[str], types: Mapping[str, str], of: str) -> dict[str,
                 read = READ.get(types[name], _literal)(value)
             except ValueError:
                 raise ValueError(f"--grid has {name}={value!r}: {name} is of the type {types[name]}") from None
+            if isinstance(read, float):
+                number(f"--grid's {name}", read)
             values.setdefault(name, []).append(read)
     return values
 

@@ -37,11 +37,13 @@ class Results:
         """The graded items of the arms, read from the file or by `sweep`; ValueError for an arm that the file lacks."""
         if not self.stored:
             return sweep(arms, self.scale)
-        if lacking := [name_of(arm) for arm in arms if _key(arm) not in self._stored]:
+        if lacking := [arm for arm in arms if _key(arm) not in self._stored]:
+            alpha = lacking[0].alpha
+            share = "" if alpha is None else f" with a share of {alpha:g} of long traces"
             raise ValueError(
-                f"{shown(FILE)} lacks {lacking[0]}: it has the recipes of every student, and the shares "
-                f"{', '.join(f'{alpha:g}' for alpha in self.scale.alphas)} of {' and '.join(self.swept)}; to train "
-                "others set RESULTS = 'live'"
+                f"{shown(FILE)} lacks {name_of(lacking[0])}{share}: it has the recipes of every student, and the "
+                f"shares {', '.join(f'{alpha:g}' for alpha in self.scale.alphas)} of {' and '.join(self.swept)}; to "
+                "train others set RESULTS = 'live'"
             )
         return pd.concat([arm_items(arm, self.scale, self._stored[_key(arm)]) for arm in arms], ignore_index=True)
 

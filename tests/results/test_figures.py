@@ -127,9 +127,16 @@ def test_a_table_of_texts_breaks_lines_where_they_do_and_escapes_them():
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("", "gaps.csv is no table"), ("student,params\n", "and gaps: the table")]
+    ("content", "said"),
+    [
+        ("", r"gaps.csv is no whole table \(No columns"),
+        ("student,params\n", "gaps.csv is no whole table .*: git checkout it, or make it with RESULTS = 'live'"),
+        ("student,params\ns,1\ns,", "gaps.csv is no whole table"),
+        ("version https://git-lfs.github.com/spec/v1\nsize 5\n", "gaps.csv is no whole table"),
+        ("student,params\ns,1\n", "and gaps: the table lacks contrast"),
+    ],
 )
-def test_a_table_that_is_empty_is_named(folder, content, said):
+def test_a_table_that_is_damaged_is_named(folder, content, said):
     (folder / "data" / "gaps.csv").write_text(content)
     with pytest.raises(ValueError, match=said):
         redraw(folder)

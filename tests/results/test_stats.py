@@ -374,6 +374,11 @@ def test_the_slope_is_the_difference_in_the_gap_for_ten_times_the_parameters():
     assert row["n_bases"] == 6
 
 
+def test_a_slope_of_nothing_but_zeros_is_no_certain_zero():
+    row = stats.slope_table(sized_students({10**4: [0.0], 10**5: [0.0]})).iloc[0]
+    assert row["ci_low"] < row["slope"] == 0 < row["ci_high"]
+
+
 def test_a_slope_needs_the_gap_of_every_student_and_more_than_one():
     short_of_mix = sized_students({10**4: [0.1], 10**5: [0.2]}, recipe="mix_long")
     assert list(stats.slope_table(short_of_mix)["contrast"]) == ["mix_long-short"]

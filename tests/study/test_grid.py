@@ -169,6 +169,7 @@ def test_a_scheduler_that_takes_the_machine_back_stops_a_sweep_as_an_interrupt_d
     [
         (["--grid", "STUDENTS=pocket/xs"], "--grid has 'STUDENTS=pocket/xs': give NAME=value,value"),
         (["--grid", "ALPHA=much"], "--grid has ALPHA='much': ALPHA is of the type float"),
+        (["--notebook", "03_mix_distillation", "--grid", "ALPHA=nan"], "--grid's ALPHA is nan: it is a finite number"),
         (["--grid", "ALPHA=1.5"], "alpha is 1.5: it is a finite number, at least 0, at most 1"),
         (["--grid", "STUDENT=pocket/huge", "SEED=0"], "unknown student 'pocket/huge'"),
         (["--grid", "RECIPE=longest"], "RECIPE is 'longest': use one of untouched, short"),
