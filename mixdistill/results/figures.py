@@ -240,7 +240,8 @@ def moves(table: pd.DataFrame) -> Figure:
             x = np.arange(len(own)) + 0.1 * n
             look = {"color": color, "marker": marker, "ms": 6, "capsize": 3, "label": student}
             axes.errorbar(x, own["delta"], bars(own, "delta"), **look)
-            axes.set_xticks(np.arange(len(own)) + 0.05, own["value"], fontsize=8.5)
+            names = [str(value).replace(" ", "\n") for value in own["value"]]
+            axes.set_xticks(np.arange(len(own)) + 0.05, names, fontsize=8.5)
             axes.set_xlim(-0.5, len(own) - 0.4)
         axes.axhline(0, color="black", lw=0.8)
         show_points(axes.yaxis)
