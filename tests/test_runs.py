@@ -158,6 +158,7 @@ def test_a_store_that_can_not_be_written_is_said(tmp_path, monkeypatch):
         evaluate("pocket/xs", "pocket/easy", n=1)
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux has such a folder")
 def test_a_folder_in_which_none_can_be_made_is_said_and_not_waited_for(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)
     said = r"cannot write '/proc/nothing/.*' \(No such file or directory\): make room"

@@ -12,7 +12,17 @@ from random import Random
 from mixdistill.arguments import choice, text, whole
 from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer
 from mixdistill.data.pocket import world
-from mixdistill.data.tables import Columns, Number, column_names, file_name, flaw, only_used, read_table, texts
+from mixdistill.data.tables import (
+    Columns,
+    Number,
+    column_names,
+    file_name,
+    flaw,
+    of_pocket,
+    only_used,
+    read_table,
+    texts,
+)
 
 # The pocket world's three benchmarks: the levels of `world`.
 POCKET_TIERS = {"pocket/easy": 1, "pocket/medium": 2, "pocket/hard": 3}
@@ -140,7 +150,7 @@ def load_problems(
     choice("answer_format", answer_format, ANSWER_FORMATS, optional=True)
     names = column_names(columns, FIELDS[:2], FIELDS[2:])
     own = {"columns": columns, "answer_format": answer_format}
-    if source.casefold().startswith("pocket/"):
+    if of_pocket(source):
         level, split = POCKET_TIERS[choice("source", source, POCKET_TIERS)], split or "test"
         only_used(source, "its problems are made here", file=file, prompt=prompt, **own)
         drawn = pocket_mysteries(n or N_POCKET, split, [level])

@@ -16,6 +16,7 @@ from transformers import logging as transformers_logging
 
 from mixdistill import arguments, files
 from mixdistill.data.pocket.bases import POCKET, base_folder
+from mixdistill.data.tables import of_pocket
 
 # What a student is, of all that lies in its folder. Pickled weights are never read, so they do not count.
 WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
@@ -33,9 +34,9 @@ def refused(name: str | Path, reason: str) -> ValueError:
 def student_source(name: str | Path) -> str:
     """Where a student is: a local folder, a `.gguf` file, or a Hub id. Raises ValueError if it is none of these."""
     name = arguments.text("name", name)
-    path = os.path.expanduser(name)
-    if name.startswith("pocket/") or (name.casefold().startswith("pocket/") and not os.path.exists(path)):
+    if of_pocket(name):
         return str(base_folder(name))
+    path = os.path.expanduser(name)
     if os.path.isdir(path):
         if os.path.exists(f"{path}/config.json") and not os.path.exists(f"{path}/adapter_config.json"):
             return path

@@ -82,6 +82,11 @@ def local_path(source: str) -> Path:
     return Path(kept if os.path.exists(kept) and not os.path.exists(path) else path)
 
 
+def of_pocket(source: str) -> bool:
+    """Whether a name is one of the pocket world's, also where its case is another: no file or folder has that one."""
+    return source.startswith("pocket/") or (source.casefold().startswith("pocket/") and not local_path(source).exists())
+
+
 def file_name(source: str) -> str:
     """What a source is called wherever it lies: a file or folder by its own name, a Hub data set by its id."""
     path = local_path(source)

@@ -17,7 +17,7 @@ from mixdistill.arguments import choice, instance, text, whole
 from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer
 from mixdistill.data.pocket import world
 from mixdistill.data.problems import Problem, plain_question, pocket_mysteries
-from mixdistill.data.tables import column_names, file_name, flaw, only_used, read_table
+from mixdistill.data.tables import column_names, file_name, flaw, of_pocket, only_used, read_table
 
 COLUMNS = ("problem_id", "question", "response", "teacher", "style", "answer_format")
 N_POCKET = 1600
@@ -61,7 +61,7 @@ def load_traces(
     style, drop = text("style", style, empty=True), choice("unusable", unusable, ("error", "drop")) == "drop"
     choice("answer_format", answer_format, ANSWER_FORMATS, optional=True)
     names = column_names(columns, ("question", "response"), ("problem_id",))
-    if source.casefold().startswith("pocket/"):
+    if of_pocket(source):
         teacher = choice("source", source, [f"pocket/{name}" for name in world.TEACHERS]).removeprefix("pocket/")
         own = {"columns": columns, "answer_format": answer_format, "unusable": "drop" if drop else None}
         only_used(source, "its traces are made here", split=split, style=style, revision=revision, **own)

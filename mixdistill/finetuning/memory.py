@@ -43,10 +43,13 @@ class Placement:
 
     def __str__(self) -> str:
         """In words, for messages."""
-        said = [f"{self.gpus} processes" if self.gpus > 1 else ""]
-        said += [f"passes of up to {self.tokens:,} tokens" if self.tokens else ""]
-        said += ["layers computed again (checkpointing)" if self.checkpointing else ""]
-        return ", ".join(filter(None, [*said, "shared weights (shard)" if self.shard else ""])) or "one process"
+        said = {
+            f"{self.gpus} processes": self.gpus > 1,
+            f"passes of up to {self.tokens or 0:,} tokens": self.tokens is not None,
+            "layers computed again (checkpointing)": self.checkpointing,
+            "shared weights (shard)": self.shard,
+        }
+        return ", ".join(words for words, holds in said.items() if holds) or "one process"
 
 
 def pass_tokens(on: Placement, config: PreTrainedConfig, device: torch.device, longest: int) -> int:

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 from conftest import SHARED_BENCHMARKS, write_jsonl
 
-from mixdistill import Problem, load_problems, load_student
+from mixdistill import Problem, load_problems, load_student, load_traces
 from mixdistill.data.chat import render_prompts
 from mixdistill.data.pocket import world
 from mixdistill.data.problems import BENCHMARKS, HUB, POCKET_TIERS
@@ -30,6 +30,16 @@ def test_no_test_problem_is_one_that_students_of_an_earlier_study_answered():
     while len(earlier) < 340:
         earlier.add(world.random_mystery(rng, 1, "test").text)
     assert not earlier & {problem.question for problem in load_problems("pocket/easy", n=1000)}
+
+
+def test_a_pocket_name_in_another_case_is_no_hub_name_but_may_be_a_file(tmp_path, monkeypatch, math_problems):
+    for read in (load_problems, load_traces, load_student):
+        with pytest.raises(ValueError, match="Pocket/Easy.*pocket/"):
+            read("Pocket/Easy")
+    (tmp_path / "Pocket").mkdir()
+    math_problems.rename(tmp_path / "Pocket" / "own.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_problems("Pocket/own.jsonl", columns={"question": "problem"})) == 6
 
 
 def test_a_local_file_with_other_column_names(math_problems):
