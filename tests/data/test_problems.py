@@ -34,7 +34,7 @@ def test_no_test_problem_is_one_that_students_of_an_earlier_study_answered():
 
 def test_a_pocket_name_in_another_case_is_no_hub_name_but_may_be_a_file(tmp_path, monkeypatch, math_problems):
     for read in (load_problems, load_traces, load_student):
-        with pytest.raises(ValueError, match="Pocket/Easy.*pocket/"):
+        with pytest.raises(ValueError, match=r"Pocket/Easy.*pocket/"):
             read("Pocket/Easy")
     (tmp_path / "Pocket").mkdir()
     math_problems.rename(tmp_path / "Pocket" / "own.jsonl")
