@@ -6,10 +6,17 @@ PYTHON ?= python3
 
 # The active environment, or a .venv that setup makes. make cannot handle a space in the name of a target, so the clone's
 # own environment is named from here: the folder that holds the clone may have one.
-ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
-ENV    := $(if $(ACTIVE),$(if $(subst x$(CURDIR)/.venv,,x$(ACTIVE)),$(ACTIVE),.venv),.venv)
+ACTIVE := $(strip $(or $(VIRTUAL_ENV),$(CONDA_PREFIX)))
+ENV    := .venv
+ifneq ($(ACTIVE),)
+ifneq ($(ACTIVE),$(CURDIR)/.venv)
+ENV    := $(ACTIVE)
+endif
+endif
 ifneq ($(words $(ENV)),1)
 $(error the active environment is $(ENV): make cannot handle a space in its name, so deactivate it or use another)
+else ifeq ($(wildcard $(ENV)/bin/python)$(filter .venv,$(ENV)),)
+$(error the active environment is $(ENV), which has no bin/python: deactivate it or use another)
 endif
 PY     := $(ENV)/bin/python
 # Python compiles what is imported: compiling all that is installed takes more than half of pip's time.

@@ -62,9 +62,10 @@ def read(answer: object, right: object) -> str | float | None:
     if isinstance(right, str):
         return answer.strip().casefold().removeprefix("pocket/") if isinstance(answer, str) else None
     try:
-        return float(answer)
+        number = float(answer)
     except (TypeError, ValueError, OverflowError):
         return None
+    return None if pd.isna(number) else number
 
 
 def solution(name: str) -> HTML:

@@ -34,6 +34,7 @@ def notebook() -> dict:
         ("03.2", Decimal("0.4"), "not yet. Hint: choose that student"),
         ("03.2", [0.2], "give a number"),
         ("03.2", 10**400, "give a number"),
+        ("03.2", float("nan"), "give a number"),
         ("01.2", 2, "an exercise of notebook 01, whose cells have to run first"),
         ("04.3", 1, "give a word"),
         ("03.2", None, "no answer yet"),

@@ -254,6 +254,6 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     # A tokenizer without unknown words may name its eos token as the unknown one.
     if unknown not in (None, tokenizer.bos_token_id, tokenizer.eos_token_id) and unknown in ids:
         where = f"unknown to the student's tokenizer ({tokenizer.name_or_path!r})"
-        advice = "give texts in its own language, or another student (pocket students know the pocket world only)"
+        advice = "give texts in its language, or another student (pocket students know the pocket world only)"
         raise ValueError(f"{ids.count(unknown)} of {len(ids)} tokens are {where}: {advice}")
     return ids

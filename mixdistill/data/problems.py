@@ -139,7 +139,8 @@ def load_problems(
         prompt: how to ask, a name in `PROMPTS`; empty means as the answer_format is asked.
         columns: of sources that are no benchmark, names of the columns that hold `question`, `answer` and, if there
             are, `id`, `level` and `subject`. Without an `id`, name and row of the source are the identity.
-        answer_format: how to ask and grade problems of such sources: `math` (None) or `gsm8k`.
+        answer_format: how to ask and grade problems of such sources: `math` (None), `gsm8k`, or `pocket`, for texts
+            in the pocket world's language.
 
     Raises ValueError: unknown source or option; a question or answer that is empty (a benchmark's row without a gold is
     left out instead, with a warning); two problems of one id; more pocket problems than there are.

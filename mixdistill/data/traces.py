@@ -47,7 +47,8 @@ def load_traces(
         split, revision: of a folder or a Hub data set (None: `train`), and the commit of the latter.
         columns: names of the columns that hold `question`, `response` and, if there is one, `problem_id`, a text or a
             number. Without a `problem_id` the question's text is the identity.
-        answer_format: how the answer is written and asked for: `math` (None) or `gsm8k`.
+        answer_format: how the answer is written and asked for: `math` (None), `gsm8k`, or `pocket`, for texts in the
+            pocket world's language.
         style: a label for the set, such as `long`; that of pocket traces is their teacher.
         unusable: traces that are empty or hold no final answer are refused (`error`) or left out (`drop`). Of `math`
             traces without a box, `error` tells how many there are; `drop` leaves them out too, and all but the first

@@ -129,7 +129,7 @@ def error_shares(table: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
         lengths = bars(of, "accuracy")[::-1]  # the wrong ones end where the right ones begin
         axes.errorbar(range(len(of)), 1 - of["accuracy"], lengths, fmt="none", ecolor="black", capsize=3)
         for i, share in enumerate(of["accuracy"]):
-            axes.text(i, 1.02, f"{share:.0%}", ha="center", fontsize=9)
+            axes.text(i, 1.02, f"{share:.0%}", ha="center", fontsize=tick_size(rows))
         axes.set(ylim=(0, 1.08), yticks=np.arange(0, 1.1, 0.2))
         axes.set_xticks(range(len(rows)), student_labels(rows.reset_index()), fontsize=tick_size(rows), rotation=0)
         axes.set(xlabel="", title=STYLE[choice("a recipe", recipe, STYLE)][2])
@@ -241,7 +241,7 @@ def moves(table: pd.DataFrame) -> Figure:
             look = {"color": color, "marker": marker, "ms": 6, "capsize": 3, "label": student}
             axes.errorbar(x, own["delta"], bars(own, "delta"), **look)
             names = [str(value).replace(" ", "\n") for value in own["value"]]
-            axes.set_xticks(np.arange(len(own)) + 0.05, names, fontsize=8.5)
+            axes.set_xticks(np.arange(len(own)) + 0.05 * (rows["student"].nunique() - 1), names, fontsize=8.5)
             axes.set_xlim(-0.5, len(own) - 0.4)
         axes.axhline(0, color="black", lw=0.8)
         show_points(axes.yaxis)

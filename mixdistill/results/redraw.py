@@ -45,7 +45,7 @@ def redraw(folder: Path) -> list[str]:
     for name, (draw, of) in there.items():
         try:
             figure = draw(*map(tables.get, of))
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError) as error:  # the last two of text among numbers, tables that do not fit
             raise ValueError(f"{shown(folder)}/data: {' and '.join(of)}: {error}") from None
         paths.append(save_figure(figure, folder, name))
         plt.close(figure)

@@ -145,7 +145,8 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
 def slope_table(items: pd.DataFrame) -> pd.DataFrame:
     """How each gap changes with the student's size: least squares over log10 of the parameters.
 
-    The interval covers bases (each student's own) and problems (shared by all students): their two variances are added,
+    The interval covers bases (each student's own) and problems (shared by all students, and two more a benchmark as in
+    `gap`): their two variances are added,
     each of which holds the rest, so it is somewhat wide. Of a student with one base it covers the problems only.
 
     Returns: one row a gap that every student has: contrast, slope (difference for ten times the parameters) with its
@@ -161,13 +162,11 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
         weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
         tables = [_differences(of[student, left], of[student, rights[0]]) * weights[student] for student in x.index]
         problems = sum(table.mean() for table in tables).to_frame().T
-        over_problems = two_way_mean(_by_benchmark(problems))
-        if not over_problems.se:  # no difference in 30 problems is not a certain zero, as in `gap`
-            most = weights.abs().sum()
-            over_problems = replace(two_way_mean(_by_benchmark(problems, -most, most)), mean=over_problems.mean)
+        most = weights.abs().sum()  # the slope of a problem on which every student's difference is as large as can be
+        padded = two_way_mean(_by_benchmark(problems, -most, most))
         bases = [_by_base(table) for table in tables if len(table) > 1]
-        variances = [over_problems.se**2, *(means.var(ddof=1) / len(means) for means in bases)]
-        slope = _t_interval(over_problems.mean, variances, [over_problems.df, *(len(means) - 1 for means in bases)])
+        variances = [padded.se**2, *(means.var(ddof=1) / len(means) for means in bases)]
+        slope = _t_interval(_by_base(problems).mean(), variances, [padded.df, *(len(means) - 1 for means in bases)])
         n = {"n_students": len(x), "n_bases": sum(map(len, tables)), "n_problems": problems.shape[1]}
         rows.append({"contrast": contrast} | slope.columns("slope") | n)
     columns = ["contrast", "slope", "se", "ci_low", "ci_high", "n_students", "n_bases", "n_problems"]

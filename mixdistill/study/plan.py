@@ -50,12 +50,13 @@ class Plan:
 
     def __str__(self) -> str:
         total = self.students.sum(numeric_only=True)
-        left = " (reproduce leaves 05 to --notebooks all)" if self.scale.pocket else ""
+        pocket = self.scale.pocket
+        which = "02 to 05 (reproduce leaves 05 to --notebooks all)" if pocket else "02, 03 and 06 (--notebooks all)"
         lines = [
             f"Scale {self.scale.name}: seeds {self.scale.n_seeds}, recipes {', '.join(self.scale.recipes)}, alpha of "
             f"{self.scale.alpha_student} {', '.join(f'{alpha:g}' for alpha in self.scale.alphas)}\n",
             self.students.to_string(index=False, float_format="{:,.3g}".format, na_rep="-") + "\n",
-            f"Notebooks 02 to 05{left}: {total['trainings']:.0f} trainings, "
+            f"Notebooks {which}: {total['trainings']:.0f} trainings, "
             f"{total['evaluations']:.0f} evaluations, {total['hours']:.2g} hours on all cores or GPUs, "
             f"{total['download GB']:.0f} GB of weights to download, {total['runs GB']:.1f} GB of runs.",
             f"Hours: 6ND FLOPs (4ND with LoRA, 2ND for answers) at {GPU_RATE:.0e} FLOP/s a GPU, {CORE_RATE:.0e} a "

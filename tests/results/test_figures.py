@@ -18,6 +18,10 @@ def closed():
     plt.close("all")
 
 
+COLUMNS = "student,params,contrast,delta,ci_low,ci_high,n_problems,n_seeds,n_bases"
+TEXT_AMONG_NUMBERS = f"{COLUMNS}\ns,1,long-short,0,a,1,9,1,1\n"
+
+
 @pytest.fixture
 def folder(tmp_path):
     """The committed tables, without their figures."""
@@ -134,6 +138,7 @@ def test_a_table_of_texts_breaks_lines_where_they_do_and_escapes_them():
         ("student,params\ns,1\ns,", "gaps.csv is no whole table"),
         ("version https://git-lfs.github.com/spec/v1\nsize 5\n", "gaps.csv is no whole table"),
         ("student,params\ns,1\n", "and gaps: the table lacks contrast"),
+        (TEXT_AMONG_NUMBERS, "and gaps: "),
     ],
 )
 def test_a_table_that_is_damaged_is_named(folder, content, said):
