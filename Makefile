@@ -1,6 +1,7 @@
-# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n] [NOTEBOOKS=all]   make test   make test-browser   make lab [ARGS=...]   make slides   make badges   make clean
+# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n] [STUDENTS=name,name] [NOTEBOOKS=all]   make test   make test-browser   make lab [ARGS=...]   make slides   make badges   make clean
 SCALE  ?= pocket
 SEEDS  ?= 0
+STUDENTS  ?=
 NOTEBOOKS ?= first
 PYTHON ?= python3
 
@@ -28,10 +29,10 @@ TESTS  := $(ENV)/.mixdistill-tests-ready
 .PHONY: reproduce plan figures test test-browser lab slides badges publish setup clean
 
 reproduce: setup
-	$(PY) -m mixdistill reproduce --scale "$(SCALE)" --seeds "$(SEEDS)" --notebooks "$(NOTEBOOKS)"
+	$(PY) -m mixdistill reproduce --scale "$(SCALE)" --seeds "$(SEEDS)" --students "$(STUDENTS)" --notebooks "$(NOTEBOOKS)"
 
 plan figures: setup
-	$(PY) -m mixdistill $@ --scale "$(SCALE)" --seeds "$(SEEDS)"
+	$(PY) -m mixdistill $@ --scale "$(SCALE)" --seeds "$(SEEDS)" --students "$(STUDENTS)"
 
 test: $(TESTS)
 	$(PY) -m ruff check .

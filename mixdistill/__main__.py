@@ -11,6 +11,7 @@ COMMANDS = {
     "figures": "draw the figures again from their CSV files: those of the run store; where it has none, the published",
     "sweep": "run a grid of arms, or of a notebook, here or in a Ray cluster; print one table of all",
 }
+STUDENTS = "Hub ids, folders or .gguf files, from small to large, in the place of the scale's own"
 GRID = "STUDENT, RECIPE or ALPHA, SEED, LR, EPOCHS of arms (none: the scale's arms), or a notebook's parameters"
 
 
@@ -23,6 +24,7 @@ def main() -> None:
         command.add_argument("scale", nargs="?", default=argparse.SUPPRESS, help="the same as --scale")
         command.add_argument("--scale", default="pocket", help="smoke, pocket, ...: a key of SCALES (default: pocket)")
         command.add_argument("--seeds", type=int, default=0, help="number of seeds (default: the scale's own)")
+        command.add_argument("--students", default="", metavar="NAME,NAME", help=STUDENTS)
         if name == "sweep":
             command.add_argument("--grid", nargs="+", default=[], metavar="NAME=VALUE,VALUE", help=GRID)
             command.add_argument("--notebook", help="run this notebook for every combination, in the place of arms")
@@ -50,7 +52,8 @@ def run(args: argparse.Namespace) -> str | int:
     from mixdistill.runs import REPO, shown
     from mixdistill.study import grid, plan, reproduce, scales
 
-    scale = scales.get_scale(args.scale, args.seeds)
+    which = args.scale, args.seeds, args.students
+    scale = scales.get_scale(*which)
     if args.command == "plan":
         made = plan.plan(scale)
         print(made)
@@ -63,12 +66,12 @@ def run(args: argparse.Namespace) -> str | int:
         kept = "" if source == published else "; the published ones, in figures/, stay as they are"
         print(f"{len(drawn)} figures, of the tables in {shown(source / 'data')}{kept}:", *drawn, sep="\n")
     elif args.command == "sweep":
-        table = grid.sweep_grid(args.scale, args.seeds, args.grid, args.notebook, args.on)
+        table = grid.sweep_grid(*which, args.grid, args.notebook, args.on)
         if n_failed := table["cause"].notna().sum():
             return f"error: {n_failed} of {len(table)} runs failed (column cause); the same command runs these again"
     else:
         try:
-            reproduce.reproduce(args.scale, args.seeds, args.notebooks)
+            reproduce.reproduce(*which, args.notebooks)
         except PapermillExecutionError as error:
             return (
                 f"\nerror: cell {error.exec_count} of a notebook failed: {error.ename}: {error.evalue}\n"

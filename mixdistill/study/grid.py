@@ -36,12 +36,17 @@ RESULTS = ["accuracy", "ci_low", "ci_high", "n_problems", "truncated", "no_answe
 
 
 def sweep_grid(
-    scale: str, n_seeds: int = 0, grid: Sequence[str] = (), notebook: str | None = None, on: str = "local"
+    scale: str,
+    n_seeds: int = 0,
+    students: str = "",
+    grid: Sequence[str] = (),
+    notebook: str | None = None,
+    on: str = "local",
 ) -> pd.DataFrame:
     """Run a grid of arms, or of a notebook, and write one table of its runs to the run store; what it holds is read.
 
     Arguments:
-        scale, n_seeds: as in `get_scale`; a notebook gets them as SCALE and SEEDS, if it has these parameters.
+        scale, n_seeds, students: as in `get_scale`; a notebook gets them as SCALE, SEEDS and STUDENTS.
         grid: texts `NAME=value,value`; every combination is a run. NAME is one of `KEYS` and `OWN` (no grid: the
             scale's own arms), or a parameter of the notebook.
         notebook: a path, or a name in `notebooks/`.
@@ -53,7 +58,7 @@ def sweep_grid(
 
     Raises ValueError for an unknown name, or a value of another type, before anything runs.
     """
-    made, on = get_scale(scale, n_seeds), cluster.check_place(on)
+    made, on = get_scale(scale, n_seeds, students), cluster.check_place(on)
     if notebook is None:
         what, values = "arms", _parsed(grid, KEYS | OWN, "a grid of arms")
         arms = grid_arms(values, made)
@@ -64,12 +69,15 @@ def sweep_grid(
     else:
         source = _notebook(notebook)
         what, types = source.stem, papermill.inspect_notebook(source)
-        values = {name: [value] for name, value in (("SCALE", scale), ("SEEDS", n_seeds)) if name in types}
+        given = {"SCALE": scale, "SEEDS": n_seeds, "STUDENTS": students}
+        if lacking := [name for name in ("SEEDS", "STUDENTS") if given[name] and name not in types]:
+            raise ValueError(f"the notebook {source.name} has no parameter {' and '.join(lacking)}: leave it out")
+        values = {name: [value] for name, value in given.items() if name in types}
         known = {name: facts["inferred_type_name"] for name, facts in types.items()}
         values |= _parsed(grid, known, f"the notebook {source.name}")
         combinations = [dict(zip(values, picked, strict=True)) for picked in itertools.product(*values.values())]
         table = _notebook_table(source, combinations, on)
-    path = runs.runs_dir() / "sweeps" / f"{_label(what, scale, f'seeds={made.n_seeds}', *grid)}.csv"
+    path = runs.runs_dir() / "sweeps" / f"{_label(what, scale, f'seeds={made.n_seeds}', students, *grid)}.csv"
     _print(table)  # first, as the store may be one that can only be read
     files.replace(path, lambda temporary: table.to_csv(temporary, index=False))
     print(f"Table: {runs.shown(path)}")

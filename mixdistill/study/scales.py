@@ -82,7 +82,10 @@ class Scale:
         for name in ("students", "benchmarks", "full"):
             object.__setattr__(self, name, texts(name, getattr(self, name)))  # a list as a tuple
         for name in ("students", "benchmarks"):
-            whole(f"the number of {name}", len(getattr(self, name)))
+            given = getattr(self, name)
+            whole(f"the number of {name}", len(given))
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name} is {given}: give each once")
         for name in ("n_seeds", "epochs", "batch_size", "lora_rank"):
             whole(name, getattr(self, name))
         for name in ("n_train", "n_problems", "max_tokens", "max_new_tokens"):
@@ -175,6 +178,7 @@ LAPTOP = Scale(
     short=TraceSet("svamp_llama_level1.jsonl", answer_format="gsm8k"),
     large=TraceSet("svamp_gpt35.jsonl", answer_format="gsm8k"),
     small=TraceSet("svamp_flant5large.jsonl", answer_format="gsm8k"),
+    lr=5e-4,  # the one that SmolLM2-135M was run with; `benchmarks/laptop.py` can choose one (docs/real-log.md)
     max_new_tokens=400,
 )
 # The default: the study of the pocket world on a laptop.
@@ -201,10 +205,20 @@ SMOKE = replace(POCKET_STUDY, name="smoke", students=("pocket/xs", "pocket/s"), 
 SCALES = {scale.name: scale for scale in (SMOKE, POCKET_STUDY, POCKET_LARGE, LAPTOP, GPU, PAPER)}
 
 
-def get_scale(name: str, n_seeds: int = 0) -> Scale:
-    """The scale of this name, with another number of seeds if `n_seeds` is above 0; ValueError for an unknown one."""
+def get_scale(name: str, n_seeds: int = 0, students: str = "") -> Scale:
+    """The scale of this name; ValueError for an unknown one.
+
+    Arguments:
+        n_seeds: above 0 in the place of the scale's own.
+        students: in the place of the scale's own: names as in `load_student`, from small to large, with commas between.
+    """
     scale = SCALES[choice("scale", name, SCALES)]
-    return replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0) or scale.n_seeds)
+    scale = replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0) or scale.n_seeds)
+    names = tuple(part.strip() for part in text("students", students, empty=True).split(",") if part.strip())
+    if not names:
+        return scale
+    swept = scale.alpha_student if scale.alpha_student in names else names[0]
+    return replace(scale, students=names, alpha_student=swept)
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,16 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from mixdistill import finetune, get_scale, load_traces
 from mixdistill.data.problems import HUB
 
-# In a process of its own, as the Hub's address is read when its client is imported. With the smallest and the largest
-# student: others add time and no code.
-RUN = """
-from dataclasses import replace
+# With the smallest and the largest student: others add time and no code.
+STUDENTS = ",".join(get_scale("gpu").students[:: len(get_scale("gpu").students) - 1])
+# In a process of its own, as the Hub's address is read when its client is imported.
+RUN = f"""
 from in_process import ipython, run_in
-from mixdistill.study import scales
-gpu = scales.SCALES["gpu"]
-scales.SCALES["gpu"] = replace(gpu, students=(gpu.students[0], gpu.students[-1]))
+given = {{"SCALE": "gpu", "STUDENTS": "{STUDENTS}"}}
 with ipython() as shell:
-    run_in(shell, "00_tour", {"SCALE": "gpu"})  # it trains a pocket student at every scale
+    run_in(shell, "00_tour", given)  # it trains a pocket student at every scale
     for name in ("01_traces", "02_learnability_gap", "03_mix_distillation", "06_teacher_gap"):
-        print("".join(written.stdout for written in run_in(shell, name, {"SCALE": "gpu", "SEEDS": 1})))
+        print("".join(written.stdout for written in run_in(shell, name, given | {{"SEEDS": 1}})))
 """
 
 
@@ -77,7 +75,7 @@ def test_the_notebooks_run_at_the_gpu_scale(toy, tmp_path):
         repos[getattr(scale, part).source] = {"data.jsonl": jsonl(trace_rows(start))}
     for name in scale.benchmarks:
         repos[HUB[name][0]] = data_set(name, BENCHMARK_ROWS[name])
-    figures = tmp_path / "runs" / "figures" / "gpu_n_seeds=1"
+    figures = get_scale("gpu", 1, STUDENTS).figures_dir()
     with serve(repos) as address:
         paths = os.pathsep.join([str(REPO), str(REPO / "tests")])
         variables = environment(tmp_path, HF_ENDPOINT=address, MIXDISTILL_RUNS=str(tmp_path / "runs"), PYTHONPATH=paths)

@@ -88,14 +88,14 @@ def test_a_failed_arm_is_a_row_with_its_cause_and_runs_again(store, capsys):
     config = (broken / "config.json").read_text()
     (broken / "manifest.json").unlink()
     (broken / "config.json").write_text("{}")
-    table = sweep_grid("smoke", 1, GRID)
+    table = sweep_grid("smoke", 1, grid=GRID)
     assert table["cause"].isna().tolist() == [False, True]
     assert "was changed after it was written" in table["cause"][0]
     assert pd.isna(table["accuracy"][0])
     assert table["accuracy"][1] == run_arm(recipe_arm("pocket/xs", "long", 0), SMOKE).accuracy
     (broken / "config.json").write_text(config)
     capsys.readouterr()
-    again = sweep_grid("smoke", 1, GRID)
+    again = sweep_grid("smoke", 1, grid=GRID)
     assert again["cause"].isna().all()
     told = capsys.readouterr().out
     assert "accuracy" in told
@@ -115,7 +115,7 @@ def test_a_grid_names_what_differs_from_the_scale():
 
 def test_an_arm_s_own_rate_and_epochs_are_those_of_its_run(store):
     arms = grid_arms({"STUDENT": ["pocket/xs"], "RECIPE": ["short"], "LR": [1e-3], "EPOCHS": [2]}, SMOKE)
-    table = sweep_grid("smoke", 1, ["STUDENT=pocket/xs", "RECIPE=short", "LR=0.001", "EPOCHS=2"])
+    table = sweep_grid("smoke", 1, grid=["STUDENT=pocket/xs", "RECIPE=short", "LR=0.001", "EPOCHS=2"])
     own = run_arm(arms[0], SMOKE, stored_only=True)
     assert table["accuracy"].tolist() == [own.accuracy]
     assert run_arm(recipe_arm("pocket/xs", "short", 0), SMOKE, stored_only=True) is None
@@ -124,7 +124,7 @@ def test_an_arm_s_own_rate_and_epochs_are_those_of_its_run(store):
 def test_a_notebook_runs_once_for_every_combination(notebook, store, tmp_path, capsys):
     grid = ["NUMBER=1,3,2", "LETTER=b,c"]
     for _ in range(2):
-        table = sweep_grid("smoke", 1, grid, notebook=str(notebook))
+        table = sweep_grid("smoke", grid=grid, notebook=str(notebook))
     assert table[["NUMBER", "LETTER"]].values.tolist() == [[n, letter] for n in (1, 3, 2) for letter in "bc"]
     assert table["result"].dropna().tolist() == ["b: smoke", "c: smoke", "bb: smoke", "cc: smoke"]
     assert table["cause"].dropna().tolist() == ["cell 3 failed: AssertionError: too large"] * 2
@@ -138,8 +138,19 @@ def test_a_notebook_runs_once_for_every_combination(notebook, store, tmp_path, c
         assert (store.parent / folder / "own.ipynb").is_file()
 
 
+def test_a_notebook_that_lacks_a_parameter_that_was_given_is_refused(notebook):
+    with pytest.raises(ValueError, match=r"own\.ipynb has no parameter SEEDS and STUDENTS: leave it out"):
+        sweep_grid("smoke", 1, "pocket/xs", notebook=str(notebook))
+
+
+def test_students_in_the_place_of_the_scales_are_those_of_the_arms(capsys):
+    table = sweep_grid("smoke", 1, "pocket/xs", ["RECIPE=short,untouched"])
+    assert table[["student", "recipe"]].values.tolist() == [["pocket/xs", "short"], ["pocket/xs", "untouched"]]
+    assert "seeds=1_pocket-xs" in capsys.readouterr().out  # the table's own file
+
+
 def test_a_store_that_can_only_be_read_ends_in_the_table_and_one_sentence(store, monkeypatch, capsys):
-    sweep_grid("smoke", 1, GRID)
+    sweep_grid("smoke", 1, grid=GRID)
     shown = capsys.readouterr().out.partition("Table: ")[0]
 
     def fail(*_):

@@ -113,6 +113,8 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
         (lambda: get_scale("pocket", -1), "n_seeds is -1: it is a whole number, at least 0"),
         (lambda: get_scale("pocket", 1.5), "n_seeds is 1.5"),
         (lambda: get_scale("pocket", True), "n_seeds is True"),
+        (lambda: get_scale("pocket", students=("pocket/xs",)), "students is .*: it is a text"),
+        (lambda: get_scale("pocket", students="pocket/m, pocket/m"), "students is .*: give each once"),
         (
             lambda: recipe_arm("pocket/xs", "medium", 0),
             "recipe is 'medium': use one of short, long, mix_long, .*, unverified, confirmed, shuffled, direct",
@@ -122,6 +124,14 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
 def test_unknown_names_are_refused_with_what_is_allowed(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_students_take_the_place_of_the_scales_own():
+    scale = get_scale("laptop", students="models/mine, ./other.gguf")
+    assert scale.students == ("models/mine", "./other.gguf")
+    assert scale.alpha_student == "models/mine"
+    assert get_scale("pocket", 2, "pocket/xs,pocket/m").alpha_student == "pocket/xs"
+    assert get_scale("pocket", students=" ") == get_scale("pocket")
 
 
 def test_a_scale_and_all_that_differs_from_it_have_figures_of_their_own_in_the_run_store(store):
