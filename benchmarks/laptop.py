@@ -8,8 +8,8 @@ The least of it, on one CPU core in a night:
 
 `--student` is a student of the scale `laptop`, or a folder or `.gguf` file that holds one. `--traces` holds the scale's
 trace files and `svamp_test.jsonl` (`benchmarks/laptop_traces.py` makes them), and `gsm8k_test.jsonl`. Written to
-`--out`: `rates.csv`, and for each stage its graded items (one row an arm and problem, without texts) and their
-accuracies, as far as they are. What the run store holds is not computed again.
+`--out`: `rates.csv`, and for each stage its graded items (one row an arm and problem, without texts), their accuracies
+and gaps, as far as they are. What the run store holds is not computed again.
 
 A learning rate is chosen on a held-out part of the training problems, by the mean accuracy over the recipes of a
 contrast, never by a difference between recipes.
@@ -116,10 +116,9 @@ Part = tuple[str, Scale, list[Arm]]  # what stands before the recipe's name; whe
 
 def svamp(scales: dict[str, Scale], seed: int) -> Iterator[Part]:
     """The contrasts, and the untouched student beside the first seed."""
-    for family, scale in scales.items():
-        yield "", scale, [recipe_arm(scale.students[0], recipe, seed) for recipe in FAMILIES[family]]
-    if seed == 0:
-        yield "", scale, untouched_arms(scale, scale.students)
+    for number, (family, scale) in enumerate(scales.items()):
+        arms = untouched_arms(scale, scale.students) if seed == number == 0 else []
+        yield "", scale, [*arms, *(recipe_arm(scale.students[0], recipe, seed) for recipe in FAMILIES[family])]
 
 
 def levels(scales: dict[str, Scale], seed: int) -> Iterator[Part]:
@@ -139,9 +138,9 @@ def gsm8k(scales: dict[str, Scale], seed: int) -> Iterator[Part]:
     sets = {"long": traces_of("gsm8k_llama_level2"), "short": traces_of("gsm8k_llama_level1")}
     scale = replace(scales["long"], **sets, benchmarks=("gsm8k", "svamp"))
     student = scale.students[0]
-    arms = [recipe_arm(student, recipe, seed) for recipe in FAMILIES["long"]]
+    arms = untouched_arms(scale, [student]) if not seed else []
     if seed < 4:
-        yield "", scale, arms + (untouched_arms(scale, [student]) if not seed else [])
+        yield "", scale, [*arms, *(recipe_arm(student, recipe, seed) for recipe in FAMILIES["long"])]
 
 
 def traces_of(name: str) -> TraceSet:
@@ -149,10 +148,14 @@ def traces_of(name: str) -> TraceSet:
 
 
 def save(items: pd.DataFrame, name: str, out: Path) -> None:
+    items = items.assign(student=items["student"].map(lambda given: Path(given).name.removesuffix(".gguf")))  # no path
     items[KEPT].to_csv(out / f"{name}_items.csv.gz", index=False)
-    table = stats.accuracy_table(items, ["student", "params", "benchmark", "recipe"])
-    table.to_csv(out / f"{name}.csv", index=False)
-    print(table.round(3).to_string(index=False), flush=True)
+    tables = {name: stats.accuracy_table(items, ["student", "params", "benchmark", "recipe"])}
+    if name != "levels":  # whose recipes have names of their own
+        tables[f"{name}_gaps"] = stats.gap_table(items, by_benchmark=True)
+    for title, table in tables.items():
+        table.round(6).to_csv(out / f"{title}.csv", index=False)
+        print(table.round(3).to_string(index=False), flush=True)
 
 
 if __name__ == "__main__":

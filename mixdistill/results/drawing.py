@@ -145,12 +145,14 @@ def student_labels(rows: pd.DataFrame) -> list[str]:
 
 
 def noted(figure: Figure, table: pd.DataFrame, say: str = "") -> Figure:
-    """Say n, seeds, bases, and what the intervals cover: with one seed, or one base, nothing but the problems."""
+    """Say n, seeds, bases, and what the intervals cover: with one seed nothing but the problems."""
     n_seeds, fewest, most = table["n_seeds"].max(), table["n_bases"].min(), table["n_bases"].max()
-    if n_seeds == 1 or most == 1:
-        cover = f"over problems only, of {'one seed' if n_seeds == 1 else 'one base a size'}"
+    if n_seeds == 1:
+        cover = "over problems only, of one seed"
+    elif most == 1:
+        cover = "over seeds and problems, of one base a size"
     else:
-        cover = "over seeds, bases and problems" + (", problems only at sizes with one base" if fewest == 1 else "")
+        cover = "over seeds, bases and problems" + (", of sizes with one base over its seeds" if fewest == 1 else "")
     seeds = "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
     bases = "" if most == 1 else f" on {fewest if fewest == most else f'{fewest} to {most}'} bases a size"
     note = f"n = {table['n_problems'].max()} test problems, {seeds} of data and training{bases}"

@@ -272,20 +272,27 @@ def known_marks(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def recipes(table: pd.DataFrame) -> Figure:
-    """Accuracy of one student by recipe, a row each (svamp.csv)."""
+def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
+    """One student by recipe, and the gaps between recipes, a row each (svamp.csv, svamp_gaps.csv)."""
     require(table, "student", "benchmark", "recipe", "accuracy", *INTERVAL, *COUNTS)
-    rows, names = table.round(6), table["recipe"].map(lambda name: STYLE[choice("a recipe", name, STYLE)][2])
-    figure, axes = plt.subplots(figsize=(7, 0.5 * len(rows) + 1.4), layout="constrained")
-    for y, (_, row) in enumerate(rows.iterrows()):
-        color, marker, _ = STYLE[row["recipe"]]
-        low, high = row["accuracy"] - row["ci_low"], row["ci_high"] - row["accuracy"]
-        axes.errorbar(row["accuracy"], y, xerr=[[low], [high]], c=color, marker=marker, ms=7, capsize=4)
-    axes.set_yticks(range(len(rows)), names)
-    student, benchmark = table["student"].iloc[0].split("/")[-1], table["benchmark"].iloc[0]
-    axes.set(xlim=(0, None), ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy", title=f"{student} on {benchmark}")
-    show_percent(axes.xaxis)
-    return noted(figure, table)
+    require(gaps, "contrast", "delta", *INTERVAL, *COUNTS)
+    gaps = gaps[gaps["contrast"].isin(STYLE)]
+    layout = {"figsize": (10, 0.5 * len(table) + 1.4), "layout": "constrained"}
+    figure, (left, right) = plt.subplots(1, 2, **layout)
+    for axes, rows, name, x in ((left, table, "recipe", "accuracy"), (right, gaps, "contrast", "delta")):
+        for y, (_, row) in enumerate(rows.round(6).iterrows()):
+            color, marker, _ = STYLE[choice(f"a {name}", row[name], STYLE)]
+            ends = [[row[x] - row["ci_low"]], [row["ci_high"] - row[x]]]
+            axes.errorbar(row[x], y, xerr=ends, c=color, marker=marker, ms=7, capsize=4)
+        axes.set_yticks(range(len(rows)), [STYLE[of][2] for of in rows[name]])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+    left.set(xlim=(0, None), xlabel="accuracy")
+    left.set_title(f"{table['student'].iloc[0].split('/')[-1]} on {table['benchmark'].iloc[0]}")
+    right.set(xlabel="difference in accuracy, points", title="Differences, paired by problem")
+    right.axvline(0, color="black", lw=0.8)
+    show_percent(left.xaxis)
+    show_points(right.xaxis)
+    return noted(figure, gaps)
 
 
 def trace_lengths(lengths: pd.DataFrame) -> Figure:

@@ -28,7 +28,7 @@ def redraw(folder: Path) -> list[str]:
         "10_known_marks": (figures.known_marks, ["known_marks"]),
         "09_beyond_mix": (partial(figures.forest, minus=("mix_long",)), ["rivals"]),
         "09_costs": (figures.costs, ["rivals"]),
-        "svamp": (figures.recipes, ["svamp"]),
+        "svamp": (figures.recipes, ["svamp", "svamp_gaps"]),
         "06_teacher_gap": (partial(figures.learnability_gap, family="large"), ["teacher_accuracy", "teacher_gaps"]),
     }
     folder = Path(text("folder", folder))

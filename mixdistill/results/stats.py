@@ -2,8 +2,8 @@
 
 Items are one row a seed, problem and sample, with the columns of `evaluate.Scores` and `sweep`. The samples of a
 problem are averaged first, so standard errors are clustered by problem (Miller, Adding Error Bars to Evals, 2024,
-section 2.2), and so are the seeds of one pre-trained model (column `base`). Each benchmark counts the same, as in the
-paper's tables: benchmarks are fixed; problems, bases and seeds are drawn.
+section 2.2), and so are the seeds of one pre-trained model (column `base`), where there are several: of a student that
+is one model, seeds and problems are drawn. Each benchmark counts the same, as in the paper's tables, and is fixed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -147,7 +147,7 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
 
     The interval covers bases (each student's own) and problems (shared by all students, and two more a benchmark as in
     `gap`): their two variances are added,
-    each of which holds the rest, so it is somewhat wide. Of a student with one base it covers the problems only.
+    each of which holds the rest, so it is somewhat wide. Of a student with one base it covers that one's seeds.
 
     Returns: one row a gap that every student has: contrast, slope (difference for ten times the parameters) with its
         interval, n_students, n_bases (of all students together), n_problems. Empty where all have one size.
@@ -167,7 +167,8 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
         bases = [_by_base(table) for table in tables if len(table) > 1]
         variances = [padded.se**2, *(means.var(ddof=1) / len(means) for means in bases)]
         slope = _t_interval(_by_base(problems).mean(), variances, [padded.df, *(len(means) - 1 for means in bases)])
-        n = {"n_students": len(x), "n_bases": sum(map(len, tables)), "n_problems": problems.shape[1]}
+        n_bases = sum(counts(of[student, left])["n_bases"] for student in x.index)
+        n = {"n_students": len(x), "n_bases": n_bases, "n_problems": problems.shape[1]}
         rows.append({"contrast": contrast} | slope.columns("slope") | n)
     columns = ["contrast", "slope", "se", "ci_low", "ci_high", "n_students", "n_bases", "n_problems"]
     return pd.DataFrame(rows, columns=columns)
@@ -176,7 +177,7 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
 def readable_gaps(gaps: pd.DataFrame, contrasts: Sequence[str] = ()) -> pd.DataFrame:
     """A gap table for people: points, intervals as text, and what they say; only `contrasts`, if any are given.
 
-    An interval of one seed, or of one base, says nothing of others: its verdict names it.
+    An interval of one seed, or of one base (which covers its seeds), says nothing of others: its verdict names it.
     """
     require(gaps, "student", "contrast", "delta", "ci_low", "ci_high", "n_seeds", "n_bases")
     wanted = [choice("contrasts", name, CONTRASTS) for name in texts("contrasts", contrasts)] or list(CONTRASTS)
@@ -244,9 +245,9 @@ def paper_table(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def replicates(items: pd.DataFrame) -> pd.DataFrame:
-    """`problem_table` with the seeds of one base averaged [bases, ...]; without a column `base` each seed is one."""
+    """`problem_table` with the seeds of one base averaged [bases, ...]; without several bases as it is [seeds, ...]."""
     table = problem_table(items)
-    base_of = items.groupby("seed")["base" if "base" in items else "seed"].first()
+    base_of = items.groupby("seed")["base" if counts(items)["n_bases"] > 1 else "seed"].first()
     return table.groupby(base_of).mean()
 
 

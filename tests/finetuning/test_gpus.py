@@ -139,8 +139,8 @@ m.token_groups = begin
 
 
 def test_a_script_trains_with_shared_weights_and_after_memory_ran_out_in_one(monkeypatch, tmp_path, llama, qwen, train):
-    """Adapters and all weights, shared out over two processes; then a copy for each, until one has no memory left and
-    all take the same shorter passes."""
+    """Under `accelerate launch`; the other scripts run under `torchrun`. Adapters and all weights, shared out over two
+    processes; then a copy for each, until one has no memory left and all take the same shorter passes."""
     adapters = single(monkeypatch, tmp_path, llama, train)
     whole = single(monkeypatch, tmp_path, qwen, train, lora=None)
     copies = single(monkeypatch, tmp_path, qwen, train)
@@ -149,7 +149,8 @@ def test_a_script_trains_with_shared_weights_and_after_memory_ran_out_in_one(mon
         arguments(qwen, train, lora=None, shard=True),
         arguments(qwen, train, tokens=400),
     ]
-    process = started(tmp_path, *calls, patch=OUT_OF_MEMORY_IN_ONE)
+    settings = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    process = started(tmp_path, *calls, patch=OUT_OF_MEMORY_IN_ONE, launcher=f"accelerate.commands.launch {settings}")
     assert process.returncode == 0, process.stderr
     assert trained_run(adapters).manifest["placement"]["shard"]
     assert_equal(trained_run(adapters), adapters, "adapter/adapter_model.safetensors")
@@ -164,14 +165,6 @@ def test_memory_that_runs_out_where_weights_are_shared_out_ends_all_processes_wi
     process = started(tmp_path, arguments(qwen, train, tokens=400, shard=True), patch=OUT_OF_MEMORY_IN_ONE)
     assert process.returncode != 0
     assert "out of memory with 2 processes, passes of up to 400 tokens, shared weights (shard)" in process.stderr
-
-
-def test_the_same_script_runs_under_accelerate_launch(monkeypatch, tmp_path, qwen, train):
-    one = single(monkeypatch, tmp_path, qwen, train)
-    settings = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    process = started(tmp_path, arguments(qwen, train), launcher=f"accelerate.commands.launch {settings}")
-    assert process.returncode == 0, process.stderr
-    assert_equal(trained_run(one), one, "adapter/adapter_model.safetensors")
 
 
 def test_a_process_that_fails_says_why(qwen, train):

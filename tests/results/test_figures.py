@@ -84,7 +84,7 @@ def test_a_student_on_one_benchmark_has_a_row_a_recipe_in_the_words_of_all_figur
     copytree(FIGURES / "laptop" / "data", tmp_path / "data")
     assert [Path(path).stem for path in redraw(tmp_path)] == ["svamp"]
     table = pd.read_csv(tmp_path / "data" / "svamp.csv")
-    (axes,) = figures.recipes(table).axes
+    axes, _ = figures.recipes(table, pd.read_csv(tmp_path / "data" / "svamp_gaps.csv")).axes
     shown = [
         (label.get_text(), line[0].get_xdata()[0])
         for label, line in zip(axes.get_yticklabels(), axes.containers, strict=True)
@@ -112,8 +112,8 @@ def test_another_number_of_guesses_than_students_is_refused(accuracy, gaps, gues
             [3, 6, 3, 5, 3],
             "6 seeds of data and training on 3 to 6 bases a size; bars: 95% intervals over seeds, bases and problems",
         ),
-        (6, [1, 3, 3, 3, 3], "over seeds, bases and problems, problems only at sizes with one base"),
-        (3, [1] * 5, "3 seeds of data and training; bars: 95% intervals over problems only, of one base a size"),
+        (6, [1, 3, 3, 3, 3], "over seeds, bases and problems, of sizes with one base over its seeds"),
+        (3, [1] * 5, "3 seeds of data and training; bars: 95% intervals over seeds and problems, of one base a size"),
         (1, [1] * 5, "1 seed of data and training; bars: 95% intervals over problems only, of one seed"),
     ],
 )

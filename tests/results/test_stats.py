@@ -301,6 +301,13 @@ def test_the_seeds_of_one_base_are_averaged():
     assert np.array_equal(stats.replicates(items(values)), values)  # without the column every seed stands for itself
 
 
+def test_the_seeds_of_a_student_that_is_one_model_are_drawn():
+    values = (np.random.default_rng(0).random((4, 40)) < 0.5).astype(int)
+    one = with_bases(values, seeds_a_base=4)
+    assert stats.accuracy(one) == stats.accuracy(items(values))
+    assert stats.counts(one)["n_bases"] == 1
+
+
 def test_several_seeds_a_base_give_the_interval_of_the_means_of_the_bases():
     left, right = np.random.default_rng(0).integers(0, 2, (2, 6, 40))
     bases = [with_bases(values, seeds_a_base=2) for values in (left, right)]
@@ -372,6 +379,16 @@ def test_the_slope_is_the_difference_in_the_gap_for_ten_times_the_parameters():
     assert row["slope"] == pytest.approx(0.2)
     assert 0 < row["ci_low"] < 0.2 < row["ci_high"] < 0.4
     assert row["n_bases"] == 6
+
+
+def test_a_slope_counts_bases_and_not_their_seeds():
+    values = np.arange(100) < np.array([[40], [60]])
+    students = [
+        with_bases(values ^ flip, 2, recipe=recipe, student=f"of {params}", params=params)
+        for params in (10**4, 10**5)
+        for recipe, flip in (("short", False), ("long", True))
+    ]
+    assert list(stats.slope_table(pd.concat(students, ignore_index=True))["n_bases"]) == [2]
 
 
 def test_a_slope_of_nothing_but_zeros_is_no_certain_zero():

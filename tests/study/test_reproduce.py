@@ -170,7 +170,7 @@ def test_arms_that_fail_end_the_command_in_one_sentence(monkeypatch):
         raise RuntimeError("2 of 12 arms failed; the first, pocket/xs short seed 0: no room")
 
     monkeypatch.setattr(reproduce, "reproduce", fail)
-    given = Namespace(command="reproduce", scale="smoke", seeds=1, notebooks="first")
+    given = Namespace(command="reproduce", scale="smoke", seeds=1, students="", notebooks="first")
     assert run(given) == "\nerror: 2 of 12 arms failed; the first, pocket/xs short seed 0: no room"
 
 
