@@ -5,7 +5,7 @@
 
 Of every response token the student's surprisal (nats) and rank (1 is its first choice, at most 100); a set's are the
 means over its traces, and the ratio is mean rank over mean surprisal. The paper: the lower, the better for the student.
-Pocket students are compared with `figures/data/learnability_gap.csv`; the table is `suitability.csv`.
+Of the pocket students every base is compared with what it got in the published study; the table is `suitability.csv`.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from mixdistill.data.chat import render_traces
 from mixdistill.data.pocket.bases import POCKET, POCKET_BASES
 from mixdistill.data.students import Student
 from mixdistill.finetuning.batches import pad
-from mixdistill.runs import REPO
+from mixdistill.study.scales import gap_arms, get_scale
+from mixdistill.study.stored import open_results
 
 N_TRACES = 200  # of each set, as in the paper
 CLIP = 100  # ranks above it count as it
@@ -74,17 +75,21 @@ def pocket(n: int) -> None:
             student = load_student(base)
             long, short = (load_traces(f"pocket/{part}", n=n, seed=seed) for part in ("long", "short"))
             for recipe, traces in {"short": short, "long": long, "mix_long": mix(long, short, 0.2, seed)}.items():
-                rows.append({"student": size, "recipe": recipe} | suitability(student, traces))
-    measured = pd.DataFrame(rows).groupby(["student", "recipe"], as_index=False).mean()
-    table = measured.merge(pd.read_csv(REPO / "figures/data/learnability_gap.csv")[["student", "recipe", "accuracy"]])
-    table.round(4).to_csv(Path(__file__).with_suffix(".csv"), index=False)
-    print(table.round(3).to_string(index=False))
+                rows.append({"student": size, "base": base, "recipe": recipe} | suitability(student, traces))
+    scale = get_scale("pocket")
+    items = open_results(scale, "stored").items(gap_arms(scale))
+    accuracy = items.groupby(["base", "recipe"], as_index=False)["correct"].mean()  # of three tiers of as many problems
+    table = pd.DataFrame(rows).merge(accuracy.rename(columns={"correct": "accuracy"}))
+    table.drop(columns="seconds").round(4).to_csv(Path(__file__).with_suffix(".csv"), index=False)
+    print(table.groupby(["student", "recipe"])[[*MEASURES, "accuracy", "seconds"]].mean().round(2).to_string())
     for measure in MEASURES:
-        by_student = table.pivot(index="student", columns="recipe", values=[measure, "accuracy"])
-        gap, difference = (by_student[column]["long"] - by_student[column]["short"] for column in ("accuracy", measure))
-        within = [spearmanr(part[measure], part["accuracy"]).statistic for _, part in table.groupby("student")]
-        print(f"{measure}: rank correlation with accuracy within a student {sum(within) / len(within):.2f} (mean),")
-        print(f"    of long - short with the gap across students {spearmanr(difference, gap).statistic:.2f}")
+        by_base = table.pivot(index="base", columns="recipe", values=[measure, "accuracy"])
+        gap, difference = (by_base[column]["long"] - by_base[column]["short"] for column in ("accuracy", measure))
+        within = [spearmanr(part[measure], part["accuracy"]).statistic for _, part in table.groupby("base")]
+        print(f"{measure}: rank correlation with accuracy over all {len(table)} points", end=" ")
+        print(f"{spearmanr(table[measure], table['accuracy']).statistic:.2f},", end=" ")
+        print(f"within a base {sum(within) / len(within):.2f} (mean of {len(within)}),", end=" ")
+        print(f"of long - short with the gap across bases {spearmanr(difference, gap).statistic:.2f}")
 
 
 if __name__ == "__main__":
