@@ -25,7 +25,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from mixdistill.arguments import whole
 from mixdistill.results import stats
+from mixdistill.study.plan import check_machine
 from mixdistill.study.scales import Arm, Scale, TraceSet, get_scale, recipe_arm, untouched_arms
 from mixdistill.study.sweep import sweep
 
@@ -33,7 +35,6 @@ RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 FIRST_RATE_SEED = 1000  # far from the study's
 HELD_OUT_EVERY = 7  # each seventh training problem is held out while rates are chosen
 FAMILIES = {"long": ("short", "long", "mix_long"), "large": ("small_teacher", "large_teacher", "mix_large")}
-STAGES = ("rates", "svamp", "levels", "gsm8k")
 KEPT = [
     "student",
     "params",
@@ -55,27 +56,40 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=8, help="arms at a time, on one GPU or each on a core")
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--lr", type=float, help="the rate of all arms; leave out the stage rates")
+    parser.add_argument("--lr", type=float, help="the rate of all arms, in the place of the stage rates")
     parser.add_argument("--rate-seeds", type=int, default=2, help="seeds that a rate is chosen with")
     parser.add_argument("--families", nargs="+", default=[*FAMILIES], choices=FAMILIES)
     parser.add_argument("--stages", nargs="+", default=[*STAGES], choices=STAGES)
-    args = parser.parse_args()
+    try:
+        study(parser.parse_args())
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def study(args: argparse.Namespace) -> None:
+    os.environ["MIXDISTILL_DATA"] = str(args.traces.absolute())
+    scale = replace(get_scale("laptop", whole("seeds", args.seeds), args.student), lr=args.lr)
+    scales = dict.fromkeys(args.families, scale)
+    stages = {name: made for name, made in STAGES.items() if name in args.stages and made}
+    if "long" not in args.families and stages.keys() - {"svamp"}:
+        raise ValueError("the stages levels and gsm8k are of the family long: leave them out, or add it")
+    for own in [scale, *(own for arms_of in stages.values() for _, own, _ in arms_of(scales, 0))]:
+        check_machine(own)
     args.out.mkdir(parents=True, exist_ok=True)
-    own = {"students": (args.student,), "alpha_student": args.student, "n_seeds": args.seeds}
-    scale = replace(get_scale("laptop"), **own)
-    if "rates" in args.stages:
-        seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + args.rate_seeds)
-        choose_rates(scale, args.families, seeds, args.traces, args.out, args.workers)
-    os.environ["MIXDISTILL_DATA"] = str(args.traces)
-    if args.lr:
-        scales = {family: replace(scale, lr=args.lr) for family in args.families}
-    else:
+    if args.lr is None:
+        if "rates" in args.stages:
+            seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + whole("rate-seeds", args.rate_seeds))
+            choose_rates(scale, args.families, seeds, args.traces, args.out, args.workers)
+        if not (args.out / "rates.csv").is_file():
+            raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
         rates = pd.read_csv(args.out / "rates.csv").groupby(["family", "lr"])["accuracy"].mean()
+        if lacking := set(args.families) - set(rates.index.get_level_values("family")):
+            raise ValueError(f"rates.csv has no rate of {' and '.join(lacking)}: run the stage rates for it")
         scales = {family: replace(scale, lr=float(rates[family].idxmax())) for family in args.families}
     print("rates: " + ", ".join(f"{own.lr:g} for {family}" for family, own in scales.items()), flush=True)
-    for stage, arms_of in (("svamp", svamp), ("levels", levels), ("gsm8k", gsm8k)):
+    for stage, arms_of in stages.items():
         parts = []
-        for seed in range(args.seeds) if stage in args.stages else ():
+        for seed in range(args.seeds):
             parts += [
                 sweep(arms, own, workers=args.workers).assign(recipe=lambda items, label=label: label + items["recipe"])
                 for label, own, arms in arms_of(scales, seed)
@@ -92,12 +106,12 @@ def choose_rates(
     folder = out / "rates"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    rows = {path.name: path.read_text().splitlines() for path in traces.glob("svamp_*.jsonl")}
+    rows = {path.name: path.read_text(encoding="utf-8").split("\n")[:-1] for path in traces.glob("svamp_*.jsonl")}
     held_out = [line for i, line in enumerate(rows[scale.long.source]) if i % HELD_OUT_EVERY == 0]
     questions = {json.loads(line)["question"] for line in held_out}
     for name, lines in rows.items():
         kept = [line for line in lines if json.loads(line)["question"] not in questions]
-        (folder / name).write_text("\n".join(held_out if name == "svamp_test.jsonl" else kept) + "\n")
+        (folder / name).write_text("\n".join(held_out if name == "svamp_test.jsonl" else kept) + "\n", encoding="utf-8")
     os.environ["MIXDISTILL_DATA"] = str(folder)
     family = {recipe: name for name in families for recipe in FAMILIES[name]}
     arms = [recipe_arm(scale.students[0], recipe, seed) for recipe in family for seed in seeds]
@@ -109,6 +123,7 @@ def choose_rates(
         print(accuracy.assign(lr=lr).to_string(index=False), flush=True)
     table = pd.concat(tables, ignore_index=True)
     table.assign(family=table["recipe"].map(family)).to_csv(out / "rates.csv", index=False)
+    os.environ["MIXDISTILL_DATA"] = str(traces.absolute())
 
 
 Part = tuple[str, Scale, list[Arm]]  # what stands before the recipe's name; where the arms are run
@@ -141,6 +156,9 @@ def gsm8k(scales: dict[str, Scale], seed: int) -> Iterator[Part]:
     arms = untouched_arms(scale, [student]) if not seed else []
     if seed < 4:
         yield "", scale, [*arms, *(recipe_arm(student, recipe, seed) for recipe in FAMILIES["long"])]
+
+
+STAGES = {"rates": None, "svamp": svamp, "levels": levels, "gsm8k": gsm8k}
 
 
 def traces_of(name: str) -> TraceSet:

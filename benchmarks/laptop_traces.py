@@ -33,9 +33,17 @@ def main() -> None:
         if args.clones is None:
             for name, commit in SOURCES.items():
                 clone = ["git", "clone", "--quiet", "--no-checkout", f"https://github.com/{name}", str(clones / name)]
-                subprocess.run(clone, check=True)
-                subprocess.run(["git", "-C", str(clones / name), "checkout", "--quiet", commit], check=True)
-        convert(clones, args.out)
+                try:
+                    subprocess.run(clone, check=True)
+                    subprocess.run(["git", "-C", str(clones / name), "checkout", "--quiet", commit], check=True)
+                except (OSError, subprocess.CalledProcessError) as error:
+                    what = f"{name} can not be cloned ({error})"
+                    raise SystemExit(f"{what}: look after git and the network, or name clones by --clones") from None
+        try:
+            convert(clones, args.out)
+        except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise SystemExit(f"the clones are not what SOURCES names, or --out is no folder ({what})") from error
 
 
 def convert(clones: Path, out: Path) -> None:
@@ -104,10 +112,15 @@ def write_group(group: dict[str, dict[str, dict]], out: Path, tested: set[str]) 
 def read(path: Path) -> list[dict]:
     if not path.is_file():
         raise SystemExit(f"{path} is missing: clone its repository again, at the commit that SOURCES names")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"{path} is no JSON ({error}): clone its repository again") from None
 
 
 def write(path: Path, rows: list[dict]) -> None:
+    if not rows:
+        raise SystemExit(f"{path.name} would be empty: the clones are not those that SOURCES names")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(f"{path.name}: {len(rows)}", flush=True)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -126,6 +127,17 @@ def sweep_up(folder: Path, held: Path | None = None) -> None:
         with contextlib.suppress(OSError, Held), ours:  # not where another works
             if path.name != ".lock":  # which goes when it is released
                 delete(path)
+
+
+@contextlib.contextmanager
+def scratch(kind: str) -> Iterator[Path]:
+    """A new folder in /tmp, for as long as the context; goes over those that killed processes have left there."""
+    for left in Path("/tmp").glob(f"mixdistill-{kind}-*"):
+        pid = left.name.split("-")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            delete(left)
+    with tempfile.TemporaryDirectory(prefix=f"mixdistill-{kind}-{os.getpid()}-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def tell(text: str) -> None:

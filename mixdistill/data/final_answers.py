@@ -161,6 +161,12 @@ def _marked_number(text: str) -> str | None:
     return found[1] if found and is_counted(found[2].strip().lower()) else plain  # 5 red apples are 5
 
 
+def gold_number(text: str) -> str | None:
+    """The number of a `gsm8k` gold answer: the marked one of a worked solution, else the only one; None without."""
+    numbers = re.findall(NUMBER, text)
+    return final_answer(text, "gsm8k", strict=True) or (numbers[0].strip() if len(numbers) == 1 else None)
+
+
 def _last_number(text: str) -> str | None:
     numbers = re.findall(NUMBER, text)
     return numbers[-1].strip() if numbers else None

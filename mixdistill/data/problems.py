@@ -6,11 +6,12 @@ import unicodedata
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from random import Random
 
-from mixdistill.arguments import choice, text, whole
-from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer
+from mixdistill.arguments import choice, shown, text, whole
+from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, gold_number
 from mixdistill.data.pocket import world
 from mixdistill.data.tables import (
     Columns,
@@ -41,6 +42,7 @@ PROMPTS = {
 }
 
 
+NO_NUMBER = "answers of gsm8k are one number, or a solution that marks it by ####; texts have answer_format='math'"
 FIELDS = ("question", "answer", "id", "level", "subject")  # of a problem, that are columns of a data set
 
 
@@ -49,8 +51,8 @@ class Problem:
     """One question with its gold answer.
 
     `answer_format` says how the answer is graded (`grade`), `prompt` how the question is asked (a name in `PROMPTS`;
-    empty: as its answer_format is). Raises ValueError if a field is no text, one of the first three is blank, or a name
-    is unknown.
+    empty: as its answer_format is). Raises ValueError if a field is no text, one of the first three is blank, a name is
+    unknown, or a `gsm8k` answer is not one number, alone or marked by `####`.
     """
 
     id: str
@@ -66,7 +68,8 @@ class Problem:
         for name in ("id", "question", "answer", "level", "source", "subject"):
             value = text(f"a problem's {name}", getattr(self, name), empty=name in ("level", "source", "subject"))
             object.__setattr__(self, name, value)  # a Path as its text
-        choice("answer_format", self.answer_format, ANSWER_FORMATS)
+        if choice("answer_format", self.answer_format, ANSWER_FORMATS) == "gsm8k" and gold_number(self.answer) is None:
+            raise ValueError(f"a problem's answer is {shown(self.answer)}: {NO_NUMBER}")
         choice("prompt", self.prompt, (*PROMPTS, ""))
 
 
@@ -91,7 +94,7 @@ class Benchmark:
         if self.solved:
             return final_answer(str(value), self.answer_format, strict=True) or ""
         # AMC's number 27.0 is 27; AIME's text `033` stays as it is, the grader knows.
-        return value.removesuffix(".0") if isinstance(value, Number) else str(value).strip()
+        return str(_plain(value)).removesuffix(".0") if isinstance(value, Number) else str(value).strip()
 
 
 MATH = {"question": "problem", "answer": "solution", "subject": "type"}
@@ -167,8 +170,15 @@ def load_problems(
     else:
         only_used(source, f"that is for a benchmark by name: {', '.join(BENCHMARKS)}", file=file)
         table = read_table(source, list(names.values()), split=split, hub_split="test")
-        answers = texts(table[names["answer"]], f"column {names['answer']!r} of {source!r}", numbers=True)
+        what = f"column {names['answer']!r} of {source!r}"
+        answers = texts([_plain(value) for value in table[names["answer"]]], what, numbers=True)
         name, answer_format = file_name(source), answer_format or "math"
+        unread = [row for row, one in enumerate(answers) if answer_format == "gsm8k" and gold_number(one) is None]
+        if unread:
+            shown_one = (
+                f"{len(unread)} of {len(answers)} rows (the first: {unread[:5]}), such as {shown(answers[unread[0]])}"
+            )
+            raise ValueError(f"{what} holds no number, or several of which none is marked, in {shown_one}: {NO_NUMBER}")
         of_row = "" if "id" in names else f"{name}/"
     questions = texts(table[names["question"]], f"column {names['question']!r} of {source!r}")
     given = {field: table[column] for field, column in names.items() if column in table}
@@ -201,6 +211,11 @@ def _benchmark_table(name: str, names: Mapping[str, str], split: str, file: str 
     return read_table(hub, needed, labels, split=benchmark.hub_split or split, revision=commit, config=benchmark.config)
 
 
+def _plain(value: object) -> object:
+    """A number in digits: 1e3 as 1000."""
+    return Number(format(Decimal(value), "f")) if isinstance(value, Number) and "e" in value.lower() else value
+
+
 def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> list[world.Mystery]:
     """`n` different mysteries of a split, the levels in turn. Raises ValueError if a level runs out before."""
     whole("n", n)
@@ -220,6 +235,10 @@ def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> li
 
 
 def plain_question(question: str) -> str:
-    """A question without what copies of it differ in: case, white space and punctuation outside numbers."""
+    """A question without what copies of it differ in: case, white space, points, how quotes, dashes and thousands are
+    written, a heading such as `Question:`."""
     plain = unicodedata.normalize("NFKC", question).casefold()
+    for written, one_way in (("[\u2018-\u201b]", "'"), ("[\u201c-\u201f]", '"'), ("[\u2010-\u2015\u2212]", "-")):
+        plain = re.sub(written, one_way, plain)
+    plain = re.sub(r"^\s*(?:question|problem|q)\s*:|(?<=[a-z]{2})-(?=[a-z]{2})|(?<=\d),(?=\d{3}(?!\d))", "", plain)
     return "".join(re.sub(r'[.,;:?"](?!\d)', "", plain).split())

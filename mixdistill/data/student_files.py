@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -43,6 +44,8 @@ def student_source(name: str | Path) -> str:
         what = "the folder holds an adapter, or no config.json"
         raise refused(name, f"{what}: give a whole model as save_pretrained writes it, or name its .gguf file")
     if path.endswith(".gguf") and os.path.isfile(path):
+        if find_spec("gguf") is None:
+            raise refused(name, "a .gguf file needs the package gguf: pip install -e '.[gguf]'")
         return path
     if path.endswith(".gguf") or not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name):
         known = f"{', '.join(POCKET)}, a Hub id as owner/name, or an existing local folder or .gguf file"
@@ -130,7 +133,9 @@ def loading(name: str | Path, what: str) -> Iterator[None]:
             if isinstance(error, MemoryError | torch.OutOfMemoryError) or str(error).startswith(CANNOT):
                 raise
             said = " ".join(f"{type(error).__name__}: {error}".split())
-            advice = "for a model of the Hub, check the name, the network and, where it is gated, `hf auth login`"
+            advice = "its files are damaged or incomplete, so write or fetch them again"
+            if not os.path.exists(os.path.expanduser(name)):
+                advice = "there is no such folder here; of the Hub, check name, network and, if gated, `hf auth login`"
             if "trust_remote_code" in said or "custom code" in said:
                 advice = "it needs code of its own, which is never run here, so take an architecture of transformers"
             raise refused(name, f"its {what} cannot be used ({said[:300]}): {advice}") from error

@@ -143,6 +143,7 @@ def train_run(run: Run, train: Dataset, lora: LoRA | None, on: Placement, shown:
     Every process of a run calls it. What cannot be trained is refused here, before the run has a folder.
     """
     config, device = run.config, gpus.join()
+    files.tell("getting ready")
 
     def load() -> tuple[Student, list[Example], ResponseLoss]:
         student = load_student(run.student, config["revision"], device="cpu")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import cast
 
 from mixdistill.arguments import choice, flag, shown
-from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, number_value
+from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, gold_number, number_value
 
 SECONDS = 4.0  # of processor time for the comparison of one answer; twice as much by the clock
 MAX_CHARS = 2000  # no final answer is that long; longer ones are equal only if they are the same text
@@ -77,7 +77,11 @@ def grade_all(
     flag("strict", strict)
     texts = [_gold_text("a gold answer", gold) for gold in golds]
     if answer_format == "gsm8k":  # whose golds may be worked solutions
-        texts = [final_answer(text, "gsm8k") or text for text in texts]
+        numbers = [gold_number(text) for text in texts]
+        if None in numbers:
+            found = shown(texts[numbers.index(None)])
+            raise ValueError(f"a gold answer is {found}: give one number, or a solution that marks it by ####")
+        texts = [number for number in numbers if number]
     answers = [final_answer(response, answer_format, strict) for response in responses]
     reasons = _verdicts(list(zip(texts, answers, strict=True)), as_texts=answer_format == "pocket")
     grades = []

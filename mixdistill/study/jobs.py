@@ -1,12 +1,10 @@
 """A job of a sweep, and how many of them go: what local processes and a Ray cluster have in common."""
 
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +35,8 @@ class Progress:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs, self.n_done, self.done = [*jobs], 0, 0.0
-        self.folder = Path(tempfile.mkdtemp(prefix="mixdistill-"))
+        self.folder = (scratch := ExitStack()).enter_context(files.scratch("sweep"))
+        self._delete = scratch.close
         self.started = self.spoke = time.monotonic()
         terminal = sys.stdout.isatty() and sys.stderr.isatty()
         # Where no Jupyter server has started the kernel, as under papermill, nobody could see a widget.
@@ -82,7 +81,7 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._delete()
 
 
 def attempt(job: Job, patient: bool, status: Path | None = None) -> str:

@@ -13,9 +13,11 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 
 from mixdistill.arguments import instance
+from mixdistill.data.chat import stop_token_id
 from mixdistill.data.pocket.bases import POCKET_BASES
-from mixdistill.data.students import n_params, student_source
-from mixdistill.data.tables import FILES, local_path
+from mixdistill.data.problems import BENCHMARKS, HUB
+from mixdistill.data.students import load_tokenizer, n_params, student_source
+from mixdistill.data.tables import FILES, local_path, of_pocket
 from mixdistill.runs import read_json, runs_dir
 from mixdistill.study.scales import PARTS, REVISIONS, Arm, Scale, TraceSet, alpha_arms, control_arms, gap_arms
 from mixdistill.study.sweep import evaluation_problems, run_arm, same_work, trace_set
@@ -159,9 +161,17 @@ def _size(student: str) -> tuple[int, bool]:
 
 def _obstacles(scale: Scale, students: pd.DataFrame) -> list[str]:
     """What keeps these students from running on this machine, each with what to do."""
-    sources = [*scale.benchmarks, *(traces.source for part in PARTS if (traces := getattr(scale, part)))]
+    files_only = {name: made.file.format(split="test") for name, made in BENCHMARKS.items() if name not in HUB}
+    sources = [files_only.get(benchmark, benchmark) for benchmark in scale.benchmarks]
+    sources += [traces.source for part in PARTS if (traces := getattr(scale, part))]
     missing = [source for source in sources if source.endswith(FILES) and not local_path(source).exists()]
     found = [f"there is no file {name!r}: put it into the folder $MIXDISTILL_DATA" for name in missing]
+    for student in scale.students:
+        if not of_pocket(student) and Path(student_source(student)).exists():
+            try:
+                stop_token_id(load_tokenizer(student))  # by its chat template
+            except ValueError as error:
+                found.append(str(error))
     if students["parameters"].max() >= NEEDS_GPU and not torch.cuda.device_count():
         found.append("there is no CUDA GPU: take a smaller scale, such as pocket, which needs none")
     needs = {"HF_HOME": (Path(constants.HF_HUB_CACHE), "download GB"), "MIXDISTILL_RUNS": (runs_dir(), "runs GB")}

@@ -1,9 +1,7 @@
 """Run every notebook headless, redraw the figures, print the gaps: `python -m mixdistill reproduce --scale pocket`."""
 
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +10,6 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import papermill
-import psutil
 from traitlets.config import Config
 
 from mixdistill import files
@@ -104,11 +101,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     # Over TCP, ipykernel 7 warns of eavesdropping, and kernels of parallel runs could meet at one port; so over sockets
     # of the file system, whose paths may have 107 characters, in a folder of their own.
-    for left in Path("/tmp").glob("mixdistill-kernel-*"):  # by processes that were killed
-        pid = left.name.split("-")[2]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"mixdistill-kernel-{os.getpid()}-", dir="/tmp") as sockets:
+    with files.scratch("kernel") as sockets:
         try:
             papermill.execute_notebook(
                 source,

@@ -12,6 +12,7 @@ from mixdistill.data.final_answers import ANSWER_FORMATS
 from mixdistill.data.mix import CONTROLS, RECIPES
 from mixdistill.data.pocket.bases import LARGE, POCKET, POCKET_BASES
 from mixdistill.data.problems import POCKET_TIERS
+from mixdistill.data.tables import of_pocket
 
 PARTS = tuple(dict.fromkeys(part for recipe in (RECIPES | CONTROLS).values() for part in (recipe.hard, recipe.easy)))
 
@@ -33,6 +34,10 @@ class TraceSet:
         choice("answer_format", self.answer_format, ANSWER_FORMATS)
         text("revision", self.revision, optional=True)
         choice("unusable", self.unusable, ("error", "drop"))
+
+    @property
+    def pocket(self) -> bool:
+        return of_pocket(self.source) or self.answer_format == "pocket"
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,10 @@ class Scale:
         if self.lr is not None:
             number("lr", self.lr, above=0)
         choice("too_long", self.too_long, ("error", "drop"))
+        real = [made.source for part in PARTS if (made := getattr(self, part)) and not made.pocket]
+        if real and (pocket := [student for student in self.students if of_pocket(student)]):
+            what = f"the scale {self.name!r} has traces of real teachers ({real[0]}), which {pocket[0]} can not read"
+            raise ValueError(f"{what}: pocket students know the pocket world only, give real ones")
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -214,9 +223,9 @@ def get_scale(name: str, n_seeds: int = 0, students: str = "") -> Scale:
     """
     scale = SCALES[choice("scale", name, SCALES)]
     scale = replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0) or scale.n_seeds)
-    names = tuple(part.strip() for part in text("students", students, empty=True).split(",") if part.strip())
-    if not names:
+    if not text("students", students, empty=True).strip():
         return scale
+    names = texts("students", [name.strip() for name in students.split(",")])
     swept = scale.alpha_student if scale.alpha_student in names else names[0]
     return replace(scale, students=names, alpha_student=swept)
 

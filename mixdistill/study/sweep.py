@@ -72,6 +72,8 @@ def run_arms(
     instance("scale", scale, Scale)
     if not arms:
         raise ValueError("there are no arms to run: give at least one, such as those of gap_arms(scale)")
+    for name in scale.benchmarks:  # what is wrong with them is said before anything is trained
+        evaluation_problems(name, scale.n_problems, split)
     work = {same_work(arm): arm for arm in arms}
     found: dict[tuple, Any] = {key: run_arm(arm, scale, split, stored_only=True) for key, arm in work.items()}
     jobs = {key: _job(arm, scale, split) for key, arm in work.items() if found[key] is None}

@@ -234,6 +234,18 @@ def test_columns_is_a_dictionary_of_known_names(columns, math_problems):
         load_problems(math_problems, columns=columns)
 
 
+def test_answers_of_gsm8k_are_numbers_in_digits(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"question": "q", "answer": 1e3}\n{"question": "r", "answer": 1e-5}\n')
+    answers = [problem.answer for problem in load_problems(tmp_path / "t.jsonl", answer_format="gsm8k")]
+    assert answers == ["1000", "0.00001"]
+    rows = [{"question": "q", "answer": "5"}, {"question": "r", "answer": "10:45 (clock)"}]
+    file = write_jsonl(tmp_path / "clock.jsonl", rows)
+    with pytest.raises(ValueError, match=r"holds no number, or several .* 1 of 2 rows \(the first: \[1\]\), .*'10:45"):
+        load_problems(file, answer_format="gsm8k")
+    with pytest.raises(ValueError, match="a problem's answer is '10:45'"):
+        Problem("p/0", "1+1?", "10:45", "", "p", "gsm8k")
+
+
 def test_ids_may_be_integers_and_0_and_no_two_are_equal(tmp_path):
     rows = [{"question": "q", "answer": 5, "id": 0}, {"question": "r", "answer": 6, "id": 1}]
     file = write_jsonl(tmp_path / "t.jsonl", rows)

@@ -7,7 +7,7 @@ import families
 import pytest
 from conftest import write_jsonl
 
-from mixdistill import LoRA, evaluate, finetune, load_problems, load_traces
+from mixdistill import LoRA, evaluate, finetune, load_problems, load_student, load_traces
 
 TRACES = [{"question": f"What is {n} plus 30?", "response": f"It is {n + 30}. #### {n + 30}"} for n in range(4)]
 
@@ -50,3 +50,12 @@ def test_a_student_that_is_copied_or_moved_keeps_its_runs_and_a_changed_one_does
     assert stored(copied, traces, stored_only=True).folder == run.folder
     with pytest.raises(ValueError, match=r"is not what it was when the run"):
         evaluate(runs[1], problems, max_new_tokens=5, progress=False)
+
+
+def test_what_a_gguf_file_needs_is_said(tmp_path, monkeypatch):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"its .* cannot be used .*: its files are damaged or incomplete"):
+        load_student(tmp_path / "model.gguf")
+    monkeypatch.setattr("mixdistill.data.student_files.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package gguf: pip install -e '\.\[gguf\]'"):
+        load_student(tmp_path / "model.gguf")

@@ -6,6 +6,7 @@ from datasets import Dataset
 
 from mixdistill import Problem, load_problems, load_traces, mix
 from mixdistill.data.pocket import world
+from mixdistill.data.problems import plain_question
 from mixdistill.data.traces import COLUMNS, check_traces, drop_overlap
 
 
@@ -143,6 +144,24 @@ def test_traces_of_test_problems_are_left_out_and_counted():
     assert drop_overlap(traces.select([2, 3]), [problem])["problem_id"] == [2, 3]
     with pytest.raises(ValueError, match="all 2 traces"):
         drop_overlap(traces.select([0, 1]), [problem])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Tom\u2019s hat", "Tom's hat", True),
+        ("She said “go”.", 'she said "go"', True),
+        ("1,200 - 5?", "1200 \u2013 5", True),
+        ("Twenty-one men", "twenty one men", True),
+        ("Question: How many?", "how many", True),
+        ("x-y = 3", "xy = 3", False),
+        ("f'(2)", "f(2)", False),
+        ("5-3", "5+3", False),
+        ("1,20 or 3", "120 or 3", False),
+    ],
+)
+def test_copies_of_a_question_are_told_from_other_questions(one, other, same):
+    assert (plain_question(one) == plain_question(other)) == same
 
 
 SHARED_TRACES = SHARED_BENCHMARKS.with_name("traces")

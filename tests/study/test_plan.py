@@ -11,9 +11,10 @@ from hub import environment, serve
 from mixdistill import get_scale, open_run, runs
 from mixdistill.__main__ import main
 from mixdistill.study.plan import all_arms, check_machine, plan
-from mixdistill.study.scales import SCALES, gap_arms, recipe_arm
+from mixdistill.study.scales import SCALES, TraceSet, gap_arms, recipe_arm
 from mixdistill.study.sweep import run_arm
 
+TRACES = TraceSet("nobody/traces", answer_format="gsm8k")
 SEVEN_B = "Qwen/Qwen2.5-7B-Instruct"
 
 
@@ -194,3 +195,12 @@ def test_published_figures_are_drawn_where_the_run_store_has_none(monkeypatch, c
 def test_a_file_that_is_not_here_is_an_obstacle():
     made = plan(replace(get_scale("smoke"), benchmarks=("pocket/easy", "mine.jsonl")))
     assert "there is no file 'mine.jsonl': put it into the folder $MIXDISTILL_DATA" in made.obstacles
+
+
+def test_a_benchmark_that_is_a_file_only_and_a_template_that_lacks_are_obstacles(qwen, tmp_path):
+    student = copytree(qwen, tmp_path / "base")
+    (student / "chat_template.jinja").unlink()
+    made = plan(replace(get_scale("laptop", students=str(student)), long=TRACES, short=TRACES, large=None, small=None))
+    first, *_, last = made.obstacles
+    assert first == "there is no file 'svamp_test.jsonl': put it into the folder $MIXDISTILL_DATA"
+    assert "its tokenizer has no chat template" in last

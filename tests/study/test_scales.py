@@ -115,6 +115,7 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
         (lambda: get_scale("pocket", True), "n_seeds is True"),
         (lambda: get_scale("pocket", students=("pocket/xs",)), "students is .*: it is a text"),
         (lambda: get_scale("pocket", students="pocket/m, pocket/m"), "students is .*: give each once"),
+        (lambda: get_scale("pocket", students=", ,"), "one of students is ''"),
         (
             lambda: recipe_arm("pocket/xs", "medium", 0),
             "recipe is 'medium': use one of short, long, mix_long, .*, unverified, confirmed, shuffled, direct",
@@ -124,6 +125,11 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
 def test_unknown_names_are_refused_with_what_is_allowed(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_pocket_student_can_not_read_real_traces():
+    with pytest.raises(ValueError, match=r"traces of real teachers .*, which pocket/xs can not read"):
+        get_scale("laptop", students="pocket/xs")
 
 
 def test_students_take_the_place_of_the_scales_own():

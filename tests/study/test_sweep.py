@@ -165,7 +165,7 @@ def test_files_that_change_in_a_session_are_read_again(tmp_path, math_traces):
     traces = TraceSet(str(math_traces), question="problem", response="solution")
     assert len(trace_set(traces, None, 0)) == 12
     assert [problem.answer for problem in evaluation_problems(str(tests), None, None)] == ["3"]
-    scale = replace(SMOKE, long=traces, short=traces, n_train=None)
+    scale = replace(get_scale("gpu"), long=traces, short=traces, n_train=None)
     assert len(training_set(recipe_arm("pocket/xs", "long", 0), scale)) == 12
     write_jsonl(math_traces, [{"problem": "What is 1 plus 1?", "solution": "It is \\boxed{2}."}])
     write_jsonl(tests, [{"question": "What is 1 plus 1?", "answer": "2"}])
@@ -221,6 +221,13 @@ def works(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_a_test_file_that_is_not_here_is_said_before_anything_is_trained(store):
+    scale = replace(SMOKE, name="own", benchmarks=("svamp",))
+    with pytest.raises(ValueError, match=r"put 'svamp_test\.jsonl' into the folder \$MIXDISTILL_DATA"):
+        sweep([recipe_arm("pocket/xs", "short", 0)], scale)
+    assert not list(store.rglob("*"))
 
 
 @pytest.mark.parametrize("arms", [None, 3, "pocket/xs", [1]])
