@@ -11,7 +11,7 @@ from mixdistill.arguments import choice, instance, number, text, texts, whole
 from mixdistill.data.final_answers import ANSWER_FORMATS
 from mixdistill.data.mix import CONTROLS, RECIPES
 from mixdistill.data.pocket.bases import LARGE, POCKET, POCKET_BASES
-from mixdistill.data.problems import POCKET_TIERS
+from mixdistill.data.problems import BENCHMARKS, POCKET_TIERS
 from mixdistill.data.tables import of_pocket
 
 PARTS = tuple(dict.fromkeys(part for recipe in (RECIPES | CONTROLS).values() for part in (recipe.hard, recipe.easy)))
@@ -103,8 +103,9 @@ class Scale:
             number("lr", self.lr, above=0)
         choice("too_long", self.too_long, ("error", "drop"))
         real = [made.source for part in PARTS if (made := getattr(self, part)) and not made.pocket]
+        real += [name for name in self.benchmarks if name in BENCHMARKS]
         if real and (pocket := [student for student in self.students if of_pocket(student)]):
-            what = f"the scale {self.name!r} has traces of real teachers ({real[0]}), which {pocket[0]} can not read"
+            what = f"the scale {self.name!r} has {real[0]}, which {pocket[0]} can not read"
             raise ValueError(f"{what}: pocket students know the pocket world only, give real ones")
 
     @property

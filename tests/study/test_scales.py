@@ -127,9 +127,11 @@ def test_unknown_names_are_refused_with_what_is_allowed(call, message):
         call()
 
 
-def test_a_pocket_student_can_not_read_real_traces():
-    with pytest.raises(ValueError, match=r"traces of real teachers .*, which pocket/xs can not read"):
+def test_a_pocket_student_can_not_read_real_traces_or_problems():
+    with pytest.raises(ValueError, match=r"has svamp_llama_level4\.jsonl, which pocket/xs"):
         get_scale("laptop", students="pocket/xs")
+    with pytest.raises(ValueError, match="has svamp, which pocket/xs can not read"):
+        replace(get_scale("smoke"), benchmarks=("pocket/easy", "svamp"))
 
 
 def test_students_take_the_place_of_the_scales_own():

@@ -223,10 +223,10 @@ def works(process: psutil.Process) -> bool:
         return False
 
 
-def test_a_test_file_that_is_not_here_is_said_before_anything_is_trained(store):
-    scale = replace(SMOKE, name="own", benchmarks=("svamp",))
+def test_a_test_file_that_is_not_here_is_said_before_anything_is_trained(store, real_scale):
+    scale = replace(real_scale, benchmarks=("svamp",))
     with pytest.raises(ValueError, match=r"put 'svamp_test\.jsonl' into the folder \$MIXDISTILL_DATA"):
-        sweep([recipe_arm("pocket/xs", "short", 0)], scale)
+        sweep([recipe_arm(scale.students[0], "short", 0)], scale)
     assert not list(store.rglob("*"))
 
 
