@@ -55,8 +55,8 @@ def grade(response: str, gold: str, answer_format: str = "math", strict: bool = 
         gold: the answer, or the data set's worked solution (`gsm8k`); a whole number stands for its digits.
         strict: count marked answers only, as the paper does: a box (`math`), a box or `####` (`gsm8k`).
 
-    Raises ValueError for an unknown `answer_format`, a response that is no text, a gold answer that is missing, or one of
-    `gsm8k` that holds no number, or several of which none is marked.
+    Raises ValueError for an unknown `answer_format`, a response that is no text, a gold answer that is missing, or of
+    `gsm8k` one that holds no number, or several of which none is marked.
     """
     return grade_all([response], [gold], answer_format, strict)[0]
 
