@@ -51,7 +51,7 @@ def test_benchmarks_data_sets_and_models_of_the_hub(tmp_path):
     assert "restricted" in gated or "gated" in gated.split("(", 1)[1]
     assert "hf auth login" in gated
     assert "refused: cannot load the student 'nobody/nothing'" in missing
-    assert "check the name" in missing
+    assert "check name, network" in missing
     assert "refused: cannot load 'nobody/no-traces'" in no_data
 
 
