@@ -162,9 +162,13 @@ def _marked_number(text: str) -> str | None:
 
 
 def gold_number(text: str) -> str | None:
-    """The number of a `gsm8k` gold answer: the marked one of a worked solution, else the only one; None without."""
+    """What a `gsm8k` gold answer says: the marked number of a worked solution, else the only one, or its text where it
+    has none; None for several numbers of which none is marked.
+    """
     numbers = re.findall(NUMBER, text)
-    return final_answer(text, "gsm8k", strict=True) or (numbers[0].strip() if len(numbers) == 1 else None)
+    if len(numbers) > 1 or "####" in text:
+        return final_answer(text, "gsm8k", strict=True)
+    return numbers[0].strip() if numbers else text
 
 
 def _last_number(text: str) -> str | None:

@@ -42,7 +42,7 @@ PROMPTS = {
 }
 
 
-NO_NUMBER = "answers of gsm8k are one number, or a solution that marks it by ####; texts have answer_format='math'"
+SEVERAL = "a gsm8k answer is one number, or a solution that marks it by ####; others have answer_format='math'"
 FIELDS = ("question", "answer", "id", "level", "subject")  # of a problem, that are columns of a data set
 
 
@@ -52,7 +52,7 @@ class Problem:
 
     `answer_format` says how the answer is graded (`grade`), `prompt` how the question is asked (a name in `PROMPTS`;
     empty: as its answer_format is). Raises ValueError if a field is no text, one of the first three is blank, a name is
-    unknown, or a `gsm8k` answer is not one number, alone or marked by `####`.
+    unknown, or a `gsm8k` answer holds several numbers of which none is marked by `####`.
     """
 
     id: str
@@ -69,7 +69,7 @@ class Problem:
             value = text(f"a problem's {name}", getattr(self, name), empty=name in ("level", "source", "subject"))
             object.__setattr__(self, name, value)  # a Path as its text
         if choice("answer_format", self.answer_format, ANSWER_FORMATS) == "gsm8k" and gold_number(self.answer) is None:
-            raise ValueError(f"a problem's answer is {shown(self.answer)}: {NO_NUMBER}")
+            raise ValueError(f"a problem's answer is {shown(self.answer)}: {SEVERAL}")
         choice("prompt", self.prompt, (*PROMPTS, ""))
 
 
@@ -94,7 +94,8 @@ class Benchmark:
         if self.solved:
             return final_answer(str(value), self.answer_format, strict=True) or ""
         # AMC's number 27.0 is 27; AIME's text `033` stays as it is, the grader knows.
-        return str(_plain(value)).removesuffix(".0") if isinstance(value, Number) else str(value).strip()
+        value = _plain(value) if self.answer_format == "gsm8k" else value
+        return value.removesuffix(".0") if isinstance(value, Number) else str(value).strip()
 
 
 MATH = {"question": "problem", "answer": "solution", "subject": "type"}
@@ -171,14 +172,15 @@ def load_problems(
         only_used(source, f"that is for a benchmark by name: {', '.join(BENCHMARKS)}", file=file)
         table = read_table(source, list(names.values()), split=split, hub_split="test")
         what = f"column {names['answer']!r} of {source!r}"
-        answers = texts([_plain(value) for value in table[names["answer"]]], what, numbers=True)
         name, answer_format = file_name(source), answer_format or "math"
+        golds = [_plain(value) if answer_format == "gsm8k" else value for value in table[names["answer"]]]
+        answers = texts(golds, what, numbers=True)
         unread = [row for row, one in enumerate(answers) if answer_format == "gsm8k" and gold_number(one) is None]
         if unread:
             shown_one = (
                 f"{len(unread)} of {len(answers)} rows (the first: {unread[:5]}), such as {shown(answers[unread[0]])}"
             )
-            raise ValueError(f"{what} holds no number, or several of which none is marked, in {shown_one}: {NO_NUMBER}")
+            raise ValueError(f"{what} holds several numbers, none of them marked, in {shown_one}: {SEVERAL}")
         of_row = "" if "id" in names else f"{name}/"
     questions = texts(table[names["question"]], f"column {names['question']!r} of {source!r}")
     given = {field: table[column] for field, column in names.items() if column in table}

@@ -56,7 +56,7 @@ def grade(response: str, gold: str, answer_format: str = "math", strict: bool = 
         strict: count marked answers only, as the paper does: a box (`math`), a box or `####` (`gsm8k`).
 
     Raises ValueError for an unknown `answer_format`, a response that is no text, a gold answer that is missing, or of
-    `gsm8k` one that holds no number, or several of which none is marked.
+    `gsm8k` one that holds several numbers of which none is marked.
     """
     return grade_all([response], [gold], answer_format, strict)[0]
 

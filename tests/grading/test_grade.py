@@ -127,8 +127,8 @@ def test_a_gsm8k_gold_may_be_the_worked_solution():
     assert grade("so 1,018 eggs.", "9 * 2 = <<9*2=18>>18, so #### 1018", "gsm8k").correct
 
 
-@pytest.mark.parametrize("gold", ["1:3", "5 hours 30 minutes", "yes", "25 cm2", "1e3"])
-def test_a_gsm8k_gold_that_is_no_number_or_several_of_which_none_is_marked_is_refused(gold):
+@pytest.mark.parametrize("gold", ["1:3", "5 hours 30 minutes", "25 cm2", "1e3"])
+def test_a_gsm8k_gold_of_several_numbers_of_which_none_is_marked_is_refused(gold):
     with pytest.raises(ValueError, match=r"a gold answer is .*: give one number, or a solution that marks it by ####"):
         grade("so 3", gold, "gsm8k")
 
@@ -136,6 +136,7 @@ def test_a_gsm8k_gold_that_is_no_number_or_several_of_which_none_is_marked_is_re
 @pytest.mark.parametrize("gold", ["5 apples", "9 (apples)", "$4.50", "1,200", "4\u00bd", "50%", "-3", "3/4", "3 1/2"])
 def test_a_gsm8k_gold_is_the_number_that_it_holds(gold):
     assert grade(f"It is {gold}.", gold, "gsm8k").correct
+    assert not grade(f"It is {gold}.", "yes", "gsm8k").correct
 
 
 @pytest.mark.parametrize("gold", [4, np.int64(4), 4.0, np.float32(4)])
