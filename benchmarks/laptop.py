@@ -17,6 +17,7 @@ contrast, never by a difference between recipes.
 
 import argparse
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -170,10 +171,25 @@ def save(items: pd.DataFrame, name: str, out: Path) -> None:
     items[KEPT].to_csv(out / f"{name}_items.csv.gz", index=False)
     tables = {name: stats.accuracy_table(items, ["student", "params", "benchmark", "recipe"])}
     if name != "levels":  # whose recipes have names of their own
-        tables[f"{name}_gaps"] = stats.gap_table(items, by_benchmark=True)
+        gaps = stats.gap_table(items, by_benchmark=True)
+        needed = [
+            problems_for_2_points(items[items["benchmark"] == row.benchmark], row.contrast) for row in gaps.itertuples()
+        ]
+        tables[f"{name}_gaps"] = gaps.assign(problems_for_2_points=needed)
     for title, table in tables.items():
         table.round(6).to_csv(out / f"{title}.csv", index=False)
         print(table.round(3).to_string(index=False), flush=True)
+
+
+def problems_for_2_points(items: pd.DataFrame, contrast: str) -> int:
+    """Test problems that, with these seeds, tell a difference of 2 points from 0 in four of five studies (at 5%)."""
+    left, rights = stats.CONTRASTS[contrast]
+    answers = items.astype({"correct": float}).pivot_table(
+        index="problem_id", columns=["recipe", "seed"], values="correct"
+    )
+    right = answers[rights].mean().groupby("recipe").mean().idxmax()
+    differences = (answers[left] - answers[right]).mean(axis=1)
+    return math.ceil(differences.var() * ((1.96 + 0.84) / 0.02) ** 2)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ PROMPTS = {
 }
 
 
-SEVERAL = "a gsm8k answer is one number, or a solution that marks it by ####; others have answer_format='math'"
+ONE_NUMBER = "a gsm8k answer is one number, or a solution that marks it by ####; others have answer_format='math'"
 FIELDS = ("question", "answer", "id", "level", "subject")  # of a problem, that are columns of a data set
 
 
@@ -69,7 +69,7 @@ class Problem:
             value = text(f"a problem's {name}", getattr(self, name), empty=name in ("level", "source", "subject"))
             object.__setattr__(self, name, value)  # a Path as its text
         if choice("answer_format", self.answer_format, ANSWER_FORMATS) == "gsm8k" and gold_number(self.answer) is None:
-            raise ValueError(f"a problem's answer is {shown(self.answer)}: {SEVERAL}")
+            raise ValueError(f"a problem's answer is {shown(self.answer)}: {ONE_NUMBER}")
         choice("prompt", self.prompt, (*PROMPTS, ""))
 
 
@@ -177,10 +177,10 @@ def load_problems(
         answers = texts(golds, what, numbers=True)
         unread = [row for row, one in enumerate(answers) if answer_format == "gsm8k" and gold_number(one) is None]
         if unread:
-            shown_one = (
+            where = (
                 f"{len(unread)} of {len(answers)} rows (the first: {unread[:5]}), such as {shown(answers[unread[0]])}"
             )
-            raise ValueError(f"{what} holds several numbers, none of them marked, in {shown_one}: {SEVERAL}")
+            raise ValueError(f"{what} holds several numbers, none of them marked, in {where}: {ONE_NUMBER}")
         of_row = "" if "id" in names else f"{name}/"
     questions = texts(table[names["question"]], f"column {names['question']!r} of {source!r}")
     given = {field: table[column] for field, column in names.items() if column in table}

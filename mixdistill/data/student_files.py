@@ -134,7 +134,7 @@ def loading(name: str | Path, what: str) -> Iterator[None]:
                 raise
             said = " ".join(f"{type(error).__name__}: {error}".split())
             advice = "its files are damaged or incomplete, so write or fetch them again"
-            if not os.path.exists(os.path.expanduser(name)):
+            if not of_pocket(str(name)) and not os.path.exists(os.path.expanduser(name)):
                 advice = "there is no such folder here; of the Hub, check name, network and, if gated, `hf auth login`"
             if "trust_remote_code" in said or "custom code" in said:
                 advice = "it needs code of its own, which is never run here, so take an architecture of transformers"

@@ -82,7 +82,7 @@ def grade_all(
         if None in numbers:
             found = shown(texts[numbers.index(None)])
             raise ValueError(f"a gold answer is {found}: give one number, or a solution that marks it by ####")
-        texts = [number for number in numbers if number]
+        texts = cast(list[str], numbers)
     answers = [final_answer(response, answer_format, strict) for response in responses]
     reasons = _verdicts(list(zip(texts, answers, strict=True)), as_texts=answer_format == "pocket")
     grades = []

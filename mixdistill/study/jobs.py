@@ -35,8 +35,8 @@ class Progress:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs, self.n_done, self.done = [*jobs], 0, 0.0
-        self.folder = (scratch := ExitStack()).enter_context(files.scratch("sweep"))
-        self._delete = scratch.close
+        scratch = ExitStack()
+        self.folder, self._delete = scratch.enter_context(files.scratch("sweep")), scratch.close
         self.started = self.spoke = time.monotonic()
         terminal = sys.stdout.isatty() and sys.stderr.isatty()
         # Where no Jupyter server has started the kernel, as under papermill, nobody could see a widget.
