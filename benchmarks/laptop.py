@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8, help="arms at a time, on one GPU or each on a core")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--lr", type=float, help="the rate of all arms, in the place of the stage rates")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="rates to choose from")
     parser.add_argument("--rate-seeds", type=int, default=2, help="seeds that a rate is chosen with")
+    parser.add_argument("--rate-epochs", type=int, help="epochs that a rate is chosen with; default: the study's")
     parser.add_argument("--families", nargs="+", default=[*FAMILIES], choices=FAMILIES)
     parser.add_argument("--stages", nargs="+", default=[*STAGES], choices=STAGES)
     try:
@@ -70,8 +72,12 @@ def main() -> None:
 def study(args: argparse.Namespace) -> None:
     os.environ["MIXDISTILL_DATA"] = str(args.traces.absolute())
     scale = replace(get_scale("laptop", whole("seeds", args.seeds), args.student), lr=args.lr)
+    if "large" not in args.families:
+        scale = replace(scale, large=None, small=None)
     scales = dict.fromkeys(args.families, scale)
     stages = {name: made for name, made in STAGES.items() if name in args.stages and made}
+    if args.lr is not None and not stages:
+        raise ValueError("--lr takes the place of the stage rates: leave it out, or name other stages")
     if "long" not in args.families and stages.keys() - {"svamp"}:
         raise ValueError("the stages levels and gsm8k are of the family long: leave them out, or add it")
     for own in [scale, *(own for arms_of in stages.values() for _, own, _ in arms_of(scales, 0))]:
@@ -80,7 +86,8 @@ def study(args: argparse.Namespace) -> None:
     if args.lr is None:
         if "rates" in args.stages:
             seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + whole("rate-seeds", args.rate_seeds))
-            choose_rates(scale, args.families, seeds, args.traces, args.out, args.workers)
+            tried = replace(scale, epochs=whole("rate-epochs", args.rate_epochs or scale.epochs))
+            choose_rates(tried, args.rates, args.families, seeds, args.traces, args.out, args.workers)
         if not (args.out / "rates.csv").is_file():
             raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
         rates = pd.read_csv(args.out / "rates.csv").groupby(["family", "lr"])["accuracy"].mean()
@@ -99,7 +106,13 @@ def study(args: argparse.Namespace) -> None:
 
 
 def choose_rates(
-    scale: Scale, families: Sequence[str], seeds: Iterable[int], traces: Path, out: Path, workers: int
+    scale: Scale,
+    rates: Sequence[float],
+    families: Sequence[str],
+    seeds: Iterable[int],
+    traces: Path,
+    out: Path,
+    workers: int,
 ) -> None:
     """Write `rates.csv`: accuracy on held-out training problems of every recipe, rate and seed."""
     # A folder like that of the traces, whose tests are the held-out problems, so that these are asked and graded like
@@ -117,7 +130,7 @@ def choose_rates(
     family = {recipe: name for name in families for recipe in FAMILIES[name]}
     arms = [recipe_arm(scale.students[0], recipe, seed) for recipe in family for seed in seeds]
     tables = []
-    for lr in RATES:
+    for lr in rates:
         items = sweep(arms, replace(scale, lr=lr), workers=workers)
         accuracy = items.groupby(["recipe", "seed"], as_index=False)["correct"].mean()
         tables.append(accuracy.rename(columns={"correct": "accuracy"}).assign(lr=lr))
