@@ -307,6 +307,13 @@ def key(config: Record) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def label(*parts: str) -> str:
+    """A file's name that says what is in it, with a hash where something of it can not stand in a name."""
+    text = "_".join(filter(None, parts))
+    name = re.sub(r"[^\w.=-]+", "-", text)
+    return name if name == text and len(name) <= 100 else f"{name[:100]}-{key({'': text})}"
+
+
 def damaged(path: Path, reason: object, folder: Path | None = None) -> ValueError:
     """The error for a file that is missing or was changed. One step heals: delete the folder, call again."""
     where = str(folder or path.parent)

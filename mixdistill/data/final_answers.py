@@ -61,6 +61,10 @@ NO_NOUN = re.compile(
 )
 
 
+# What makes another value of the number beside it.
+CHANGES = re.compile(rf"\\(?!%)|[\^\u221a\u221b\u00b2\u00b3\u00b9\u2070-\u2079]|\b{NUMBER_WORD}\b", re.I)
+
+
 def final_answer(response: str, answer_format: str, strict: bool = False) -> str | None:
     """The final answer of a completion, or None if it gives none.
 
@@ -163,12 +167,16 @@ def _marked_number(text: str) -> str | None:
 
 def gold_number(text: str) -> str | None:
     """What a `gsm8k` gold answer says: the marked number of a worked solution, else the only one, or its text where it
-    has none; None for several numbers of which none is marked.
+    has none; None for several numbers of which none is marked, or one that the text changes, as in 5^2 or 5 dozen.
     """
     numbers = re.findall(NUMBER, text)
-    if len(numbers) > 1 or "####" in text:
+    if len(numbers) > 1 or "####" in text or "\\boxed" in text:
         return final_answer(text, "gsm8k", strict=True)
-    return numbers[0].strip() if numbers else text
+    if not numbers:
+        return text
+    before, _, after = text.partition(numbers[0])
+    changed = CHANGES.search(f"{before} {after}") or re.search(r"[A-Za-z]$|[-\u2212]\s*$", before)
+    return None if changed or re.match(r"[A-Za-z]\b", after) else numbers[0].strip()
 
 
 def _last_number(text: str) -> str | None:

@@ -52,7 +52,7 @@ class Problem:
 
     `answer_format` says how the answer is graded (`grade`), `prompt` how the question is asked (a name in `PROMPTS`;
     empty: as its answer_format is). Raises ValueError if a field is no text, one of the first three is blank, a name is
-    unknown, or a `gsm8k` answer holds several numbers of which none is marked by `####`.
+    unknown, or no one number can be read from a `gsm8k` answer (`gold_number`).
     """
 
     id: str
@@ -167,7 +167,7 @@ def load_problems(
         names = {field: benchmark.columns.get(field, field) for field in FIELDS}
         table = _benchmark_table(source, names, split, file)
         answers = [benchmark.gold(value) for value in table[names["answer"]]]
-        name, of_row = source, f"{source}/{split}/"
+        name, of_row, what = source, f"{source}/{split}/", f"the answers of {source!r}"
     else:
         only_used(source, f"that is for a benchmark by name: {', '.join(BENCHMARKS)}", file=file)
         table = read_table(source, list(names.values()), split=split, hub_split="test")
@@ -175,13 +175,11 @@ def load_problems(
         name, answer_format = file_name(source), answer_format or "math"
         golds = [_plain(value) if answer_format == "gsm8k" else value for value in table[names["answer"]]]
         answers = texts(golds, what, numbers=True)
-        unread = [row for row, one in enumerate(answers) if answer_format == "gsm8k" and gold_number(one) is None]
-        if unread:
-            where = (
-                f"{len(unread)} of {len(answers)} rows (the first: {unread[:5]}), such as {shown(answers[unread[0]])}"
-            )
-            raise ValueError(f"{what} holds several numbers, none of them marked, in {where}: {ONE_NUMBER}")
         of_row = "" if "id" in names else f"{name}/"
+    unread = [row for row, one in enumerate(answers) if answer_format == "gsm8k" and one and gold_number(one) is None]
+    if unread:
+        where = f"{len(unread)} of {len(answers)} rows (the first: {unread[:5]}), such as {shown(answers[unread[0]])}"
+        raise ValueError(f"{what}: no one number is read in {where}: {ONE_NUMBER}")
     questions = texts(table[names["question"]], f"column {names['question']!r} of {source!r}")
     given = {field: table[column] for field, column in names.items() if column in table}
     ids = texts(given.get("id", [str(row) for row in range(len(questions))]), f"the ids of {source!r}", numbers=True)
@@ -214,8 +212,9 @@ def _benchmark_table(name: str, names: Mapping[str, str], split: str, file: str 
 
 
 def _plain(value: object) -> object:
-    """A number in digits: 1e3 as 1000."""
-    return Number(format(Decimal(value), "f")) if isinstance(value, Number) and "e" in value.lower() else value
+    """A number in digits: 1e3 as 1000. One of more than a hundred stays as it is."""
+    short = isinstance(value, Number) and re.fullmatch(r"[^e]+e[-+]?\d{1,2}", value, re.I)
+    return Number(format(Decimal(str(value)), "f")) if short else value
 
 
 def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> list[world.Mystery]:
@@ -237,10 +236,14 @@ def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> li
 
 
 def plain_question(question: str) -> str:
-    """A question without what copies of it differ in: case, white space, points, how quotes, dashes and thousands are
-    written, a heading such as `Question:`."""
-    plain = unicodedata.normalize("NFKC", question).casefold()
+    """A question without what copies of it differ in: case, white space, points, how quotes, dashes, powers and
+    thousands are written, a heading such as `Question:`."""
+    powers = re.sub("([\u00b2\u00b3\u00b9\u2070-\u2079]+)", r"^\1", question)  # 2^5 is not 25
+    plain = unicodedata.normalize("NFKC", powers).casefold()
     for written, one_way in (("[\u2018-\u201b]", "'"), ("[\u201c-\u201f]", '"'), ("[\u2010-\u2015\u2212]", "-")):
         plain = re.sub(written, one_way, plain)
-    plain = re.sub(r"^\s*(?:question|problem|q)\s*:|(?<=[a-z]{2})-(?=[a-z]{2})|(?<=\d),(?=\d{3}(?!\d))", "", plain)
-    return "".join(re.sub(r'[.,;:?"](?!\d)', "", plain).split())
+    plain = re.sub(r"^\s*(?:question|problem|q)\s*:", "", plain)
+    # Thousands, where they can be no pair: (1,200) may be one.
+    plain = re.sub(r"(?<![\d(\[{,])\d{1,3}(?:,\d{3})+(?![\d,)\]}])", lambda found: found[0].replace(",", ""), plain)
+    plain = re.sub(r'[.,;:?"](?!\d)', "", plain)
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", plain)  # what separates two numbers stays

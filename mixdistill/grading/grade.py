@@ -56,7 +56,7 @@ def grade(response: str, gold: str, answer_format: str = "math", strict: bool = 
         strict: count marked answers only, as the paper does: a box (`math`), a box or `####` (`gsm8k`).
 
     Raises ValueError for an unknown `answer_format`, a response that is no text, a gold answer that is missing, or of
-    `gsm8k` one that holds several numbers of which none is marked.
+    `gsm8k` one from which no one number can be read (`gold_number`).
     """
     return grade_all([response], [gold], answer_format, strict)[0]
 
@@ -100,7 +100,7 @@ def equal(gold: str, answer: str) -> bool:
 
 def _gold_text(name: str, value: object) -> str:
     if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
+        return format(Decimal(str(value)), "f")  # 1e16 in digits
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is {value!r}: it is a text that is not blank, or a finite number")
     return value.strip()

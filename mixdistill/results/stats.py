@@ -247,6 +247,8 @@ def paper_table(items: pd.DataFrame) -> pd.DataFrame:
 def replicates(items: pd.DataFrame) -> pd.DataFrame:
     """`problem_table` with the seeds of one base averaged [bases, ...]; without several bases as it is [seeds, ...]."""
     table = problem_table(items)
+    if "base" in items and items["base"].isna().any():
+        raise ValueError("the column 'base' lacks values: give every item its base, or leave the column out")
     base_of = items.groupby("seed")["base" if counts(items)["n_bases"] > 1 else "seed"].first()
     return table.groupby(base_of).mean()
 

@@ -77,7 +77,7 @@ def sweep_grid(
         values |= _parsed(grid, known, f"the notebook {source.name}")
         combinations = [dict(zip(values, picked, strict=True)) for picked in itertools.product(*values.values())]
         table = _notebook_table(source, combinations, on)
-    path = runs.runs_dir() / "sweeps" / f"{_label(what, scale, f'seeds={made.n_seeds}', students, *grid)}.csv"
+    path = runs.runs_dir() / "sweeps" / f"{files.label(what, scale, f'seeds={made.n_seeds}', students, *grid)}.csv"
     _print(table)  # first, as the store may be one that can only be read
     files.replace(path, lambda temporary: table.to_csv(temporary, index=False))
     print(f"Table: {runs.shown(path)}")
@@ -173,7 +173,7 @@ def _notebook_table(source: Path, combinations: Sequence[dict[str, Any]], on: st
     for given in combinations:
         named = [f"{name}={value}" for name, value in given.items()]
         hashed = files.key({"cells": cells, "given": given, "versions": versions})
-        folder = runs.runs_dir() / "notebooks" / f"{_label(source.stem, *named)}-{hashed}"
+        folder = runs.runs_dir() / "notebooks" / f"{files.label(source.stem, *named)}-{hashed}"
         jobs[folder] = Job(" ".join([source.stem, *named]), _run, (source, folder, given), wide=True)
     todo = [job for folder, job in jobs.items() if not (folder / "run.json").is_file()]
     n_stored = len(jobs) - len(todo)
@@ -216,9 +216,3 @@ def _printed(executed: Path) -> str:
 
 def _code_cells(path: Path) -> list[nbformat.NotebookNode]:
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-
-
-def _label(*parts: str) -> str:
-    """A file's name that says what is in it."""
-    text = re.sub(r"[^\w.=-]+", "-", "_".join(filter(None, parts)))
-    return text if len(text) <= 100 else f"{text[:100]}-{files.key({'': text})}"

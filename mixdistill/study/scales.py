@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mixdistill import runs
+from mixdistill import files, runs
 from mixdistill.arguments import choice, instance, number, text, texts, whole
 from mixdistill.data.final_answers import ANSWER_FORMATS
 from mixdistill.data.mix import CONTROLS, RECIPES
@@ -127,9 +127,11 @@ class Scale:
         it is defined here. `changed`: what a notebook's reader has set beside the scale."""
         own = SCALES.get(self.name, self)
         changed = {name: value for name, value in vars(self).items() if value != getattr(own, name)} | changed
-        parts = [f"{name}={value}" for name, value in changed.items()]
-        short = [part if len(part) < 60 else part.partition("=")[0] + "=" + runs.key({"": part}) for part in parts]
-        return runs.runs_dir() / "figures" / re.sub(r"[^\w.=-]+", "-", "_".join([self.name, *short]))
+        return (
+            runs.runs_dir()
+            / "figures"
+            / files.label(self.name, *(f"{name}={value}" for name, value in changed.items()))
+        )
 
 
 # Commits of the students on the Hub, as many public projects have recorded them.
@@ -227,6 +229,8 @@ def get_scale(name: str, n_seeds: int = 0, students: str = "") -> Scale:
     if not text("students", students, empty=True).strip():
         return scale
     names = texts("students", [name.strip() for name in students.split(",")])
+    for name in filter(of_pocket, names):  # and not one of its bases
+        choice("one of students", name, POCKET_BASES)
     swept = scale.alpha_student if scale.alpha_student in names else names[0]
     return replace(scale, students=names, alpha_student=swept)
 

@@ -238,9 +238,12 @@ def test_answers_of_gsm8k_are_numbers_in_digits(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"question": "q", "answer": 1e3}\n{"question": "r", "answer": 1e-5}\n')
     answers = [problem.answer for problem in load_problems(tmp_path / "t.jsonl", answer_format="gsm8k")]
     assert answers == ["1000", "0.00001"]
+    far = write_jsonl(tmp_path / "far.jsonl", [{"question": "q", "answer": "1e999999999"}])
+    with pytest.raises(ValueError, match=r"no one number is read in 1 of 1 rows .*'1e999999999'"):
+        load_problems(far, answer_format="gsm8k")
     rows = [{"question": "q", "answer": "5"}, {"question": "r", "answer": "10:45 (clock)"}]
     file = write_jsonl(tmp_path / "clock.jsonl", rows)
-    with pytest.raises(ValueError, match=r"holds several numbers, .* 1 of 2 rows \(the first: \[1\]\), .*'10:45"):
+    with pytest.raises(ValueError, match=r"no one number is read in 1 of 2 rows \(the first: \[1\]\), .*'10:45"):
         load_problems(file, answer_format="gsm8k")
     with pytest.raises(ValueError, match="a problem's answer is '10:45'"):
         Problem("p/0", "1+1?", "10:45", "", "p", "gsm8k")

@@ -127,8 +127,11 @@ def test_a_gsm8k_gold_may_be_the_worked_solution():
     assert grade("so 1,018 eggs.", "9 * 2 = <<9*2=18>>18, so #### 1018", "gsm8k").correct
 
 
-@pytest.mark.parametrize("gold", ["1:3", "5 hours 30 minutes", "25 cm2", "1e3"])
-def test_a_gsm8k_gold_of_several_numbers_of_which_none_is_marked_is_refused(gold):
+@pytest.mark.parametrize(
+    "gold",
+    ["1:3", "5 hours 30 minutes", "25 cm2", "1e3", "5\u00b2", "5^2", "\u221a2", "\\frac12", "5 dozen", "2x", "- 5"],
+)
+def test_a_gsm8k_gold_that_is_not_one_number_is_refused(gold):
     with pytest.raises(ValueError, match=r"a gold answer is .*: give one number, or a solution that marks it by ####"):
         grade("so 3", gold, "gsm8k")
 
@@ -142,6 +145,7 @@ def test_a_gsm8k_gold_is_the_number_that_it_holds(gold):
 @pytest.mark.parametrize("gold", [4, np.int64(4), 4.0, np.float32(4)])
 def test_a_number_as_a_gold_answer_stands_for_its_digits(gold):
     assert grade("\\boxed{4}", gold).correct
+    assert grade("so 10,000,000,000,000,000", 1e16, "gsm8k").correct
 
 
 @pytest.mark.parametrize("gold", [None, float("nan"), "", " ", True, ["4"]])

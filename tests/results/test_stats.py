@@ -347,6 +347,12 @@ def test_a_gap_of_other_bases_is_refused():
         stats.gap(with_bases(values, seeds_a_base=2), with_bases(values, seeds_a_base=1))
 
 
+def test_items_of_which_some_have_no_base_are_refused():
+    items_of = with_bases(np.ones((4, 5)), seeds_a_base=2)
+    with pytest.raises(ValueError, match="the column 'base' lacks values"):
+        stats.gap(items_of.assign(base=items_of["base"].where(items_of["seed"] > 0)), items_of)
+
+
 def test_intervals_over_bases_cover_the_truth_and_those_over_their_seeds_would_not():
     """Five bases with two seeds each; the gap differs from base to base, and is 0 in the mean over all bases."""
     rng, runs, n = np.random.default_rng(8), 300, 100

@@ -140,6 +140,8 @@ def test_students_take_the_place_of_the_scales_own():
     assert scale.alpha_student == "models/mine"
     assert get_scale("pocket", 2, "pocket/xs,pocket/m").alpha_student == "pocket/xs"
     assert get_scale("pocket", students=" ") == get_scale("pocket")
+    with pytest.raises(ValueError, match="one of students is 'pocket/xs-2': use one of pocket/xs"):
+        get_scale("pocket", students="pocket/m, pocket/xs-2")
 
 
 def test_a_scale_and_all_that_differs_from_it_have_figures_of_their_own_in_the_run_store(store):
@@ -155,6 +157,8 @@ def test_a_scale_and_all_that_differs_from_it_have_figures_of_their_own_in_the_r
         pocket.figures_dir(ALPHA=0.3),
         replace(pocket, students=POCKET[:3]).figures_dir(),
         replace(pocket, students=POCKET[:4]).figures_dir(),
+        get_scale("laptop", students="models/mine").figures_dir(),
+        get_scale("laptop", students="models-mine").figures_dir(),
         replace(pocket, name="mine").figures_dir(),
     ]
     assert len(set(others)) == len(others)
