@@ -20,6 +20,8 @@ else ifeq ($(wildcard $(ENV)/bin/python)$(filter .venv,$(ENV)),)
 $(error the active environment is $(ENV), which has no bin/python: deactivate it or use another)
 endif
 PY     := $(ENV)/bin/python
+# Containers like to forbid Python to keep what it has compiled: a start of ours would take 30 s there, not 10.
+unexport PYTHONDONTWRITEBYTECODE
 # Python compiles what is imported: compiling all that is installed takes more than half of pip's time.
 # `compat`: else a folder that holds the clone would be taken for the package by scripts in it.
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile --config-settings editable_mode=compat
