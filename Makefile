@@ -48,7 +48,7 @@ test-browser: $(TESTS)  # JupyterLab in a headless Chromium, which `make test` r
 lab: setup  # such as ARGS="--no-browser --allow-root --port 8890"
 	$(PY) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb $(ARGS)
 
-slides: setup  # one deck of all notebooks. Of the package that holds reveal.js nothing is run, so it needs nothing else
+slides: setup  # one deck of notebooks 00 to 04. Of the package that holds reveal.js nothing is run, so it needs nothing else
 	$(PIP) --no-deps sphinx-revealjs==3.2.1
 	$(PY) docs/slides.py
 

@@ -90,7 +90,10 @@ def study(args: argparse.Namespace) -> None:
             choose_rates(tried, args.rates, args.families, seeds, args.traces, args.out, args.workers)
         if not (args.out / "rates.csv").is_file():
             raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
-        rates = pd.read_csv(args.out / "rates.csv").groupby(["family", "lr"])["accuracy"].mean()
+        found = pd.read_csv(args.out / "rates.csv")
+        if others := set(found["student"]) - {Path(args.student).name}:
+            raise ValueError(f"{args.out}/rates.csv is of {' and '.join(others)}: give {args.student!r} another --out")
+        rates = found.groupby(["family", "lr"])["accuracy"].mean()
         if lacking := set(args.families) - set(rates.index.get_level_values("family")):
             raise ValueError(f"rates.csv has no rate of {' and '.join(lacking)}: run the stage rates for it")
         scales = {family: replace(scale, lr=float(rates[family].idxmax())) for family in args.families}
@@ -120,7 +123,7 @@ def choose_rates(
     folder = out / "rates"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    rows = {path.name: path.read_text(encoding="utf-8").split("\n")[:-1] for path in traces.glob("svamp_*.jsonl")}
+    rows = {path.name: path.read_text(encoding="utf-8").strip().split("\n") for path in traces.glob("svamp_*.jsonl")}
     held_out = [line for i, line in enumerate(rows[scale.long.source]) if i % HELD_OUT_EVERY == 0]
     questions = {json.loads(line)["question"] for line in held_out}
     for name, lines in rows.items():
@@ -136,7 +139,8 @@ def choose_rates(
         tables.append(accuracy.rename(columns={"correct": "accuracy"}).assign(lr=lr))
         print(accuracy.assign(lr=lr).to_string(index=False), flush=True)
     table = pd.concat(tables, ignore_index=True)
-    table.assign(family=table["recipe"].map(family)).to_csv(out / "rates.csv", index=False)
+    facts = {"student": Path(scale.students[0]).name, "epochs": scale.epochs}
+    table.assign(family=table["recipe"].map(family), **facts).to_csv(out / "rates.csv", index=False)
     os.environ["MIXDISTILL_DATA"] = str(traces.absolute())
 
 

@@ -24,21 +24,26 @@ def table() -> str:
         for name in ("table1_long_cot_gap", "table2_large_teacher_gap", "table3_mix_distillation")
     )
     average = methods.pivot(index="student", columns="method", values="average").sort_index(ascending=False)
+    average.index = [student.split("-")[-2] for student in average.index]  # 3B of Qwen2.5-3B-Instruct
     mix_long = average["mix_long"] - average[["long_cot", "short_cot"]].max(axis=1)
     mix_large = average["mix_large"] - average[["large_teacher_cot", "small_teacher_cot"]].max(axis=1)
-    claims = []  # the paper's numbers, students, contrast, sign
+    claims = []  # the paper's numbers by size, students, contrast, sign
     for low, high, number, theirs, column, contrast, mix, best in (
         ("short", "long", 1, long, "delta_long", "long-short", "Mix-Long", mix_long),
         ("small", "large", 2, teachers, "delta_large", "large_teacher-small_teacher", "Mix-Large", mix_large),
     ):
-        of = {small: theirs[(theirs["params_b"] <= 3) == small][column] for small in (True, False)}
+        theirs = theirs.set_index(theirs["params_b"].map("{:g}B".format))
+        of = {small: theirs.loc[(theirs["params_b"] <= 3) == small, column] for small in (True, False)}
         claims += [
             (f"{low} over {high} for small students (Table {number}, to 3B)", of[True], SMALL, contrast, -1),
             (f"{high} over {low} for larger ones (Table {number}, from 7B)", of[False], LARGE, contrast, 1),
-            (f"{high} - {low} grows with size (for ten times the parameters)", [], ["all"], contrast, 1),
+            (f"{high} - {low} grows with size (for ten times the parameters)", None, ["all"], contrast, 1),
             (f"{mix} over both its parts (Table 3, 3B)", best, SMALL, f"{mix.lower().replace('-', '_')}-best", 1),
         ]
-    lines = ["| claim | the paper: Qwen2.5, then Llama 3 | measured on | here | verdict |", "|---|---|---|---|---|"]
+    lines = [
+        "| claim | the paper, by size: Qwen2.5, then Llama 3 | measured on | here | verdict |",
+        "|---|---|---|---|---|",
+    ]
     for claim, theirs, students, contrast, sign in claims:
         for student in students:
             rows = slope if student == "all" else gaps[gaps["student"] == student]
@@ -108,8 +113,8 @@ def asked_of_the_world() -> str:
     return "\n".join(["| asked | measured, in points [95%] | holds |", "|---|---|---|", *lines]) + "\n"
 
 
-def points(values) -> str:
-    return ", ".join(f"{value:+.1f}" for value in values)
+def points(values: pd.Series | None) -> str:
+    return "no slope given" if values is None else ", ".join(f"{size} {value:+.1f}" for size, value in values.items())
 
 
 def measured(row: pd.Series, sign: int) -> tuple[str, str]:

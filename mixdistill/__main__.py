@@ -12,7 +12,7 @@ COMMANDS = {
     "sweep": "run a grid of arms, or of a notebook, here or in a Ray cluster; print one table of all",
 }
 STUDENTS = "Hub ids, folders or .gguf files, from small to large, in the place of the scale's own"
-GRID = "STUDENT, RECIPE or ALPHA, SEED, LR, EPOCHS of arms (none: the scale's arms), or a notebook's parameters"
+GRID = "STUDENT, RECIPE or ALPHA, SEED, LR, EPOCHS, N_TRAIN of arms (none: the scale's), or a notebook's parameters"
 
 
 def main() -> None:

@@ -129,7 +129,9 @@ def _unboxed(text: str) -> str | None:
     if led := list(LED.finditer(text)):
         sentence = re.split(r"\.(?:\s|$)|\s*I hope", led[-1][1])[0].strip(" *")
         sentence = re.split(r"(?<=\d),? +\(?(?:since|because|as|which|not|approximately)\b", sentence)[0]
-        return (None if sentence[:1].isdigit() else _last_formulas(sentence)) or sentence or None
+        if not re.search(r"\w", sentence):  # cut behind "the answer is:"
+            return None
+        return (None if sentence[:1].isdigit() else _last_formulas(sentence)) or sentence
     last = text.rstrip(" \n\t.*").rsplit("\n", 1)[-1]
     if (number := re.search(rf"(.*)\b(?:is|get|gives|equals)[\s:*]+({NUMBER})$", last)) and not DOUBT.search(number[1]):
         return number[2]

@@ -78,7 +78,10 @@ def read_table(
 def local_path(source: str) -> Path:
     """Where a file or folder lies: as given, or else in the folder `$MIXDISTILL_DATA`."""
     path = os.path.expanduser(source)
-    kept = os.path.join(os.path.expanduser(os.environ.get("MIXDISTILL_DATA", ".")), path)
+    folder = os.path.abspath(os.path.expanduser(os.environ.get("MIXDISTILL_DATA", ".")))
+    if "MIXDISTILL_DATA" in os.environ:
+        os.environ["MIXDISTILL_DATA"] = folder  # for child processes, and when the working directory changes
+    kept = os.path.join(folder, path)
     return Path(kept if os.path.exists(kept) and not os.path.exists(path) else path)
 
 

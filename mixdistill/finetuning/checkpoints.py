@@ -25,6 +25,7 @@ from mixdistill.data.student_files import quiet
 from mixdistill.data.students import Student, load_student
 from mixdistill.files import Record
 from mixdistill.finetuning import gpus
+from mixdistill.finetuning.memory import is_out_of_memory
 from mixdistill.runs import Run
 
 # Whole tensors of what is trained, in the first process's memory only.
@@ -62,6 +63,8 @@ def load_checkpoint(run: Run, model: torch.nn.Module, optimizer: torch.optim.Opt
         weights, moments = state["parameters"], state["optimizer"]
         fits = whole and {name: value.shape for name, value in weights.items()} == trained_shapes(model)
     except Exception as error:  # torch has many for a damaged file, for one that was cut OSError(EINVAL)
+        if is_out_of_memory(error):
+            raise
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is no damage
             raise files.unreadable(path, error) from error
         fits = False
@@ -115,12 +118,7 @@ def load_trained(run: Run) -> Student:
     Raises ValueError if the student is not what it was, or what was trained is lost or damaged.
     """
     student = load_student(run.student, run.config["revision"])
-    if student.fingerprint != run.config["fingerprint"]:
-        raise ValueError(
-            f"the student {run.student!r} is not what it was when the run {run.folder.name!r} was made (fingerprint "
-            f"{student.fingerprint}, then {run.config['fingerprint']}): give the old one, or call finetune again with "
-            "the new"
-        )
+    check_unchanged(run, student.fingerprint)
     if not run.trained:
         return student
     folder = runs.trained_folder(run)
@@ -131,6 +129,15 @@ def load_trained(run: Run) -> Student:
     else:
         student.model = PeftModel.from_pretrained(student.model, folder).eval()
     return student
+
+
+def check_unchanged(run: Run, fingerprint: str) -> None:
+    """Raise ValueError unless this is the fingerprint of the student that a run was made of."""
+    if fingerprint != run.config["fingerprint"]:
+        raise ValueError(
+            f"the student {run.student!r} is not what it was when the run {run.folder.name!r} was made (fingerprint "
+            f"{fingerprint}, then {run.config['fingerprint']}): give the old one, or call finetune again with the new"
+        )
 
 
 def merged(run: Run) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from transformers import PreTrainedTokenizerBase
 
 from mixdistill.data.students import context_of, load_config, load_tokenizer, stop_tokens_of
@@ -16,6 +17,7 @@ from mixdistill.generation.sampling import Sampling
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's max_lora_rank may be
 DTYPE = "bfloat16"
+GPU_SHARE = 0.9  # of each GPU's memory, vLLM's default
 
 Complete = Callable[..., list[Completion]]  # as `generate.complete`, without its student
 
@@ -38,7 +40,10 @@ def open_vllm(
 
     config, tokenizer = load_config(source, revision), load_tokenizer(source, revision)
     stops = stop_tokens_of(source, tokenizer, revision)
-    n_gpus = max(1, torch.cuda.device_count())
+    n_gpus, share = max(1, torch.cuda.device_count()), GPU_SHARE
+    if torch.cuda.is_initialized():  # this process has trained: vLLM refuses to start with less than its share free
+        clear_device_cache(garbage_collection=True)
+        share = min(GPU_SHARE, *(0.95 * free / total for free, total in map(torch.cuda.mem_get_info, range(n_gpus))))
     llm = LLM(
         model=source,
         revision=revision,
@@ -46,6 +51,7 @@ def open_vllm(
         dtype=DTYPE,
         tensor_parallel_size=max(n for n in range(1, n_gpus + 1) if config.num_attention_heads % n == 0),
         max_model_len=context_of(config),
+        gpu_memory_utilization=share,
         generation_config="vllm",  # not the checkpoint's own sampling defaults
         trust_remote_code=False,
         seed=0,

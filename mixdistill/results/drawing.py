@@ -30,7 +30,7 @@ STYLE = {
     "mix_long-best": ("#009E73", "D", "Mix-Long - better of the two"),
     "large_teacher-small_teacher": ("#D55E00", "^", "large - small teacher (the gap)"),
     "mix_large-best": ("#009E73", "D", "Mix-Large - better of the two"),
-    "unverified-short": ("#CC79A7", "v", "long without its checks - short (ablation)"),
+    "unverified-short": ("#CC79A7", "v", "long without its checks, from other starts - short"),
     "confirmed-unverified": ("#56B4E9", "o", "checks that only confirm, against none"),
     "long-confirmed": ("#D55E00", "^", "checks that must refuse, against those that only confirm"),
     "long-unverified": ("#7f7f7f", "s", "both together: long - unverified"),
@@ -55,7 +55,10 @@ ERROR_COLORS = {
     "endless": "#999999",
     "right": "#ffffff",
 }
-SIZES = [("#0072B2", "o"), ("#56B4E9", "v"), ("#009E73", "s"), ("#E69F00", "D"), ("#D55E00", "^")]  # small to large
+SIZES = [  # small to large
+    *(("#0072B2", "o"), ("#56B4E9", "v"), ("#009E73", "s"), ("#E69F00", "D"), ("#D55E00", "^")),
+    *(("#CC79A7", "P"), ("#000000", "X")),
+]
 INTERVAL, COUNTS = ("ci_low", "ci_high"), ("n_problems", "n_seeds", "n_bases")  # columns
 
 

@@ -16,7 +16,7 @@ from mixdistill.data.chat import opens_thinking, prompt_fingerprint, render_prom
 from mixdistill.data.problems import Problem, load_problems
 from mixdistill.data.students import fingerprint, load_tokenizer, n_params, student_source
 from mixdistill.files import Record
-from mixdistill.finetuning.checkpoints import load_trained
+from mixdistill.finetuning.checkpoints import check_unchanged, load_trained
 from mixdistill.finetuning.finetune import TRAINING_VERSION
 from mixdistill.generation.generate import Completion, check_engine, complete, default_engine, length_sorted_batches
 from mixdistill.generation.sampling import Sampling
@@ -238,7 +238,10 @@ def _open(run: Run, engine: str) -> tuple[PreTrainedTokenizerBase, int, Complete
     trained, lora = runs.trained_folder(run) if run.trained else None, run.config.get("lora")
     if trained and lora is None:
         return open_vllm(str(trained), None, None, 0)
-    return open_vllm(student_source(run.student), run.config["revision"], trained, lora["r"] if lora else 0)
+    found = fingerprint(run.student, run.config["revision"])
+    check_unchanged(run, found)
+    commit = found.removeprefix("hub:") if found.startswith("hub:") else None  # a branch may move while vLLM starts
+    return open_vllm(student_source(run.student), commit, trained, lora["r"] if lora else 0)
 
 
 def _graded(problems: Sequence[Problem], completions: Sequence[Completion], opened: str) -> list[Grade]:

@@ -142,7 +142,7 @@ def error_shares(table: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
 def controls(gaps: pd.DataFrame) -> Figure:
     """By student size: the gap of long traces, that of long ones without their checks, and that of finer steps."""
     contrasts = ["long-short", "unverified-short", "short-direct"]
-    return _by_size(gaps, contrasts, "The gap, without its checks, and of finer steps only")
+    return _by_size(gaps, contrasts, "The gap, the gap without checks, and what finer steps add")
 
 
 def checks(gaps: pd.DataFrame) -> Figure:
@@ -170,8 +170,8 @@ def forest(table: pd.DataFrame, minus: Sequence[str]) -> Figure:
     """
     require(table, "student", "control", "minus", "delta", *INTERVAL, *COUNTS)
     table, students = table[table["minus"].isin(minus)].round(6), table["student"].unique()
-    grid = {"figsize": (10, 3.6 * len(minus)), "sharey": "row", "squeeze": False, "layout": "constrained"}
-    figure, panels = plt.subplots(len(minus), len(students), **grid)
+    grid = {"figsize": (10, 3.6 * len(minus)), "sharex": "row", "sharey": "row", "squeeze": False}
+    figure, panels = plt.subplots(len(minus), len(students), layout="constrained", **grid)
     for (i, other), (j, student) in itertools.product(enumerate(minus), enumerate(students)):
         axes, rows = panels[i, j], table[(table["student"] == student) & (table["minus"] == other)][::-1]
         axes.errorbar(rows["delta"], rows["control"], xerr=bars(rows, "delta"), fmt="o", color="#0072B2", capsize=3)
@@ -255,11 +255,14 @@ def moves(table: pd.DataFrame) -> Figure:
 
 def known_marks(table: pd.DataFrame) -> Figure:
     """The gap of every base against its size and against the marks that it knows (known_marks.csv)."""
-    require(table, "params", "student", "marks known", "gap")
+    require(table, "params", "student", "marks known", "gap", *INTERVAL, "n_seeds", "n_problems")
     figure, panels = plt.subplots(1, 2, sharey=True, figsize=(10, 4), layout="constrained")
     for n, (student, rows) in enumerate(table.round(6).groupby("student", sort=False)):
         for axes, x in zip(panels, ("params", "marks known"), strict=True):
-            axes.plot(rows[x], rows["gap"], SIZES[n][1], color=SIZES[n][0], label=student)
+            look = {"fmt": SIZES[n][1], "color": SIZES[n][0], "lw": 1, "capsize": 2, "label": student}
+            beside = np.arange(len(rows)) - (len(rows) - 1) / 2  # bases of one size
+            at = rows[x] * 1.02**beside if x == "params" else rows[x]
+            axes.errorbar(at, rows["gap"], bars(rows, "gap"), **look)
     for axes in panels:
         axes.axhline(0, color="black", lw=0.8)
         show_points(axes.yaxis)
@@ -268,7 +271,10 @@ def known_marks(table: pd.DataFrame) -> Figure:
     panels[1].set(xlabel="marks in long traces that the base knows before fine-tuning", title="by what is known")
     show_percent(panels[1].xaxis)
     panels[1].legend(fontsize=9)
-    figure.supxlabel(f"{len(table)} bases, a point each: mean over its seeds", fontsize=9, x=0.01, ha="left")
+    fewest, most, n = table["n_seeds"].min(), table["n_seeds"].max(), table["n_problems"].max()
+    seeds = f"the mean over its {fewest if fewest == most else f'{fewest} to {most}'} seeds"
+    note = f"{len(table)} bases, a point each: {seeds}; bars: 95% intervals over {n} test problems"
+    figure.supxlabel(note, fontsize=9, x=0.01, ha="left")
     return figure
 
 
@@ -292,7 +298,9 @@ def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     right.axvline(0, color="black", lw=0.8)
     show_percent(left.xaxis)
     show_points(right.xaxis)
-    return noted(figure, gaps)
+    once = ", ".join(STYLE[recipe][2] for recipe in table.loc[table["n_seeds"] == 1, "recipe"])
+    mixed = once and table["n_seeds"].max() > 1
+    return noted(figure, gaps, f"bars: 95% intervals over seeds and problems ({once}: one seed)" if mixed else "")
 
 
 def trace_lengths(lengths: pd.DataFrame) -> Figure:
@@ -317,7 +325,8 @@ def paper_gap(table: pd.DataFrame) -> Figure:
         rows = table[table["family"] == family]
         axes.plot(rows["params_b"], rows["delta_long"], marker=marker, color=color, label=family)
     axes.axhline(0, color="black", lw=0.8)
-    axes.axvspan(axes.get_xlim()[0], 3.3, color="black", alpha=0.06, lw=0)
+    axes.axvspan(axes.get_xlim()[0], 3.3, color="black", alpha=0.06, lw=0, label="to 3B")
+    axes.yaxis.set_major_formatter(lambda points, _: f"{points:+g}" if points else "0")
     axes.set(xscale="log", xlabel="parameters of the student", ylabel="long - short, points")
     axes.set_title("The paper's Table 1 (mean of five benchmarks, no error bars given)")
     axes.set_xticks([0.5, 1, 3, 7, 14, 32, 70], ["0.5B", "1B", "3B", "7B", "14B", "32B", "70B"])

@@ -6,6 +6,7 @@ where the rule found an answer and called it wrong. It is evaluated on these que
 its replies lie in the run store, and a killed judge goes on.
 """
 
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -34,13 +35,20 @@ ANSWER = ["benchmark", "problem_id", "answer"]  # what one verdict is about
 
 
 def judge(
-    scores: Scores, model: str | Path, *, revision: str | None = None, batch_size: int = 32, progress: bool = True
+    scores: Scores,
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    thinking: bool | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Ask a judge about every answer that the rule calls wrong; replies that the run store already holds are read.
 
     Arguments:
         scores: what `evaluate` returned.
         model: a Hub id such as `Qwen/Qwen2.5-32B-Instruct`, or a local folder in Hugging Face form; decoded greedily.
+        thinking: the switch of a chat template that has one; a judge that thinks has no room for its verdict.
         revision, batch_size, progress: as in `evaluate`.
 
     Returns:
@@ -62,9 +70,16 @@ def judge(
             Problem(str(at), PROMPT.format_map(row).replace("\0", ""), "CORRECT", "", "judge", "pocket")
             for at, row in enumerate(asked.to_dict("records"))
         ]
-        replies = evaluate(judging, questions, max_new_tokens=MAX_NEW_TOKENS, batch_size=batch_size, progress=progress)
+        room = MAX_NEW_TOKENS
+        replies = evaluate(
+            judging, questions, max_new_tokens=room, thinking=thinking, batch_size=batch_size, progress=progress
+        )
         assert replies is not None  # as always without stored_only
         verdicts["verdict"] = replies.items["response"].map(verdict_of).to_numpy()
+        if verdicts["verdict"].eq("unreadable").all():
+            what = f"not one of {len(verdicts)} replies of {str(model)!r} is a verdict, such as"
+            advice = "take a judge that follows instructions, with thinking=False where its template thinks"
+            warnings.warn(f"{what} {arguments.shown(replies.items['response'][0])}: {advice}", stacklevel=2)
     judged = scores.items.merge(verdicts, how="left", on=ANSWER)
     judged["verdict"] = judged["verdict"].where(doubted, None)
     return judged.assign(correct_judged=judged["correct"].astype(bool) | judged["verdict"].eq("correct"))

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mixdistill.arguments import texts
 from mixdistill.grading.grade import equal
-from mixdistill.results.stats import counts, problem_table, require, share
+from mixdistill.results.stats import base_means, counts, problem_table, require, share
 
 
 def sampled_table(items: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -30,7 +30,8 @@ def sampled_table(items: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         for k in range(1, n + 1):
             at_k = np.array([pass_at_k(n, c, k) for c in range(n + 1)])
             passed = pd.DataFrame(at_k[n_right], correct.index, correct.columns)
-            for metric, estimate in (("pass", share(passed)), ("maj", share(problem_table(votes, k)))):
+            for metric, scores in (("pass", passed), ("maj", problem_table(votes, k))):
+                estimate = share(base_means(scores, group))
                 facts = dict(zip(by, name, strict=True)) | {"metric": metric, "k": k}
                 rows.append(facts | estimate.columns("value") | counts(group) | {"n_samples": n})
     return pd.DataFrame(rows)

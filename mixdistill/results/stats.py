@@ -246,7 +246,11 @@ def paper_table(items: pd.DataFrame) -> pd.DataFrame:
 
 def replicates(items: pd.DataFrame) -> pd.DataFrame:
     """`problem_table` with the seeds of one base averaged [bases, ...]; without several bases as it is [seeds, ...]."""
-    table = problem_table(items)
+    return base_means(problem_table(items), items)
+
+
+def base_means(table: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table, a seed each, as the mean of each base's; `items` say which base a seed had."""
     if "base" in items and items["base"].isna().any():
         raise ValueError("the column 'base' lacks values: give every item its base, or leave the column out")
     base_of = items.groupby("seed")["base" if counts(items)["n_bases"] > 1 else "seed"].first()

@@ -87,6 +87,8 @@ def collect_traces(
     counts = pd.crosstab(items["problem_id"], items["fate"])
     counts = counts.reindex(index=list(formats), columns=list(FATES), fill_value=0).rename_axis(columns=None)
     kept = items.loc[items["fate"] == "kept", ["problem_id", "question", "response"]]
+    if "opens_thinking" in files.read_json(scores.folder / "config.json"):  # the prompt did, so no completion does
+        kept["response"] = "<think>\n" + kept["response"]
     traces = kept.assign(teacher=name, style=style, answer_format=kept["problem_id"].map(formats)).to_dict("records")
     collected = Collected(Dataset.from_list(traces), counts.reset_index(names="problem_id"), scores.folder)
     total = collected.summary()

@@ -20,11 +20,11 @@ from mixdistill.data.students import load_tokenizer, n_params, student_source
 from mixdistill.data.tables import FILES, local_path, of_pocket
 from mixdistill.runs import read_json, runs_dir
 from mixdistill.study.scales import PARTS, REVISIONS, Arm, Scale, TraceSet, alpha_arms, control_arms, gap_arms
-from mixdistill.study.sweep import evaluation_problems, run_arm, same_work, trace_set
+from mixdistill.study.sweep import MANY, evaluation_problems, run_arm, same_work, trace_set
 from mixdistill.study.workers import n_cores
 
 ABLATIONS = ("unverified", "confirmed", "direct")  # the controls that all students of a study get
-NEEDS_GPU = 400_000_000  # parameters: larger students are not for a CPU
+NEEDS_GPU = 600_000_000  # parameters: larger students are not for a CPU
 # FLOP/s, where nothing was measured: an H100 at 40% of its dense bfloat16 peak; one CPU core with tiny students.
 GPU_RATE, CORE_RATE = 4e14, 1e10
 BYTES_PER_TOKEN = 3.3  # of mathematical English
@@ -86,7 +86,8 @@ def plan(scale: Scale) -> Plan:
         tokens = scale.epochs * n * len(trained) * mean
         answers = n_problems * n_evaluations * mean  # as long as the traces that a student learns
         rate = n_cores() * CORE_RATE if size < NEEDS_GPU and not gpus else max(1, gpus) * GPU_RATE
-        speed = speeds[student] * n_cores() if student in speeds else rate / ((6 if full else 4) * size)
+        at_a_time = n_cores() if not gpus else gpus if size < MANY else 1  # arms
+        speed = speeds[student] * at_a_time if student in speeds else rate / ((6 if full else 4) * size)
         row = {"student": student, "parameters": size, "gated": "yes" if student.startswith(GATED) else "no"}
         row |= {"trainings": len(trained), "evaluations": n_evaluations}
         row |= {"training tokens": tokens, "answer tokens": answers, "measured tokens/s": speeds.get(student)}

@@ -131,6 +131,7 @@ def trained(arm: Arm, scale: Scale, stored_only: bool = False) -> Run | None:
     base, revision = scale.base(arm), REVISIONS.get(arm.student)
     if arm.alpha is None:
         return untouched(base, revision)
+    n_gpus = 1 if n_params(base, revision) < MANY else max(1, torch.cuda.device_count())
     return finetune(
         base,
         training_set(arm, scale),
@@ -142,7 +143,7 @@ def trained(arm: Arm, scale: Scale, stored_only: bool = False) -> Run | None:
         too_long=scale.too_long,
         seed=arm.seed,
         revision=revision,
-        on=Placement(gpus=1 if n_params(base, revision) < MANY else max(1, torch.cuda.device_count())),
+        on=Placement(gpus=n_gpus, shard=n_gpus > 1),
         progress=_shows_progress(),
         stored_only=stored_only,
     )

@@ -127,6 +127,9 @@ def test_without_a_box_the_last_statement_counts_and_a_list_is_whole(response, a
         "We need to check $n=4$ and $n=5$.",
         "$x$ equals 42 when $y = 5$.",
         "I was not able to solve this for $n=5$.",
+        "So the answer is:",
+        "The final answer is:\n",
+        "The answer is\t",
     ],
 )
 def test_a_formula_that_is_taken_back_or_only_tried_is_no_answer(response):

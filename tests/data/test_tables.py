@@ -113,6 +113,16 @@ def test_a_long_field_of_a_csv_is_read(tmp_path):
     assert load_problems(write(tmp_path / "t.csv", ["1" * 200_000]))[0].answer == "1" * 200_000
 
 
+def test_the_folder_of_files_stays_where_it_was_named(tmp_path, monkeypatch):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "t.jsonl").write_text('{"question": "q", "answer": "1"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MIXDISTILL_DATA", "kept")
+    assert len(load_problems("t.jsonl")) == 1
+    monkeypatch.chdir("/")  # as the kernels of notebooks do
+    assert len(load_problems("t.jsonl")) == 1
+
+
 def test_only_the_named_columns_are_read(tmp_path):
     """An image column that points to a local file is never opened; `datasets` would decode it with the rows."""
     images = pa.array([{"bytes": None, "path": "/etc/passwd"}])

@@ -219,6 +219,20 @@ def test_a_checkpoint_with_a_flipped_bit_or_cut_in_half_is_damaged(monkeypatch):
             finetune("pocket/xs", train(), **SETTINGS)
 
 
+def test_a_checkpoint_that_does_not_fit_into_memory_is_not_called_damaged(monkeypatch):
+    stop_at(monkeypatch, 7)
+    with pytest.raises(KeyboardInterrupt):
+        finetune("pocket/xs", train(), **SETTINGS)
+
+    def too_large(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", too_large)
+    said = r"out of memory with .*: call again, which goes on from the last checkpoint"
+    with pytest.raises(RuntimeError, match=said):
+        finetune("pocket/xs", train(), **SETTINGS)
+
+
 def test_weights_that_are_not_finite_reach_no_checkpoint(monkeypatch):
     """The loss is read before a checkpoint is written, not only with the next line of the log."""
     stop_at(monkeypatch, 7)

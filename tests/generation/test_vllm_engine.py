@@ -1,6 +1,7 @@
 """vLLM needs an NVIDIA GPU. Here a stand-in with its interface (as of 0.30) decodes with transformers, which tests what
 is ours: what vLLM is asked for, and what becomes of its answers."""
 
+import shutil
 import sys
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -39,6 +40,7 @@ class LLM:
     generation_config: str
     trust_remote_code: bool
     seed: int
+    gpu_memory_utilization: float
     enable_lora: bool = False
     max_lora_rank: int = 16
 
@@ -101,6 +103,18 @@ def test_a_run_gives_the_same_items_as_with_transformers(qwen, math_traces, math
     assert set(scores.items["engine"]) == {"vllm"}
     monkeypatch.delitem(sys.modules, "vllm")  # a laptop reads what a GPU has computed
     assert evaluate(run, [problems], max_new_tokens=16, stored_only=True).items.equals(scores.items)
+
+
+def test_a_student_that_was_changed_is_no_base_of_an_adapter(qwen, math_traces, math_problems, tmp_path):
+    mine = shutil.copytree(qwen, tmp_path / "mine")
+    train = load_traces(str(math_traces), columns={"question": "problem", "response": "solution"})
+    run = finetune(str(mine), train, lora=LoRA(r=4), epochs=1, progress=False)
+    model = AutoModelForCausalLM.from_pretrained(mine)
+    model.lm_head.weight.data += 1
+    model.save_pretrained(mine)
+    problems = load_problems(str(math_problems), columns={"question": "problem"})
+    with pytest.raises(ValueError, match="is not what it was when the run"):
+        evaluate(run, [problems], max_new_tokens=4, engine="vllm", progress=False)
 
 
 def test_an_aborted_completion_is_an_error_and_not_a_missing_row(qwen, monkeypatch):

@@ -11,6 +11,7 @@ from mixdistill.runs import open_run
 module = importlib.import_module("mixdistill.results.judge")
 evaluation = importlib.import_module("mixdistill.results.evaluate")
 QUIET = {"progress": False}
+pytestmark = pytest.mark.filterwarnings("ignore:not one of .* is a verdict")  # random weights are no judge
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,16 @@ def test_a_killed_judge_goes_on_where_it_was_and_another_prompt_is_another_judge
     monkeypatch.setattr(module, "PROMPT", PROMPT + " ")
     judge(scores, llama, **QUIET)
     assert len(list(store.glob("toy-llama-*/evaluations/*"))) == 2
+
+
+def test_a_judge_without_a_single_verdict_is_said_and_may_be_told_not_to_think(scores, llama, monkeypatch):
+    with pytest.warns(UserWarning, match="not one of .* replies of .* is a verdict, such as .*thinking=False"):
+        judge(scores, llama, **QUIET)
+    asked, evaluate_ = [], module.evaluate
+    monkeypatch.setattr(module, "evaluate", lambda *a, **how: asked.append(how) or evaluate_(*a, **how))
+    with pytest.raises(ValueError, match="thinking"):  # its template has no such switch
+        judge(scores, llama, thinking=False, **QUIET)
+    assert asked[0]["thinking"] is False
 
 
 def test_a_stored_reply_that_was_changed_is_refused(scores, llama, store):

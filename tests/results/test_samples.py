@@ -49,6 +49,16 @@ def test_no_answer_does_not_vote():
     assert majority([None], [False]) == [0]
 
 
+def test_pass_at_1_is_the_accuracy_also_where_bases_have_different_numbers_of_seeds():
+    items = pd.concat([samples([["1", "2"], ["2", str(seed)]], seed=seed) for seed in (0, 1, 2)])
+    items["base"] = items["seed"].map({0: "a", 1: "b", 2: "b"})
+    table = sampled_table(items, []).set_index(["metric", "k"])
+    expected = stats.accuracy(items)
+    assert table.loc[("pass", 1), ["value", "ci_low", "ci_high"]].tolist() == pytest.approx(
+        [expected.mean, expected.low, expected.high]
+    )
+
+
 def test_a_tie_is_what_a_draw_among_the_tied_gives_on_average():
     assert majority(["1", "2", "3"], [True, False, False])[-1] == pytest.approx(1 / 3)
 

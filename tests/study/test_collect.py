@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mixdistill import Sampling, collect_traces, evaluate, get_scale, load_problems, mix
+from mixdistill import Sampling, collect_traces, evaluate, files, get_scale, load_problems, mix
 from mixdistill.data.final_answers import final_answer
 from mixdistill.data.problems import POCKET_TIERS
 from mixdistill.data.traces import check_traces
@@ -12,6 +12,7 @@ from mixdistill.study.collect import _fates, trained_teachers
 from mixdistill.study.scales import recipe_arm
 from mixdistill.study.sweep import trace_set, training_set
 
+collecting = importlib.import_module("mixdistill.study.collect")
 evaluation = importlib.import_module("mixdistill.results.evaluate")
 WARM = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 60, "progress": False}
 
@@ -66,6 +67,15 @@ def test_a_cut_completion_is_no_trace_even_with_the_right_answer_in_it():
     items = evaluate("pocket/xs", ["pocket/easy"], n=2, progress=False).items
     items = items.assign(correct=True, reason="equal", finish_reason=["length", "stop"])
     assert list(_fates(items, "all", 0)) == ["truncated", "kept"]
+
+
+def test_a_trace_begins_with_the_think_tag_that_its_teachers_prompt_ends_with(monkeypatch):
+    problems = load_problems("pocket/easy", n=2)
+    scores = evaluate("pocket/xs", [problems], progress=False)
+    files.write_json(scores.folder / "config.json", {"opens_thinking": True})
+    right = scores.items.assign(correct=True, reason="equal", finish_reason="stop", response=["1 </think> 2", "3 4"])
+    monkeypatch.setattr(collecting, "evaluate", lambda *_, **more: replace(scores, items=right))
+    assert collect_traces("pocket/xs", problems).traces["response"][:] == ["<think>\n1 </think> 2", "<think>\n3 4"]
 
 
 @pytest.mark.filterwarnings("ignore:.*gave a right answer to")

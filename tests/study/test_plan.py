@@ -10,6 +10,7 @@ from hub import environment, serve
 
 from mixdistill import get_scale, open_run, runs
 from mixdistill.__main__ import main
+from mixdistill.study import plan as planning
 from mixdistill.study.plan import all_arms, check_machine, plan
 from mixdistill.study.scales import SCALES, TraceSet, gap_arms, recipe_arm
 from mixdistill.study.sweep import run_arm
@@ -73,7 +74,7 @@ def test_the_training_tokens_of_the_pocket_world_are_nearly_those_that_its_runs_
         assert students.loc[student, "training tokens"] == pytest.approx(sum(tokens), rel=0.1)
 
 
-def test_what_the_store_has_measured_is_the_speed(store):
+def test_what_the_store_has_measured_is_the_speed(store, monkeypatch):
     smoke = replace(get_scale("smoke", 1), epochs=60)
     assert plan(smoke).students["measured tokens/s"].isna().all()
     arm = recipe_arm("pocket/xs", "long", 0)
@@ -82,6 +83,13 @@ def test_what_the_store_has_measured_is_the_speed(store):
     measured = plan(smoke).students.set_index("student")["measured tokens/s"]
     assert measured["pocket/xs"] == pytest.approx(speed)
     assert measured.isna()["pocket/s"]
+    monkeypatch.setattr(planning, "n_cores", lambda: 4)
+    on_cores = plan(smoke).students["hours"][0]
+    monkeypatch.setattr(planning.torch.cuda, "device_count", lambda: 1)
+    on_a_gpu = plan(smoke).students["hours"][0]  # one arm at a time, and answers in no time
+    tokens = plan(smoke).students["training tokens"][0]
+    assert on_a_gpu == pytest.approx(tokens / speed / 3600, rel=0.02)
+    assert on_cores < on_a_gpu / 2
 
 
 def test_local_trace_sets_and_students_are_counted_where_they_lie(real_scale):
