@@ -50,7 +50,7 @@ KEPT = [
 ]
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", required=True)
     parser.add_argument("--traces", type=Path, required=True)
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=[*FAMILIES], choices=FAMILIES)
     parser.add_argument("--stages", nargs="+", default=[*STAGES], choices=STAGES)
     try:
-        study(parser.parse_args())
+        study(parser.parse_args(given))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -90,10 +90,7 @@ def study(args: argparse.Namespace) -> None:
             choose_rates(tried, args.rates, args.families, seeds, args.traces, args.out, args.workers)
         if not (args.out / "rates.csv").is_file():
             raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
-        found = pd.read_csv(args.out / "rates.csv")
-        if others := set(found["student"]) - {Path(args.student).name}:
-            raise ValueError(f"{args.out}/rates.csv is of {' and '.join(others)}: give {args.student!r} another --out")
-        rates = found.groupby(["family", "lr"])["accuracy"].mean()
+        rates = read_rates(args.out, args.student).groupby(["family", "lr"])["accuracy"].mean()
         if lacking := set(args.families) - set(rates.index.get_level_values("family")):
             raise ValueError(f"rates.csv has no rate of {' and '.join(lacking)}: run the stage rates for it")
         scales = {family: replace(scale, lr=float(rates[family].idxmax())) for family in args.families}
@@ -117,7 +114,8 @@ def choose_rates(
     out: Path,
     workers: int,
 ) -> None:
-    """Write `rates.csv`: accuracy on held-out training problems of every recipe, rate and seed."""
+    """Write `rates.csv`: accuracy on held-out training problems of every recipe, rate and seed. Rates that it has from
+    before and that are not tried now stay in it."""
     # A folder like that of the traces, whose tests are the held-out problems, so that these are asked and graded like
     # the tests.
     folder = out / "rates"
@@ -140,8 +138,19 @@ def choose_rates(
         print(accuracy.assign(lr=lr).to_string(index=False), flush=True)
     table = pd.concat(tables, ignore_index=True)
     facts = {"student": Path(scale.students[0]).name, "epochs": scale.epochs}
-    table.assign(family=table["recipe"].map(family), **facts).to_csv(out / "rates.csv", index=False)
+    table = table.assign(family=table["recipe"].map(family), **facts)
+    before = read_rates(out, scale.students[0]) if (out / "rates.csv").is_file() else table[:0]
+    before = before[~(before["lr"].isin(rates) & before["family"].isin(families)) & (before["epochs"] == scale.epochs)]
+    pd.concat([before, table]).to_csv(out / "rates.csv", index=False)
     os.environ["MIXDISTILL_DATA"] = str(traces.absolute())
+
+
+def read_rates(out: Path, student: str) -> pd.DataFrame:
+    """`rates.csv`; ValueError if it is of another student."""
+    table = pd.read_csv(out / "rates.csv")
+    if others := set(table["student"]) - {Path(student).name}:
+        raise ValueError(f"{out}/rates.csv is of {' and '.join(others)}: give {student!r} another --out")
+    return table
 
 
 Part = tuple[str, Scale, list[Arm]]  # what stands before the recipe's name; where the arms are run

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import REPO
+from conftest import REPO, write_jsonl
+
+from benchmarks import laptop
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -96,3 +99,31 @@ def test_the_laptop_traces_are_those_that_are_right_on_the_same_untested_problem
 
     (eit / "SVAMP_only_ans.json").unlink()
     assert "SVAMP_only_ans.json is missing" in run("laptop_traces", "--clones", str(clones), "--out", str(out)).stderr
+
+
+def test_rates_are_tried_on_held_out_problems_and_those_of_another_student_refused(qwen, llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXDISTILL_DATA", "")  # which it sets
+    rows = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(18)]
+    for name, part in (("svamp_test", rows[14:]), ("svamp_llama_level1", rows[:14]), ("svamp_llama_level4", rows[:14])):
+        write_jsonl(tmp_path / f"{name}.jsonl", [row | {"response": f"It is {row['answer']}."} for row in part])
+    for rate in ("1e-3", "2e-3"):
+        choose_rates(qwen, tmp_path, rate)
+    rates = pd.read_csv(tmp_path / "out" / "rates.csv")
+    assert sorted(zip(rates["lr"], rates["recipe"], strict=True)) == [
+        (lr, recipe) for lr in (1e-3, 2e-3) for recipe in ("long", "mix_long", "short")
+    ]
+    asked = [
+        json.loads(line)["question"] for line in (tmp_path / "out/rates/svamp_test.jsonl").read_text().splitlines()
+    ]
+    trained = (tmp_path / "out/rates/svamp_llama_level1.jsonl").read_text()
+    assert asked == [rows[0]["question"], rows[7]["question"]]
+    assert trained.count("\n") == 12
+    assert not any(question in trained for question in asked)
+    with pytest.raises(SystemExit, match=r"rates.csv is of toy-qwen: give '.*toy-llama' another --out"):
+        choose_rates(llama, tmp_path, "1e-3")
+
+
+def choose_rates(student: str, folder: Path, rate: str) -> None:
+    of = ["--student", student, "--traces", str(folder), "--out", str(folder / "out"), "--families", "long"]
+    how = ["--stages", "rates", "--rate-seeds", "1", "--rates", rate, "--workers", "1", "--seeds", "1"]
+    laptop.main([*of, *how])

@@ -78,8 +78,8 @@ def read_table(
 def local_path(source: str) -> Path:
     """Where a file or folder lies: as given, or else in the folder `$MIXDISTILL_DATA`."""
     path = os.path.expanduser(source)
-    folder = os.path.abspath(os.path.expanduser(os.environ.get("MIXDISTILL_DATA", ".")))
-    if "MIXDISTILL_DATA" in os.environ:
+    folder = os.path.abspath(os.path.expanduser(os.environ.get("MIXDISTILL_DATA", "")))
+    if os.environ.get("MIXDISTILL_DATA"):
         os.environ["MIXDISTILL_DATA"] = folder  # for child processes, and when the working directory changes
     kept = os.path.join(folder, path)
     return Path(kept if os.path.exists(kept) and not os.path.exists(path) else path)
