@@ -115,7 +115,8 @@ def choose_rates(
     workers: int,
 ) -> None:
     """Write `rates.csv`: accuracy on held-out training problems of every recipe, rate and seed. Rates that it has from
-    before and that are not tried now stay in it."""
+    before and that are not tried now stay in it, if they were tried with as many epochs."""
+    before = read_rates(out, scale.students[0]) if (out / "rates.csv").is_file() else None
     # A folder like that of the traces, whose tests are the held-out problems, so that these are asked and graded like
     # the tests.
     folder = out / "rates"
@@ -139,15 +140,18 @@ def choose_rates(
     table = pd.concat(tables, ignore_index=True)
     facts = {"student": Path(scale.students[0]).name, "epochs": scale.epochs}
     table = table.assign(family=table["recipe"].map(family), **facts)
-    before = read_rates(out, scale.students[0]) if (out / "rates.csv").is_file() else table[:0]
-    before = before[~(before["lr"].isin(rates) & before["family"].isin(families)) & (before["epochs"] == scale.epochs)]
-    pd.concat([before, table]).to_csv(out / "rates.csv", index=False)
+    if before is not None:
+        replaced = before["lr"].isin(rates) | (before["epochs"] != scale.epochs)
+        table = pd.concat([before[~(before["family"].isin(families) & replaced)], table])
+    table.to_csv(out / "rates.csv", index=False)
     os.environ["MIXDISTILL_DATA"] = str(traces.absolute())
 
 
 def read_rates(out: Path, student: str) -> pd.DataFrame:
     """`rates.csv`; ValueError if it is of another student."""
     table = pd.read_csv(out / "rates.csv")
+    if not {"student", "epochs"} <= set(table):
+        raise ValueError(f"{out}/rates.csv does not say of which student it is: delete it, and run the stage rates")
     if others := set(table["student"]) - {Path(student).name}:
         raise ValueError(f"{out}/rates.csv is of {' and '.join(others)}: give {student!r} another --out")
     return table

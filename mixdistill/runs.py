@@ -212,8 +212,15 @@ def machine() -> Record:
     cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "versions": {name: _version(name) for name in VERSIONS},
         "commit": commit,
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # this package, in a clone that was not installed
+        return "not installed"

@@ -19,6 +19,7 @@ from mixdistill.study.scales import recipe_arm
 from mixdistill.study.sweep import training_set
 
 TOO_FEW = "this run has too few answers of the kind to tell what is right"
+ELSEWHERE = "{}: an exercise of notebook {}, whose cells have to run first"
 OTHER_WORLD = "(checks and solutions are of the pocket world only)"
 
 
@@ -44,7 +45,7 @@ def check(name: str, answer: object) -> None:
     try:
         right = exercise.answer()[0]
     except NameError:  # of another notebook's variables
-        return print(f"{name}: an exercise of notebook {name[:2]}, whose cells have to run first")
+        return print(ELSEWHERE.format(name, name[:2]))
     if right is None:
         said = TOO_FEW
     elif answer is None:
@@ -73,7 +74,10 @@ def solution(name: str) -> HTML:
     exercise = EXERCISES[choice("exercise", name, EXERCISES)]
     if not scale.pocket:
         return HTML(OTHER_WORLD)
-    found, code = exercise.answer(), inspect.getsource(exercise.right)
+    try:
+        found, code = exercise.answer(), inspect.getsource(exercise.right)
+    except NameError:
+        return HTML(ELSEWHERE.format(name, name[:2]))
     words = TOO_FEW if found == (None,) else exercise.solution.format(*found)
     folded = f"<p>{html.escape(words)}</p><pre>{html.escape(code)}</pre>"
     return HTML(f"<details><summary>Solution of {name}</summary>{folded}</details>")

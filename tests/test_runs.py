@@ -278,3 +278,8 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_left(tmp_path, monkeypa
     with pytest.raises(OSError, match=r"its lock is no plain file\): make room .* clear what is in the way"):
         files.lock(tmp_path).__enter__()
     assert (tmp_path / "target").read_text() == "elsewhere/1 7 abc"
+
+
+def test_a_clone_that_is_not_installed_runs(monkeypatch):
+    monkeypatch.setattr(runs, "VERSIONS", ("no-such-package",))
+    assert runs.machine()["versions"] == {"no-such-package": "not installed"}

@@ -62,7 +62,7 @@ NO_NOUN = re.compile(
 
 
 # What makes another value of the number beside it.
-CHANGES = re.compile(rf"\\(?!%)|[\^\u221a\u221b\u00b2\u00b3\u00b9\u2070-\u2079]|\b{NUMBER_WORD}\b", re.I)
+CHANGES = re.compile(rf"\\(?!%)|[\^\u221a\u221b\u00b2\u00b3\u00b9\u2070-\u2079]|\b(?:{NUMBER_WORD})\b", re.I)
 
 
 def final_answer(response: str, answer_format: str, strict: bool = False) -> str | None:
@@ -129,7 +129,7 @@ def _unboxed(text: str) -> str | None:
     if led := list(LED.finditer(text)):
         sentence = re.split(r"\.(?:\s|$)|\s*I hope", led[-1][1])[0].strip(" *")
         sentence = re.split(r"(?<=\d),? +\(?(?:since|because|as|which|not|approximately)\b", sentence)[0]
-        if not re.search(r"\w", sentence):  # cut behind "the answer is:"
+        if not re.search(r"[\w\u221e\u2205]", sentence):  # cut behind "the answer is:"; infinity, empty set
             return None
         return (None if sentence[:1].isdigit() else _last_formulas(sentence)) or sentence
     last = text.rstrip(" \n\t.*").rsplit("\n", 1)[-1]

@@ -246,4 +246,4 @@ def plain_question(question: str) -> str:
     # Thousands, where they can be no pair: (1,200) may be one.
     plain = re.sub(r"(?<![\d(\[{,])\d{1,3}(?:,\d{3})+(?![\d,)\]}])", lambda found: found[0].replace(",", ""), plain)
     plain = re.sub(r'[.,;:?"](?!\d)', "", plain)
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", plain)  # what separates two numbers stays
+    return re.sub(r"(?<!\d) | (?!\d)", "", " ".join(plain.split()))  # what separates two numbers stays

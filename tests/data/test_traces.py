@@ -155,6 +155,8 @@ def test_traces_of_test_problems_are_left_out_and_counted():
         ("Twenty-one men", "twenty one men", False),
         ("1, 12 and 3", "1, 1 and 23", False),
         ("gcd(12,345)", "gcd(12345)", False),
+        ("He had 5. 3 were lost", "He had 5.\n 3 were lost", True),
+        ("Find 5  6", "Find 56", False),
         ("on (1,200)", "on (1200)", False),
         ("2\u2075", "25", False),
         ("2\u2075", "2^5", True),

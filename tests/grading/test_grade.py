@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -136,16 +137,21 @@ def test_a_gsm8k_gold_that_is_not_one_number_is_refused(gold):
         grade("so 3", gold, "gsm8k")
 
 
-@pytest.mark.parametrize("gold", ["5 apples", "9 (apples)", "$4.50", "1,200", "4\u00bd", "50%", "-3", "3/4", "3 1/2"])
+NUMBERS = ["5 apples", "9 (apples)", "$4.50", "1,200", "4\u00bd", "50%", "-3", "3/4", "3 1/2"]
+UNITS = ["10 km", "12 keys", "4 tents", "15 sixth graders"]  # whose letters begin like those of a number word
+
+
+@pytest.mark.parametrize("gold", NUMBERS + UNITS)
 def test_a_gsm8k_gold_is_the_number_that_it_holds(gold):
     assert grade(f"It is {gold}.", gold, "gsm8k").correct
     assert not grade(f"It is {gold}.", "yes", "gsm8k").correct
 
 
-@pytest.mark.parametrize("gold", [4, np.int64(4), 4.0, np.float32(4)])
+@pytest.mark.parametrize("gold", [4, np.int64(4), 4.0, np.float32(4), Fraction(4)])
 def test_a_number_as_a_gold_answer_stands_for_its_digits(gold):
     assert grade("\\boxed{4}", gold).correct
     assert grade("so 10,000,000,000,000,000", 1e16, "gsm8k").correct
+    assert equal(Fraction(1, 2), "0.5")
 
 
 @pytest.mark.parametrize("gold", [None, float("nan"), "", " ", True, ["4"]])
