@@ -40,7 +40,10 @@ TEXT = [
 
 
 # Files that take minutes: they come first, so that no process is left with them at the end.
-FIRST = ("test_notebooks.py", "test_reproduce.py", "test_faults.py", "test_gpu_scale.py", "test_real_model.py")
+FIRST = (
+    *("test_notebooks.py", "test_reproduce.py", "test_faults.py", "test_gpu_scale.py", "test_cluster.py"),
+    *("test_real_model.py", "test_grid.py", "test_gpus.py", "test_sweep.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
