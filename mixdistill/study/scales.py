@@ -127,11 +127,8 @@ class Scale:
         it is defined here. `changed`: what a notebook's reader has set beside the scale."""
         own = SCALES.get(self.name, self)
         changed = {name: value for name, value in vars(self).items() if value != getattr(own, name)} | changed
-        return (
-            runs.runs_dir()
-            / "figures"
-            / files.label(self.name, *(f"{name}={value}" for name, value in changed.items()))
-        )
+        label = files.label(self.name, *(f"{name}={value}" for name, value in changed.items()))
+        return runs.runs_dir() / "figures" / label
 
 
 # Commits of the students on the Hub, as many public projects have recorded them.
