@@ -55,10 +55,8 @@ ERROR_COLORS = {
     "endless": "#999999",
     "right": "#ffffff",
 }
-SIZES = [  # small to large
-    *(("#0072B2", "o"), ("#56B4E9", "v"), ("#009E73", "s"), ("#E69F00", "D"), ("#D55E00", "^")),
-    *(("#CC79A7", "P"), ("#000000", "X")),
-]
+SIZE_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#000000")
+SIZES = list(zip(SIZE_COLORS, "ovsD^PX", strict=True))  # small to large
 INTERVAL, COUNTS = ("ci_low", "ci_high"), ("n_problems", "n_seeds", "n_bases")  # columns
 
 

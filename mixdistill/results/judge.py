@@ -70,9 +70,13 @@ def judge(
             Problem(str(at), PROMPT.format_map(row).replace("\0", ""), "CORRECT", "", "judge", "pocket")
             for at, row in enumerate(asked.to_dict("records"))
         ]
-        room = MAX_NEW_TOKENS
         replies = evaluate(
-            judging, questions, max_new_tokens=room, thinking=thinking, batch_size=batch_size, progress=progress
+            judging,
+            questions,
+            max_new_tokens=MAX_NEW_TOKENS,
+            thinking=thinking,
+            batch_size=batch_size,
+            progress=progress,
         )
         assert replies is not None  # as always without stored_only
         verdicts["verdict"] = replies.items["response"].map(verdict_of).to_numpy()
