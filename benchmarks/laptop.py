@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mixdistill.arguments import whole
+from mixdistill.arguments import number, whole
 from mixdistill.results import stats
 from mixdistill.study.plan import check_machine
 from mixdistill.study.scales import Arm, Scale, TraceSet, get_scale, recipe_arm, untouched_arms
@@ -86,7 +86,7 @@ def study(args: argparse.Namespace) -> None:
     if args.lr is None:
         if "rates" in args.stages:
             seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + whole("rate-seeds", args.rate_seeds))
-            tried = replace(scale, epochs=whole("rate-epochs", args.rate_epochs or scale.epochs))
+            tried = replace(scale, epochs=whole("rate-epochs", scale.epochs if args.rate_epochs is None else args.rate_epochs))
             choose_rates(tried, args.rates, args.families, seeds, args.traces, args.out, args.workers)
         if not (args.out / "rates.csv").is_file():
             raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
@@ -116,6 +116,11 @@ def choose_rates(
 ) -> None:
     """Write `rates.csv`: accuracy on held-out training problems of every recipe, rate and seed. Rates that it has from
     before and that are not tried now stay in it, if they were tried with as many epochs."""
+    rates = list(dict.fromkeys(number("one of rates", rate, above=0) for rate in rates))
+    if (out / "rates").resolve() in (traces.resolve(), *traces.resolve().parents):
+        raise ValueError(f"--traces is {traces}, which is deleted for what is held out: give another --out")
+    if Path(scale.long.source).exists():  # it would be taken for the one with fewer problems
+        raise ValueError(f"{scale.long.source} lies in the working folder: start this in another one")
     before = read_rates(out, scale.students[0]) if (out / "rates.csv").is_file() else None
     # A folder like that of the traces, whose tests are the held-out problems, so that these are asked and graded like
     # the tests.

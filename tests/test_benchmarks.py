@@ -119,6 +119,9 @@ def test_rates_are_tried_on_held_out_problems_and_those_of_another_student_refus
     assert asked == [rows[0]["question"], rows[7]["question"]]
     assert trained.count("\n") == 12
     assert not any(question in trained for question in asked)
+    for rate in ("0", "nan"):
+        with pytest.raises(SystemExit, match="one of rates is"):
+            choose_rates(qwen, tmp_path, rate)
     with pytest.raises(SystemExit, match=r"rates.csv is of toy-qwen: give '.*toy-llama' another --out"):
         choose_rates(llama, tmp_path, "1e-3")
 
