@@ -86,7 +86,8 @@ def study(args: argparse.Namespace) -> None:
     if args.lr is None:
         if "rates" in args.stages:
             seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + whole("rate-seeds", args.rate_seeds))
-            tried = replace(scale, epochs=whole("rate-epochs", scale.epochs if args.rate_epochs is None else args.rate_epochs))
+            epochs = whole("rate-epochs", args.rate_epochs, optional=True)
+            tried = replace(scale, epochs=epochs or scale.epochs)
             choose_rates(tried, args.rates, args.families, seeds, args.traces, args.out, args.workers)
         if not (args.out / "rates.csv").is_file():
             raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
@@ -167,8 +168,8 @@ Part = tuple[str, Scale, list[Arm]]  # what stands before the recipe's name; whe
 
 def svamp(scales: dict[str, Scale], seed: int) -> Iterator[Part]:
     """The contrasts, and the untouched student beside the first seed."""
-    for number, (family, scale) in enumerate(scales.items()):
-        arms = untouched_arms(scale, scale.students) if seed == number == 0 else []
+    for place, (family, scale) in enumerate(scales.items()):
+        arms = untouched_arms(scale, scale.students) if seed == place == 0 else []
         yield "", scale, [*arms, *(recipe_arm(scale.students[0], recipe, seed) for recipe in FAMILIES[family])]
 
 
