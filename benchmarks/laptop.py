@@ -16,7 +16,6 @@ contrast, never by a difference between recipes.
 """
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -27,6 +26,7 @@ from pathlib import Path
 import pandas as pd
 
 from mixdistill.arguments import number, whole
+from mixdistill.data.tables import read_table
 from mixdistill.results import stats
 from mixdistill.study.plan import check_machine
 from mixdistill.study.scales import Arm, Scale, TraceSet, get_scale, recipe_arm, untouched_arms
@@ -36,6 +36,8 @@ RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 FIRST_RATE_SEED = 1000  # far from the study's
 HELD_OUT_EVERY = 7  # each seventh training problem is held out while rates are chosen
 FAMILIES = {"long": ("short", "long", "mix_long"), "large": ("small_teacher", "large_teacher", "mix_large")}
+RATE_COLUMNS = {"recipe": str, "seed": int, "accuracy": float, "lr": float}
+RATE_COLUMNS |= {"family": str, "student": str, "epochs": int}
 KEPT = [
     "student",
     "params",
@@ -53,8 +55,8 @@ KEPT = [
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", required=True)
-    parser.add_argument("--traces", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--traces", type=path, required=True)
+    parser.add_argument("--out", type=path, required=True)
     parser.add_argument("--workers", type=int, default=8, help="arms at a time, on one GPU or each on a core")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--lr", type=float, help="the rate of all arms, in the place of the stage rates")
@@ -67,6 +69,10 @@ def main(given: Sequence[str] | None = None) -> None:
         study(parser.parse_args(given))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def path(name: str) -> Path:
+    return Path(name).expanduser()
 
 
 def study(args: argparse.Namespace) -> None:
@@ -122,42 +128,43 @@ def choose_rates(
         raise ValueError(f"--traces is {traces}, which is deleted for what is held out: give another --out")
     if Path(scale.long.source).exists():  # it would be taken for the one with fewer problems
         raise ValueError(f"{scale.long.source} lies in the working folder: start this in another one")
-    before = read_rates(out, scale.students[0]) if (out / "rates.csv").is_file() else None
+    tables = [read_rates(out, scale.students[0])] if (out / "rates.csv").is_file() else []
+    sources = [part.source for part in (scale.short, scale.long, scale.small, scale.large) if part]
+    columns = ["question", "response", "answer"]
+    rows = {source: pd.DataFrame(read_table(str(traces / source), columns)) for source in sources}
     # A folder like that of the traces, whose tests are the held-out problems, so that these are asked and graded like
     # the tests.
-    folder = out / "rates"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    rows = {path.name: path.read_text(encoding="utf-8").strip().split("\n") for path in traces.glob("svamp_*.jsonl")}
-    held_out = [line for i, line in enumerate(rows[scale.long.source]) if i % HELD_OUT_EVERY == 0]
-    questions = {json.loads(line)["question"] for line in held_out}
-    for name, lines in rows.items():
-        kept = [line for line in lines if json.loads(line)["question"] not in questions]
-        (folder / name).write_text("\n".join(held_out if name == "svamp_test.jsonl" else kept) + "\n", encoding="utf-8")
-    os.environ["MIXDISTILL_DATA"] = str(folder)
+    tried = out / "rates"
+    shutil.rmtree(tried, ignore_errors=True)
+    tried.mkdir()
+    held_out = rows[scale.long.source][::HELD_OUT_EVERY]
+    kept = {source: part[~part["question"].isin(held_out["question"])] for source, part in rows.items()}
+    for name, part in (kept | {"svamp_test.jsonl": held_out}).items():
+        part.to_json(tried / name, orient="records", lines=True)
+    os.environ["MIXDISTILL_DATA"] = str(tried)
     family = {recipe: name for name in families for recipe in FAMILIES[name]}
     arms = [recipe_arm(scale.students[0], recipe, seed) for recipe in family for seed in seeds]
-    tables = []
+    facts = {"student": Path(scale.students[0]).name, "epochs": scale.epochs}
     for lr in rates:
         items = sweep(arms, replace(scale, lr=lr), workers=workers)
         accuracy = items.groupby(["recipe", "seed"], as_index=False)["correct"].mean()
-        tables.append(accuracy.rename(columns={"correct": "accuracy"}).assign(lr=lr))
-        print(accuracy.assign(lr=lr).to_string(index=False), flush=True)
-    table = pd.concat(tables, ignore_index=True)
-    facts = {"student": Path(scale.students[0]).name, "epochs": scale.epochs}
-    table = table.assign(family=table["recipe"].map(family), **facts)
-    if before is not None:
-        replaced = before["lr"].isin(rates) | (before["epochs"] != scale.epochs)
-        table = pd.concat([before[~(before["family"].isin(families) & replaced)], table])
-    table.to_csv(out / "rates.csv", index=False)
+        accuracy = accuracy.rename(columns={"correct": "accuracy"}).assign(lr=lr, family=accuracy["recipe"].map(family))
+        print(accuracy.to_string(index=False), flush=True)
+        others = [one["epochs"].ne(scale.epochs) | one["lr"].eq(lr) for one in tables]
+        tables = [one[~(one["family"].isin(families) & same)] for one, same in zip(tables, others, strict=True)]
+        tables.append(accuracy.assign(**facts))
+        pd.concat(tables).to_csv(out / "rates.csv", index=False)
     os.environ["MIXDISTILL_DATA"] = str(traces.absolute())
 
 
 def read_rates(out: Path, student: str) -> pd.DataFrame:
-    """`rates.csv`; ValueError if it is of another student."""
-    table = pd.read_csv(out / "rates.csv")
-    if not {"student", "epochs"} <= set(table):
-        raise ValueError(f"{out}/rates.csv does not say of which student it is: delete it, and run the stage rates")
+    """`rates.csv`; ValueError if it is damaged, or of another student."""
+    try:
+        table = pd.read_csv(out / "rates.csv", dtype=RATE_COLUMNS, keep_default_na=False)
+    except ValueError as error:
+        raise ValueError(f"{out}/rates.csv is damaged ({error}): delete it, and run the stage rates") from None
+    if missing := RATE_COLUMNS.keys() - set(table):
+        raise ValueError(f"{out}/rates.csv lacks {', '.join(missing)}: delete it, and run the stage rates")
     if others := set(table["student"]) - {Path(student).name}:
         raise ValueError(f"{out}/rates.csv is of {' and '.join(others)}: give {student!r} another --out")
     return table

@@ -124,9 +124,38 @@ def test_rates_are_tried_on_held_out_problems_and_those_of_another_student_refus
             choose_rates(qwen, tmp_path, rate)
     with pytest.raises(SystemExit, match=r"rates.csv is of toy-qwen: give '.*toy-llama' another --out"):
         choose_rates(llama, tmp_path, "1e-3")
+    good = (tmp_path / "out/rates.csv").read_text()
+    for damaged in (
+        good.replace(",epochs", ""),
+        good[: good.rindex("toy")],
+        good.replace("toy-qwen,", "toy-qwen,x"),
+        "",
+    ):
+        (tmp_path / "out/rates.csv").write_text(damaged)
+        with pytest.raises(SystemExit, match=r"rates\.csv"):
+            choose_rates(qwen, tmp_path, "1e-3")
+    (tmp_path / "out/rates.csv").write_text(good)
+    (tmp_path / "svamp_llama_level4.jsonl").write_text("{")
+    with pytest.raises(SystemExit, match=r"svamp_llama_level4\.jsonl"):
+        choose_rates(qwen, tmp_path, "1e-3")
 
 
-def choose_rates(student: str, folder: Path, rate: str) -> None:
-    of = ["--student", student, "--traces", str(folder), "--out", str(folder / "out"), "--families", "long"]
+def test_rates_are_not_tried_where_that_would_delete_or_mistake_the_traces(qwen, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXDISTILL_DATA", "")  # which it sets
+    traces = tmp_path / "out" / "rates"
+    traces.mkdir(parents=True)
+    rows = [{"question": f"What is {n}?", "answer": str(n), "response": f"It is {n}."} for n in range(9)]
+    for name in ("svamp_test", "svamp_llama_level1", "svamp_llama_level4"):
+        write_jsonl(traces / f"{name}.jsonl", rows)
+    with pytest.raises(SystemExit, match="which is deleted for what is held out"):
+        choose_rates(qwen, traces, "1e-3", tmp_path / "out")
+    monkeypatch.chdir(traces)
+    with pytest.raises(SystemExit, match="lies in the working folder"):
+        choose_rates(qwen, traces, "1e-3", tmp_path)
+    assert len(list(traces.iterdir())) == 3
+
+
+def choose_rates(student: str, folder: Path, rate: str, out: Path | None = None) -> None:
+    of = ["--student", student, "--traces", str(folder), "--out", str(out or folder / "out"), "--families", "long"]
     how = ["--stages", "rates", "--rate-seeds", "1", "--rates", rate, "--workers", "1", "--seeds", "1"]
     laptop.main([*of, *how])

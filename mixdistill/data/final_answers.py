@@ -50,8 +50,9 @@ NUMBER_WORD = (
     r"\w*illion|dozen|"
     r"score|lakh|crore|myriad|grand|k|pair|couple|double|triple|zero)(?:e?s)?|\w*illion\w*"
 )
+ORDINAL = r"\w*(?:four|fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|ie|een)"
 NO_NOUN = re.compile(
-    rf"\b(?:{NUMBER_WORD}|half|halves|thirds?|quarters?|\w*(?:four|fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|ie|een)ths?|"
+    rf"\b(?:{NUMBER_WORD}|half|halves|thirds?|quarters?|{ORDINAL}ths?|"
     r"percent(?:age)?s?|and|or|over|per|mod|bases?|if|when|where|plus\w*|minus(?:es)?|not|no|except|times|more|less|than|is|as|"
     r"(?:root|log|radian|factorial|power|factor|square|cube|negative|inverse|reciprocal|opposite|multiple|remainder|lot)s?|"
     r"squareds?|cubeds?|fails|works|differs|contradicts|exceeds|equals|cos|(?:co)?sines?|(?:co)?tangents?|pis|googols?|mils|"
@@ -61,8 +62,21 @@ NO_NOUN = re.compile(
 )
 
 
-# What makes another value of the number beside it.
-CHANGES = re.compile(rf"\\(?!%)|[\^\u221a\u221b\u00b2\u00b3\u00b9\u2070-\u2079]|\b(?:{NUMBER_WORD})\b", re.I)
+# A gold answer around its number. Before it may stand a sign of money or what names an answer; behind it a unit or what
+# is counted, but no word that makes another number of it (5 dozen, 2 and a half), no variable and no factor (2x, 5 M).
+LEAD = re.compile(
+    r"[\s*:=(#~\"'\[]*(?:(?:the|final|answer|result|total|is|it)\b[\s*:=(]*)*"
+    r"(?:US|AU|CA|HK|NZ|Rs\.?|INR|USD|EUR|GBP|[\u20ac\u00a3\u00a5\u20b9])?\s*",
+    re.I,
+)
+REST = re.compile(r"(?:[^\W\d_]|[\s.,;:()\[\]'\"/%$\u20ac\u00a3\u00a5\u20b9\u00b0*-])*")
+CHANGES = re.compile(
+    rf"\b(?:{NUMBER_WORD}|half|halves|quarters?|thirds?|{ORDINAL}ths?(?! [a-z])|or|to|nor|plus|minus|times|divided|"
+    r"multiplied|squared|cubed|factorial|pi|[mb]n|[mb]il|gross)\b",
+    re.I,
+)
+LETTER = re.compile(r"(?<![^\W\d_])(?!\d|_|[LghlmsJNCF]\b|(?<=\s)a[ .])\w(?![^\W_])")  # alone, no unit, no `a day`
+UNIT_POWER = re.compile(r"(?<=[A-Za-z]) ?(?:\^ ?\{?[23]\}?(?!\d)|[\u00b2\u00b3])")
 
 
 def final_answer(response: str, answer_format: str, strict: bool = False) -> str | None:
@@ -168,17 +182,22 @@ def _marked_number(text: str) -> str | None:
 
 
 def gold_number(text: str) -> str | None:
-    """What a `gsm8k` gold answer says: the marked number of a worked solution, else the only one, or its text where it
-    has none; None for several numbers of which none is marked, or one that the text changes, as in 5^2 or 5 dozen.
+    """What a `gsm8k` gold answer says: the only number of its text, or of what a worked solution marks; a text without
+    a number as it is. None for several numbers, or one that the text around it changes, as in 5^2 or 5 dozen.
     """
-    numbers = re.findall(NUMBER, text)
-    if len(numbers) > 1 or "####" in text or "\\boxed" in text:
-        return final_answer(text, "gsm8k", strict=True)
+    marked = re.search(r"####\s*([^\n]*)", text)
+    said = _last_box(text) if "\\boxed" in text else f"# {marked[1]}" if marked else text
+    if said is None or number_value(said) is not None:
+        return said and said.strip()
+    plain = UNIT_POWER.sub("", re.sub(r"\\(?:text|mathrm)\s*\{([^{}]*)\}|\\(?=%)", r" \1", said))
+    plain = re.sub(r"(?<=[A-Za-z])\.(?=\d)", ". ", plain.replace("{,}", ","))  # Rs.5 is not .5
+    numbers = re.findall(NUMBER, plain)
     if not numbers:
-        return text
-    before, _, after = text.partition(numbers[0])
-    changed = CHANGES.search(f"{before} {after}") or re.search(r"[A-Za-z]$|[-\u2212]\s*$", before)
-    return None if changed or re.match(r"[A-Za-z]\b", after) else numbers[0].strip()
+        return None if marked else said
+    before, _, after = plain.partition(numbers[0])
+    after = re.sub(rf"^ ?\((?:{NUMBER_WORD}[- ]?)+\)", "", after, flags=re.I)  # 5 (five)
+    kept = len(numbers) == 1 and LEAD.fullmatch(before) and REST.fullmatch(after)
+    return numbers[0].strip() if kept and not CHANGES.search(after) and not LETTER.search(after) else None
 
 
 def _last_number(text: str) -> str | None:

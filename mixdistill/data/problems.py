@@ -236,14 +236,17 @@ def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> li
 
 
 def plain_question(question: str) -> str:
-    """A question without what copies of it differ in: case, white space, points, how quotes, dashes, powers and
-    thousands are written, a heading such as `Question:`."""
-    powers = re.sub("([\u00b2\u00b3\u00b9\u2070-\u2079]+)", r"^\1", question)  # 2^5 is not 25
-    plain = unicodedata.normalize("NFKC", powers).casefold()
+    """A question without what copies of it differ in: case, white space, points, invisible characters, how quotes,
+    dashes, powers, fractions and thousands are written, a heading such as `Question 3:`."""
+    plain = "".join(char for char in question if unicodedata.category(char) != "Cf")
+    plain = re.sub("([\u00b2\u00b3\u00b9\u2070-\u2079]+)", r"^\1", plain)  # 2^5 is not 25
+    plain = re.sub("(?<=\\d)(?=[\xbc-\xbe\u2150-\u215e])", " ", plain)  # nor 1 1/2 11/2
+    plain = unicodedata.normalize("NFKC", plain).casefold().replace("\u2044", "/")
     for written, one_way in (("[\u2018-\u201b]", "'"), ("[\u201c-\u201f]", '"'), ("[\u2010-\u2015\u2212]", "-")):
         plain = re.sub(written, one_way, plain)
-    plain = re.sub(r"^\s*(?:question|problem|q)\s*:", "", plain)
-    # Thousands, where they can be no pair: (1,200) may be one.
-    plain = re.sub(r"(?<![\d(\[{,])\d{1,3}(?:,\d{3})+(?![\d,)\]}])", lambda found: found[0].replace(",", ""), plain)
+    plain = re.sub(r"^[\W_]*(?:question|problem|q)\s*\d*[\s*_]*[:.)][\s*_]*", "", plain)
+    # Thousands, where they can be no list: (1,200) may be a pair.
+    numbers = r"[(\[{][\d, ]*[)\]}]|(?<![\d,])\d{1,3}(?:,\d{3})+(?!,? ?\d)"
+    plain = re.sub(numbers, lambda one: one[0].replace(",", "") if one[0][0].isdigit() else one[0], plain)
     plain = re.sub(r'[.,;:?"](?!\d)', "", plain)
     return re.sub(r"(?<!\d) | (?!\d)", "", " ".join(plain.split()))  # what separates two numbers stays

@@ -99,9 +99,9 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def _gold_text(name: str, value: object) -> str:
+    if isinstance(value, numbers.Rational) and not isinstance(value, bool):
+        return str(value)
     if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool) and math.isfinite(value):
-        if isinstance(value, numbers.Rational):
-            return str(value)
         return format(Decimal(str(value)), "f")  # 1e16 in digits
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is {value!r}: it is a text that is not blank, or a finite number")

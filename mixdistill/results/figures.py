@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mixdistill.arguments import choice, instance, number
+from mixdistill.arguments import choice, instance, number, texts, whole
 from mixdistill.results.drawing import (
     COUNTS,
     ERROR_COLORS,
@@ -169,6 +169,10 @@ def forest(table: pd.DataFrame, minus: Sequence[str]) -> Figure:
         minus: recipes that the table compares with, such as `short`.
     """
     require(table, "student", "control", "minus", "delta", *INTERVAL, *COUNTS)
+    minus = texts("minus", minus)
+    whole("the number of recipes in minus", len(minus))
+    for other in minus:
+        choice("one of minus", other, table["minus"].unique())
     table, students = table[table["minus"].isin(minus)].round(6), table["student"].unique()
     grid = {"figsize": (10, 3.6 * len(minus)), "sharex": "row", "sharey": "row", "squeeze": False}
     figure, panels = plt.subplots(len(minus), len(students), layout="constrained", **grid)

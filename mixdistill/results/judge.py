@@ -61,6 +61,7 @@ def judge(
     arguments.instance("scores", scores, Scores)
     arguments.whole("batch_size", batch_size)
     arguments.flag("progress", progress)
+    arguments.flag("thinking", thinking, optional=True)
     judging = as_run(model, revision)
     doubted = ~scores.items["correct"].astype(bool) & scores.items["answer"].notna()
     asked = scores.items.loc[doubted, ["question", "gold", *ANSWER]].drop_duplicates(ANSWER)
@@ -85,7 +86,7 @@ def judge(
             advice = "take a judge that follows instructions, with thinking=False where its template thinks"
             warnings.warn(f"{what} {arguments.shown(replies.items['response'][0])}: {advice}", stacklevel=2)
     judged = scores.items.merge(verdicts, how="left", on=ANSWER)
-    judged["verdict"] = judged["verdict"].where(doubted, None)
+    judged["verdict"] = judged["verdict"].astype(object).where(doubted, None)
     return judged.assign(correct_judged=judged["correct"].astype(bool) | judged["verdict"].eq("correct"))
 
 

@@ -67,6 +67,9 @@ def _votes(items: pd.DataFrame) -> pd.DataFrame:
     keys = ["seed", "benchmark", "problem_id"]
     rows = []
     for key, group in items.sort_values("sample", kind="stable").groupby(keys, sort=False):
-        scores = majority(group["answer"].tolist(), group["correct"].tolist())
+        answers = [
+            None if pd.isna(answer) else str(answer) for answer in group["answer"]
+        ]  # numbers, if read from a CSV
+        scores = majority(answers, group["correct"].tolist())
         rows.append(dict(zip(keys, key, strict=True)) | {"sample": 0} | dict(enumerate(scores, start=1)))
     return pd.DataFrame(rows)

@@ -48,6 +48,7 @@ class Plan:
 
     scale: Scale
     students: pd.DataFrame
+    machine: str
     obstacles: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -59,7 +60,7 @@ class Plan:
             f"{self.scale.alpha_student} {', '.join(f'{alpha:g}' for alpha in self.scale.alphas)}\n",
             self.students.to_string(index=False, float_format="{:,.3g}".format, na_rep="-") + "\n",
             f"Notebooks {which}: {total['trainings']:.0f} trainings, "
-            f"{total['evaluations']:.0f} evaluations, {total['hours']:.2g} hours on all cores or GPUs, "
+            f"{total['evaluations']:.0f} evaluations, {total['hours']:.2g} hours on {self.machine}, "
             f"{total['download GB']:.0f} GB of weights to download, {total['runs GB']:.1f} GB of runs.",
             f"Hours: 6ND FLOPs (4ND with LoRA, 2ND for answers) at {GPU_RATE:.0e} FLOP/s a GPU, {CORE_RATE:.0e} a "
             "core, or as fast as the runs trained that the store holds. Decoding on a GPU takes longer than that.",
@@ -78,15 +79,19 @@ def plan(scale: Scale) -> Plan:
     parts = {part for arm in arms for part in (arm.hard, arm.easy)}
     traces = {part: _examples(getattr(scale, part), scale) for part in parts}
     n, n_problems = min(n for n, _ in traces.values()), sum(_n_problems(name, scale) for name in scale.benchmarks)
-    for student in scale.students:
-        (size, here), full = _size(student), student in scale.full
+    sizes = {student: _size(student) for student in scale.students}
+    on_gpus = gpus > 0 or max(size for size, _ in sizes.values()) >= NEEDS_GPU  # all students of a scale
+    if on_gpus and not gpus:  # what a CPU measured says nothing of the GPU that is needed
+        speeds, gpus = speeds.iloc[:0], 1
+    for student, (size, here) in sizes.items():
+        full = student in scale.full
         trained = [(arm, arm.alpha) for arm in arms if arm.student == student and arm.alpha is not None]
         n_evaluations = sum(arm.student == student for arm in arms)
         mean = sum(alpha * traces[a.hard][1] + (1 - alpha) * traces[a.easy][1] for a, alpha in trained) / len(trained)
         tokens = scale.epochs * n * len(trained) * mean
         answers = n_problems * n_evaluations * mean  # as long as the traces that a student learns
-        rate = n_cores() * CORE_RATE if size < NEEDS_GPU and not gpus else max(1, gpus) * GPU_RATE
-        at_a_time = n_cores() if not gpus else gpus if size < MANY else 1  # arms
+        rate = gpus * GPU_RATE if on_gpus else n_cores() * CORE_RATE
+        at_a_time = n_cores() if not on_gpus else gpus if size < MANY else 1  # arms
         speed = speeds[student] * at_a_time if student in speeds else rate / ((6 if full else 4) * size)
         row = {"student": student, "parameters": size, "gated": "yes" if student.startswith(GATED) else "no"}
         row |= {"trainings": len(trained), "evaluations": n_evaluations}
@@ -96,7 +101,8 @@ def plan(scale: Scale) -> Plan:
         row["download GB"] = 0.0 if here else 2 * size / 1e9
         rows.append(row)
     students = pd.DataFrame(rows)
-    return Plan(scale, students, tuple(_obstacles(scale, students)))
+    machine = f"{gpus} GPU{'s' * (gpus > 1)}" if on_gpus else f"{n_cores()} CPU cores"
+    return Plan(scale, students, machine, tuple(_obstacles(scale, students)))
 
 
 def check_machine(scale: Scale) -> None:

@@ -218,11 +218,11 @@ def get_scale(name: str, n_seeds: int = 0, students: str = "") -> Scale:
     """The scale of this name; ValueError for an unknown one.
 
     Arguments:
-        n_seeds: above 0 in the place of the scale's own.
+        n_seeds: from 1 to 10,000, in the place of the scale's own.
         students: in the place of the scale's own: names as in `load_student`, from small to large, with commas between.
     """
     scale = SCALES[choice("scale", name, SCALES)]
-    scale = replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0) or scale.n_seeds)
+    scale = replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0, high=10_000) or scale.n_seeds)
     if not text("students", students, empty=True).strip():
         return scale
     names = texts("students", [name.strip() for name in students.split(",")])

@@ -128,17 +128,45 @@ def test_a_gsm8k_gold_may_be_the_worked_solution():
     assert grade("so 1,018 eggs.", "9 * 2 = <<9*2=18>>18, so #### 1018", "gsm8k").correct
 
 
-@pytest.mark.parametrize(
-    "gold",
-    ["1:3", "5 hours 30 minutes", "25 cm2", "1e3", "5\u00b2", "5^2", "\u221a2", "\\frac12", "5 dozen", "2x", "- 5"],
-)
+SEVERAL = ["1:3", "5 hours 30 minutes", "25 cm2", "5 or 6", "#### 5 hours 30 minutes", "five 5"]
+CHANGED = [
+    "5\u00b2",
+    "5^2",
+    "\u221a2",
+    "\\frac12",
+    "5 dozen",
+    "2 and a half",
+    "5 tenths",
+    "5 squared",
+    "half of 5",
+    "5!",
+]
+CHANGED += ["minus 5", "at least 5", "|-5|", "sqrt(5)", "5\u03c0", "2x", "5k", "$5 M", "5 bn", "5 \u4e07"]
+CHANGED += ["#### 3 dozen", "#### 25 and a half", "\\boxed{5 dozen}", "1e999999999"]
+
+
+@pytest.mark.parametrize("gold", SEVERAL + CHANGED)
 def test_a_gsm8k_gold_that_is_not_one_number_is_refused(gold):
     with pytest.raises(ValueError, match=r"a gold answer is .*: give one number, or a solution that marks it by ####"):
         grade("so 3", gold, "gsm8k")
 
 
-NUMBERS = ["5 apples", "9 (apples)", "$4.50", "1,200", "4\u00bd", "50%", "-3", "3/4", "3 1/2"]
+NUMBERS = [
+    "5 apples",
+    "9 (apples)",
+    "$4.50",
+    "1,200",
+    "4\u00bd",
+    "50%",
+    "-3",
+    "3/4",
+    "3 1/2",
+    "- 5",
+    "**5**",
+    "5 (five)",
+]
 UNITS = ["10 km", "12 keys", "4 tents", "15 sixth graders"]  # whose letters begin like those of a number word
+UNITS += ["5g", "5 L", "5 m\u00b2", "5\\text{ cm}", "50\\%", "US$5", "Rs. 5", "\u20ac5", "5 a.m.", "60 km/h"]
 
 
 @pytest.mark.parametrize("gold", NUMBERS + UNITS)

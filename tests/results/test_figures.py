@@ -93,6 +93,14 @@ def test_a_student_on_one_benchmark_has_a_row_a_recipe_in_the_words_of_all_figur
     assert shown == [(of[recipe], value) for recipe, value in zip(table["recipe"], table["accuracy"], strict=True)]
 
 
+@pytest.mark.parametrize(
+    ("minus", "said"), [("short", "minus is 'short'"), ([], "number of"), (["x"], "one of minus is")]
+)
+def test_a_forest_takes_a_list_of_recipes_that_its_table_has(minus, said):
+    with pytest.raises(ValueError, match=said):
+        figures.forest(pd.read_csv(FIGURES / "data" / "rivals.csv"), minus)
+
+
 def test_a_guess_that_is_no_number_is_refused(accuracy, gaps):
     with pytest.raises(ValueError, match="a guess is 'much': it is a finite number"):
         figures.learnability_gap(accuracy, gaps, guess=[1, 2, "much", 4, 5])

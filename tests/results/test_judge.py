@@ -54,7 +54,7 @@ def test_the_judge_is_asked_about_wrong_answers_only_and_the_rules_grades_stay(s
     wrong = ~scores.items["correct"] & scores.items["answer"].notna()
     assert wrong.any()
     assert judged.loc[wrong, "verdict"].eq("unreadable").all()  # its weights are random
-    assert judged.loc[~wrong, "verdict"].isna().all()
+    assert all(verdict is None for verdict in judged.loc[~wrong, "verdict"])
     assert judged["correct_judged"].tolist() == scores.items["correct"].tolist()
     assert (scores.folder / "generations.jsonl").read_bytes() == stored
     (row,) = judge_table(judged).to_dict("records")
@@ -78,6 +78,11 @@ def test_a_killed_judge_goes_on_where_it_was_and_another_prompt_is_another_judge
     monkeypatch.setattr(module, "PROMPT", PROMPT + " ")
     judge(scores, llama, **QUIET)
     assert len(list(store.glob("toy-llama-*/evaluations/*"))) == 2
+
+
+def test_a_switch_that_is_none_is_refused_also_where_nothing_is_asked(scores, llama):
+    with pytest.raises(ValueError, match="thinking is 'no'"):
+        judge(scores, llama, thinking="no")
 
 
 def test_a_judge_without_a_single_verdict_is_said_and_may_be_told_not_to_think(scores, llama, monkeypatch):

@@ -103,6 +103,12 @@ def test_the_table_takes_what_evaluate_returns():
     assert table.loc[("pass", 3), "n_seeds"] == 1
 
 
+def test_answers_that_a_csv_made_numbers_vote_as_before():
+    items = samples([["1", "2", "1"], ["2", "1", None]])
+    read = items.assign(answer=items["answer"].astype(float))
+    pd.testing.assert_frame_equal(sampled_table(read, []), sampled_table(items, []))
+
+
 def test_a_group_without_a_name_is_no_less_a_row():
     named = samples([["1", "2"]]).assign(alpha=0.2)
     table = sampled_table(pd.concat([named, named.assign(alpha=None)]), ["alpha"])

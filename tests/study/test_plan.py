@@ -92,6 +92,16 @@ def test_what_the_store_has_measured_is_the_speed(store, monkeypatch):
     assert on_cores < on_a_gpu / 2
 
 
+def test_hours_of_a_scale_that_needs_a_gpu_are_a_gpus_also_of_its_small_students(store, monkeypatch):
+    small = "Qwen/Qwen2.5-0.5B-Instruct"
+    both = plan(replace(get_scale("gpu", 1), students=(small, SEVEN_B), alpha_student=small))
+    monkeypatch.setattr(planning.torch.cuda, "device_count", lambda: 1)
+    there = plan(both.scale)
+    assert both.students["hours"].tolist() == there.students["hours"].tolist()
+    assert "hours on 1 GPU," in str(both)
+    assert any("no CUDA GPU" in obstacle for obstacle in both.obstacles)
+
+
 def test_local_trace_sets_and_students_are_counted_where_they_lie(real_scale):
     made = plan(real_scale)
     assert made.obstacles == ()  # such small students need no GPU
