@@ -11,8 +11,9 @@ trace files and `svamp_test.jsonl` (`benchmarks/laptop_traces.py` makes them), a
 `--out`: `rates.csv`, and for each stage its graded items (one row an arm and problem, without texts), their accuracies
 and gaps, as far as they are. What the run store holds is not computed again.
 
-A learning rate is chosen on a held-out part of the training problems, by the mean accuracy over the recipes of a
-contrast, never by a difference between recipes.
+A learning rate is chosen on a held-out part of the training problems, by the mean over the recipes of a contrast of the
+loss on held-out traces like those that a recipe trains on, never by a difference between recipes. (By accuracy a small
+student on few problems cannot tell two rates apart, docs/real-log.md; it stands beside in `rates.csv`.)
 """
 
 import argparse
@@ -24,19 +25,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import torch
+from datasets import Dataset
 
+from mixdistill import Run
 from mixdistill.arguments import number, whole
+from mixdistill.data.chat import render_traces
 from mixdistill.data.tables import read_table
+from mixdistill.finetuning.batches import pad
+from mixdistill.finetuning.checkpoints import load_trained
+from mixdistill.finetuning.loss import ResponseLoss
 from mixdistill.results import stats
 from mixdistill.study.plan import check_machine
 from mixdistill.study.scales import Arm, Scale, TraceSet, get_scale, recipe_arm, untouched_arms
-from mixdistill.study.sweep import sweep
+from mixdistill.study.sweep import sweep, trained, training_set
 
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 FIRST_RATE_SEED = 1000  # far from the study's
 HELD_OUT_EVERY = 7  # each seventh training problem is held out while rates are chosen
 FAMILIES = {"long": ("short", "long", "mix_long"), "large": ("small_teacher", "large_teacher", "mix_large")}
-RATE_COLUMNS = {"recipe": str, "seed": int, "accuracy": float, "lr": float}
+RATE_COLUMNS = {"recipe": str, "seed": int, "accuracy": float, "loss": float, "lr": float}
 RATE_COLUMNS |= {"family": str, "student": str, "epochs": int}
 KEPT = [
     "student",
@@ -97,10 +105,10 @@ def study(args: argparse.Namespace) -> None:
             choose_rates(tried, args.rates, args.families, seeds, args.traces, args.out, args.workers)
         if not (args.out / "rates.csv").is_file():
             raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
-        rates = read_rates(args.out, args.student).groupby(["family", "lr"])["accuracy"].mean()
+        rates = read_rates(args.out, args.student).groupby(["family", "lr"])["loss"].mean()
         if lacking := set(args.families) - set(rates.index.get_level_values("family")):
             raise ValueError(f"rates.csv has no rate of {' and '.join(lacking)}: run the stage rates for it")
-        scales = {family: replace(scale, lr=float(rates[family].idxmax())) for family in args.families}
+        scales = {family: replace(scale, lr=float(rates[family].idxmin())) for family in args.families}
     print("rates: " + ", ".join(f"{own.lr:g} for {family}" for family, own in scales.items()), flush=True)
     for stage, arms_of in stages.items():
         parts = []
@@ -121,8 +129,9 @@ def choose_rates(
     out: Path,
     workers: int,
 ) -> None:
-    """Write `rates.csv`: accuracy on held-out training problems of every recipe, rate and seed. Rates that it has from
-    before and that are not tried now stay in it, if they were tried with as many epochs."""
+    """Write `rates.csv`: of every recipe, rate and seed the accuracy on held-out training problems, and the loss on
+    their traces. Rates that it has from before and that are not tried now stay in it, if they were tried with as many
+    epochs."""
     rates = list(dict.fromkeys(number("one of rates", rate, above=0) for rate in rates))
     if (out / "rates").resolve() in (traces.resolve(), *traces.resolve().parents):
         raise ValueError(f"--traces is {traces}, which is deleted for what is held out: give another --out")
@@ -136,25 +145,43 @@ def choose_rates(
     # the tests.
     tried = out / "rates"
     shutil.rmtree(tried, ignore_errors=True)
-    tried.mkdir()
+    (tried / "held_out").mkdir(parents=True)
     held_out = rows[scale.long.source][::HELD_OUT_EVERY]
-    kept = {source: part[~part["question"].isin(held_out["question"])] for source, part in rows.items()}
-    for name, part in (kept | {"svamp_test.jsonl": held_out}).items():
-        part.to_json(tried / name, orient="records", lines=True)
-    os.environ["MIXDISTILL_DATA"] = str(tried)
+    for name, part in (rows | {"svamp_test.jsonl": held_out}).items():
+        held = part["question"].isin(held_out["question"])
+        part[held].to_json(tried / "held_out" / name, orient="records", lines=True)
+        part[held if name == "svamp_test.jsonl" else ~held].to_json(tried / name, orient="records", lines=True)
     family = {recipe: name for name in families for recipe in FAMILIES[name]}
     arms = [recipe_arm(scale.students[0], recipe, seed) for recipe in family for seed in seeds]
     facts = {"student": Path(scale.students[0]).name, "epochs": scale.epochs}
-    for lr in rates:
-        items = sweep(arms, replace(scale, lr=lr), workers=workers)
+    for own in [replace(scale, lr=lr) for lr in rates]:
+        os.environ["MIXDISTILL_DATA"] = str(tried.absolute())
+        items = sweep(arms, own, workers=workers)
         accuracy = items.groupby(["recipe", "seed"], as_index=False)["correct"].mean()
-        accuracy = accuracy.rename(columns={"correct": "accuracy"}).assign(lr=lr, family=accuracy["recipe"].map(family))
-        print(accuracy.to_string(index=False), flush=True)
-        others = [one["epochs"].ne(scale.epochs) | one["lr"].eq(lr) for one in tables]
+        runs = [run for arm in arms if (run := trained(arm, own, stored_only=True))]
+        os.environ["MIXDISTILL_DATA"] = str(tried.absolute() / "held_out")
+        losses = [held_out_loss(run, training_set(arm, own)) for run, arm in zip(runs, arms, strict=True)]
+        of = pd.DataFrame({"recipe": [arm.recipe for arm in arms], "seed": [arm.seed for arm in arms], "loss": losses})
+        found = accuracy.rename(columns={"correct": "accuracy"}).merge(of).assign(lr=own.lr)
+        found = found.assign(family=found["recipe"].map(family))
+        print(found.to_string(index=False), flush=True)
+        others = [one["epochs"].ne(scale.epochs) | one["lr"].eq(own.lr) for one in tables]
         tables = [one[~(one["family"].isin(families) & same)] for one, same in zip(tables, others, strict=True)]
-        tables.append(accuracy.assign(**facts))
-        pd.concat(tables).to_csv(out / "rates.csv", index=False)
+        tables.append(found.assign(**facts))
+        pd.concat(tables).round(6).to_csv(out / "rates.csv", index=False)
     os.environ["MIXDISTILL_DATA"] = str(traces.absolute())
+
+
+@torch.inference_mode()
+def held_out_loss(run: Run, traces: Dataset) -> float:
+    """Mean loss of a trained student on traces, in nats a token of the responses."""
+    student = load_trained(run)
+    loss_of, total, n = ResponseLoss(student.model), 0.0, 0
+    for example in render_traces(student.tokenizer, traces, student.context, "error"):
+        batch = pad([example], 0).to(student.device)
+        total += loss_of(batch).item()
+        n += len(batch.labels)
+    return total / n
 
 
 def read_rates(out: Path, student: str) -> pd.DataFrame:
