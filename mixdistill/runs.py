@@ -80,10 +80,8 @@ class Run:
         place = os.path.expanduser(self.place or noted)
         if os.path.exists(place):
             return place
-        raise ValueError(
-            f"the run {self.folder.name!r} was made from the local student {name!r} ({fingerprint}), which is not "
-            "where it was: say where it lies with open_run(folder, student=...)"
-        )
+        what = f"the run {self.folder.name!r} was made from the local student {name!r} ({fingerprint})"
+        raise ValueError(f"{what}, which is not where it was: say where it lies with open_run(folder, student=...)")
 
     @property
     def trained(self) -> bool:
@@ -161,10 +159,8 @@ def open_run(folder: str | Path, student: str | Path | None = None) -> Run:
         raise damaged(path, f"its hash is {run_key(config)}, which the folder's name does not end with")
     run = Run(folder, config, arguments.text("student", student, optional=True))
     if not finished(run):
-        raise ValueError(
-            f"the run in {str(folder)!r} has not finished (no manifest.json): call finetune with the same arguments "
-            "again, it goes on from the last checkpoint"
-        )
+        what = f"the run in {str(folder)!r} has not finished (no manifest.json)"
+        raise ValueError(f"{what}: call finetune with the same arguments again, it goes on from the last checkpoint")
     return run
 
 
@@ -205,22 +201,18 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
 def machine() -> Record:
     """What a result may depend on: versions, commit and hardware; no names, no paths."""
     git = ["git", "-C", str(REPO), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
+    commit = None
+    with contextlib.suppress(OSError):  # there is no git; in what is no clone it prints nothing
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    versions = dict.fromkeys(VERSIONS, "not installed")  # as this package is in a clone that was not installed
+    for name in VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in VERSIONS},
+        "versions": versions,
         "commit": commit,
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # this package, in a clone that was not installed
-        return "not installed"

@@ -13,17 +13,7 @@ from random import Random
 from mixdistill.arguments import choice, shown, text, whole
 from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, gold_number
 from mixdistill.data.pocket import world
-from mixdistill.data.tables import (
-    Columns,
-    Number,
-    column_names,
-    file_name,
-    flaw,
-    of_pocket,
-    only_used,
-    read_table,
-    texts,
-)
+from mixdistill.data.tables import Number, column_names, file_name, flaw, of_pocket, only_used, read_table, texts
 
 # The pocket world's three benchmarks: the levels of `world`.
 POCKET_TIERS = {"pocket/easy": 1, "pocket/medium": 2, "pocket/hard": 3}
@@ -198,7 +188,7 @@ def load_problems(
     ][:n]
 
 
-def _benchmark_table(name: str, names: Mapping[str, str], split: str, file: str | None) -> Columns:
+def _benchmark_table(name: str, names: Mapping[str, str], split: str, file: str | None) -> dict[str, list[object]]:
     benchmark, folder = BENCHMARKS[name], os.environ.get("MIXDISTILL_DATA")
     needed, labels = [names[field] for field in FIELDS[:2]], [names[field] for field in FIELDS[2:]]
     kept = Path(folder or "", benchmark.file.format(split=split)).expanduser()

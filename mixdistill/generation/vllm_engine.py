@@ -4,7 +4,7 @@ Weights go from disk into vLLM and adapters are served as they are, unmerged. Wi
 as many as divide its attention heads (tensor parallel).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from mixdistill.data.students import context_of, load_config, load_tokenizer, stop_tokens_of
 from mixdistill.generation.generate import Completion, completion
-from mixdistill.generation.sampling import Sampling
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's max_lora_rank may be
 DTYPE = "bfloat16"
@@ -60,30 +59,15 @@ def open_vllm(
     )
     request = LoRARequest("adapter", 1, str(adapter)) if adapter else None
 
-    def complete(
-        prompts: Sequence[list[int]],
-        max_new_tokens: int,
-        sampling: Sampling,
-        seeds: Sequence[int] = (),
-        progress: bool = False,
-    ) -> list[Completion]:
-        choices = [
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=max_new_tokens,
-                stop_token_ids=list(stops),
-                detokenize=False,
-                seed=seed,
-            )
-            for seed in ([None] * len(prompts) if sampling.greedy else seeds)
-        ]
+    def complete(prompts, max_new_tokens, sampling, seeds=(), progress=False):
+        same = {"max_tokens": max_new_tokens, "stop_token_ids": list(stops), "detokenize": False}
+        same |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        each = [None] * len(prompts) if sampling.greedy else seeds
+        choices = [SamplingParams(**same, seed=seed) for seed in each]
         asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
-        answers = [
-            output.outputs[0] for output in llm.generate(asked, choices, lora_request=request, use_tqdm=progress)
-        ]
-        n_aborted = sum(answer.finish_reason == "abort" for answer in answers)
-        if n_aborted:
+        outputs = llm.generate(asked, choices, lora_request=request, use_tqdm=progress)
+        answers = [output.outputs[0] for output in outputs]
+        if n_aborted := sum(answer.finish_reason == "abort" for answer in answers):
             raise RuntimeError(
                 f"vLLM aborted {n_aborted} of {len(prompts)} completions: nothing of this batch is stored; run again "
                 "with a smaller batch_size, or engine='static'"

@@ -102,10 +102,6 @@ PRODUCT = r"((?<![\^_])\d|\)|[^x]\}) ?(?=\()|(?<=[})])(?<!x\}) ?(?=\\(?:frac|bin
 Parsed: TypeAlias = sympy.Basic | sympy.MatrixBase
 
 
-class Unreadable(Exception):
-    """A text that `parse` may read otherwise than it is written."""
-
-
 def compare(gold: str, answer: str) -> bool:
     """True if two final answers are the same by the policy. Raises exceptions of all kinds on what is unreadable."""
     joined = [set(re.findall(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])", text)) for text in (gold, answer)]
@@ -246,19 +242,19 @@ def _marks(text: str) -> list[str]:
 
 @lru_cache(maxsize=1000)
 def _parsed(text: str) -> Parsed:
-    """What `parse` reads. Raises Unreadable if it drops or may misread a part of the text."""
+    """What `parse` reads. Raises ValueError if it drops or may misread a part of the text."""
     text = re.sub(r"(?<=\\sin|\\cos|\\tan) ?\(?([\d.]+) ?\^ ?\\circ ?\)?", r"(\\frac{\1\\pi}{180})", text)
     mixed = re.findall(r"(?<![\w.])\d+ ?\\frac ?\{\d+\} ?\{\d+\}", text)
     ambiguous = AMBIGUOUS.search(re.sub(r"\\sqrt ?\[\w+\]", r"\\sqrt", text)) or None in map(number_value, mixed)
     if ambiguous or UNKNOWN.search(KNOWN.sub(" ", text)) or text.count("=") > 1 + text.count(","):
-        raise Unreadable(text)
+        raise ValueError(text)
     text = re.sub(rf"(?<![\\A-Za-z])({FUNCTIONS}|pi)(?![A-Za-z])", r"\\\1 ", text)
     # `parse` reads decimals as rounded, and 5(3) as the mixed number 5 + 3.
     text = re.sub(r"(\d*)\.(\d+)", lambda m: rf"(\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}})", text)
     text = re.sub(PRODUCT, r"\1\\cdot ", text)
     found = parse(f"${text}$", LATEX, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)
     if not found or not isinstance(found[0], Parsed):
-        raise Unreadable(text)
+        raise ValueError(text)
     return found[0]
 
 
@@ -302,12 +298,12 @@ def _structure(expr: Parsed) -> tuple[str, Sequence[Parsed]]:
 
 
 def _exact(expr: Parsed) -> sympy.Expr:
-    """With `i` as the imaginary unit. Raises Unreadable unless it is a number or a function of its variables."""
+    """With `i` as the imaginary unit. Raises ValueError unless it is a number or a function of its variables."""
     if not isinstance(expr, sympy.Expr) or any(not power.base and not power.exp for power in expr.atoms(sympy.Pow)):
-        raise Unreadable(str(expr))  # a set, or 0^0
+        raise ValueError(str(expr))  # a set, or 0^0
     expr = expr.subs({symbol: sympy.I for symbol in expr.free_symbols if symbol.name == "i"}).doit()
     if expr.has(sympy.Float, sympy.nan, sympy.zoo, sympy.core.function.AppliedUndef):
-        raise Unreadable(str(expr))
+        raise ValueError(str(expr))
     return expr
 
 

@@ -76,13 +76,7 @@ def grade_all(
         raise ValueError(f"{len(responses)} responses for {len(golds)} gold answers: give one gold answer a response")
     choice("answer_format", answer_format, ANSWER_FORMATS)
     flag("strict", strict)
-    texts = [_gold_text("a gold answer", gold) for gold in golds]
-    if answer_format == "gsm8k":  # whose golds may be worked solutions
-        numbers = [gold_number(text) for text in texts]
-        if None in numbers:
-            found = shown(texts[numbers.index(None)])
-            raise ValueError(f"a gold answer is {found}: give one number, or a solution that marks it by ####")
-        texts = cast(list[str], numbers)
+    texts = [_gold_text("a gold answer", gold, answer_format) for gold in golds]
     answers = [final_answer(response, answer_format, strict) for response in responses]
     reasons = _verdicts(list(zip(texts, answers, strict=True)), as_texts=answer_format == "pocket")
     grades = []
@@ -98,14 +92,17 @@ def equal(gold: str, answer: str) -> bool:
     return _verdicts([(_gold_text("gold", gold), _gold_text("answer", answer))]) == ["equal"]
 
 
-def _gold_text(name: str, value: object) -> str:
+def _gold_text(name: str, value: object, answer_format: str = "math") -> str:
     if isinstance(value, numbers.Rational) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool) and math.isfinite(value):
         return format(Decimal(str(value)), "f")  # 1e16 in digits
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is {value!r}: it is a text that is not blank, or a finite number")
-    return value.strip()
+    found = gold_number(value.strip()) if answer_format == "gsm8k" else value.strip()  # it may be a worked solution
+    if found is None:
+        raise ValueError(f"{name} is {shown(value)}: give one number, or a solution that marks it by ####")
+    return found
 
 
 def _verdicts(pairs: list[tuple[str, str | None]], as_texts: bool = False) -> list[str]:

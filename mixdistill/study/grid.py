@@ -168,7 +168,7 @@ def _notebook(name: str) -> Path:
 
 
 def _notebook_table(source: Path, combinations: Sequence[dict[str, Any]], on: str) -> pd.DataFrame:
-    cells = [cell.source for cell in _code_cells(source)]
+    cells = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
     jobs, rows, versions = {}, [], [TRAINING_VERSION, EVALUATION_VERSION]
     for given in combinations:
         named = [f"{name}={value}" for name, value in given.items()]
@@ -204,15 +204,9 @@ def _run(source: Path, folder: Path, given: dict[str, Any]) -> str:
 def _printed(executed: Path) -> str:
     """A notebook's result, as `sweep_grid` says."""
     cells = nbformat.read(executed, as_version=4).cells
-    found = next(
-        (n for n, cell in enumerate(cells) if cell.cell_type == "markdown" and FOUND.search(cell.source)), None
-    )
-    code = [cell for cell in cells[found:] if cell.cell_type == "code"]
-    outputs = [output for cell in (code[-1:] if found is None else code[:1]) for output in cell.outputs]
-    said = [output for output in outputs if output.get("name") != "stderr"]
+    heads = [n for n, cell in enumerate(cells) if cell.cell_type == "markdown" and FOUND.search(cell.source)]
+    code = [cell for cell in cells[heads[0] if heads else 0 :] if cell.cell_type == "code"]
+    told = code[:1] if heads else code[-1:]
+    said = [output for cell in told for output in cell.outputs if output.get("name") != "stderr"]
     texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in said]
     return "".join(texts).strip()
-
-
-def _code_cells(path: Path) -> list[nbformat.NotebookNode]:
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]

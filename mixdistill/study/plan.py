@@ -29,15 +29,7 @@ NEEDS_GPU = 600_000_000  # parameters: larger students are not for a CPU
 GPU_RATE, CORE_RATE = 4e14, 1e10
 BYTES_PER_TOKEN = 3.3  # of mathematical English
 # Sizes of what lies on the Hub: problems of a benchmark; examples of a trace set, and bytes of each with its problem.
-N_PROBLEMS = {
-    "math": 5000,
-    "math500": 500,
-    "gsm8k": 1319,
-    "svamp": 300,
-    "amc23": 40,
-    "aime24": 30,
-    "olympiadbench": 674,
-}
+N_PROBLEMS = dict(math=5000, math500=500, gsm8k=1319, svamp=300, amc23=40, aime24=30, olympiadbench=674)
 GATED = ("meta-llama/", "google/gemma")  # students whose licence the Hub asks for
 HUB_LONG, HUB_SHORT = (5383, 4153), (5000, 1300)  # the paper's long set by its card; our estimate for all others
 

@@ -23,14 +23,7 @@ from mixdistill.study.sweep import sweep
 NOTEBOOKS = ("00_tour", "01_traces", "02_learnability_gap", "03_mix_distillation", "04_mechanism")
 CONTROLS = ("unverified", "direct")  # of notebook 04
 # Run by `--notebooks all`: in the pocket world they do not fit into the time of a first visit.
-FURTHER = (
-    "05_checks",
-    "06_teacher_gap",
-    "07_controls",
-    "08_speaking_style",
-    "09_beyond_mix",
-    "10_what_moves_the_gap",
-)
+FURTHER = ("05_checks", "06_teacher_gap", "07_controls", "08_speaking_style", "09_beyond_mix", "10_what_moves_the_gap")
 
 
 def reproduce(scale: str, n_seeds: int = 0, students: str = "", notebooks: str = "first") -> Path:
@@ -102,17 +95,10 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: 
     # Over TCP, ipykernel 7 warns of eavesdropping, and kernels of parallel runs could meet at one port; so over sockets
     # of the file system, whose paths may have 107 characters, in a folder of their own.
     with files.scratch("kernel") as sockets:
+        config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        streams = {"stdout_file": sys.stdout, "stderr_file": sys.stderr} if echo else {}
         try:
-            papermill.execute_notebook(
-                source,
-                target,
-                given,
-                progress_bar=False,
-                stdout_file=sys.stdout if echo else None,
-                stderr_file=sys.stderr if echo else None,
-                cwd=REPO,
-                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}),
-            )
+            papermill.execute_notebook(source, target, given, progress_bar=False, cwd=REPO, config=config, **streams)
         finally:
             if target.is_file():  # papermill writes a failed notebook too
                 notebook = nbformat.read(target, as_version=4)
