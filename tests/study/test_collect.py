@@ -127,8 +127,17 @@ def test_bad_requests_are_refused(problems):
         collect_traces("pocket/s", problems, seed=77, stored_only=True)
 
 
-def test_two_trained_teachers_give_right_traces_of_the_problems_that_both_solve():
-    taught, solved = trained_teachers(get_scale("smoke"))
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    """Their run store, the scale with their traces, and what they solved."""
+    folder = tmp_path_factory.mktemp("teachers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXDISTILL_RUNS", str(folder))
+        return folder, *trained_teachers(get_scale("smoke"))
+
+
+def test_two_trained_teachers_give_right_traces_of_the_problems_that_both_solve(teachers):
+    _, taught, solved = teachers
     large, small = (check_traces(trace_set(part, taught.n_train, 0)) for part in (taught.large, taught.small))
     assert large["question"][:] == small["question"][:]
     assert large["response"][:] != small["response"][:]
@@ -143,8 +152,9 @@ def test_two_trained_teachers_give_right_traces_of_the_problems_that_both_solve(
     assert "mix_large" in taught.recipes
 
 
-def test_a_second_call_writes_nothing():
-    taught, _ = trained_teachers(get_scale("smoke"))
+def test_a_second_call_writes_nothing(teachers, monkeypatch):
+    folder, taught, _ = teachers
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(folder))
     before = Path(taught.large.source).stat().st_mtime_ns
     assert Path(trained_teachers(get_scale("smoke"))[0].large.source).stat().st_mtime_ns == before
 
@@ -154,8 +164,8 @@ def test_two_teachers_need_two_students():
         trained_teachers(replace(get_scale("smoke"), students=("pocket/xs",)))
 
 
-def test_more_problems_than_a_file_holds_are_refused():
-    taught, _ = trained_teachers(get_scale("smoke"))
+def test_more_problems_than_a_file_holds_are_refused(teachers):
+    _, taught, _ = teachers
     with pytest.raises(ValueError, match=r"n_train is 1000: there are traces of \d+ problems"):
         training_set(replace(recipe_arm("pocket/xs", "large_teacher", 0), n_train=1000), taught)
 

@@ -64,16 +64,17 @@ def test_every_notebook_with_a_study_says_what_was_found():
         assert "pocket/xs" in said or "pocket/s" in said, name
 
 
-def test_two_processes_divide_a_grid_and_both_end_with_the_whole_table(store):
-    environment = os.environ | {"PYTHONPATH": str(REPO)}
-    command = sweep_command("--grid", "STUDENT=pocket/xs", "ALPHA=0,1", "SEED=0,1")
-    started = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(2)
-    ]
-    said = [process.communicate()[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
-    tables = [table_of(text) for text in said]
+def test_two_processes_divide_a_grid_and_both_end_with_the_whole_table(store, capsys):
+    grid, environment = ["STUDENT=pocket/xs", "ALPHA=0,1", "SEED=0,1"], os.environ | {"PYTHONPATH": str(REPO)}
+    command = sweep_command("--grid", *grid)
+    other = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not list(store.glob("*/.lock")):  # until it trains, so that both are at work
+        assert other.poll() is None
+        time.sleep(0.05)
+    sweep_grid("smoke", 1, grid=grid)
+    said = other.communicate()[0]
+    assert other.returncode == 0, said
+    tables = [table_of(text) for text in (said, capsys.readouterr().out)]
     assert tables[0].equals(tables[1])
     assert tables[0][["alpha", "seed"]].values.tolist() == [[0, 0], [1, 0], [0, 1], [1, 1]]
     assert tables[0]["cause"].isna().all()

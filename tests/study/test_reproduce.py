@@ -1,6 +1,7 @@
 """Kill -9 at any moment loses no finished arm, and the next call ends as if nothing had happened."""
 
 import contextlib
+import io
 import os
 import re
 import signal
@@ -19,11 +20,12 @@ from test_notebooks import check_tables
 
 from mixdistill.__main__ import run
 from mixdistill.study import reproduce
+from mixdistill.study.grid import sweep_grid
 from mixdistill.study.reproduce import execute
 
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
 REPRODUCE = [sys.executable, "-m", "mixdistill", "reproduce", "--scale", "smoke", "--seeds", "1"]
-SWEEP = [sys.executable, "-m", "mixdistill", "sweep", "--scale", "smoke", "--seeds", "1"]
+GIVEN = Namespace(command="reproduce", scale="smoke", seeds=1, students="", notebooks="first")
 TRAIN = """
 from mixdistill import evaluate, finetune, load_traces
 from mixdistill.finetuning import finetune as training
@@ -81,10 +83,12 @@ def published() -> dict[Path, bytes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> tuple[Path, str]:
-    store, before = tmp_path_factory.mktemp("undisturbed"), published()
-    output = finish(start(REPRODUCE, store))
+    store, before, said = tmp_path_factory.mktemp("undisturbed"), published(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setenv("MIXDISTILL_RUNS", str(store))
+        assert run(GIVEN) == 0
     assert published() == before  # a smaller run replaces nothing that is published
-    return store, output
+    return store, said.getvalue()
 
 
 def test_it_shows_progress_and_ends_with_the_gaps_and_the_figures(undisturbed):
@@ -103,9 +107,11 @@ def test_it_shows_progress_and_ends_with_the_gaps_and_the_figures(undisturbed):
     assert "Done in" in output
 
 
-def test_a_second_call_executes_no_notebook_until_something_has_changed(undisturbed):
+def test_a_second_call_executes_no_notebook_until_something_has_changed(undisturbed, monkeypatch, capsys):
     store, first = undisturbed
-    again = finish(start(REPRODUCE, store))
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(store))
+    assert run(GIVEN) == 0
+    again = capsys.readouterr().out
     assert "Nothing has changed since the last call" in again
     assert "[1/5]" not in again
     assert again.partition("Gaps,")[2].partition("Done in")[0] == first.partition("Gaps,")[2].partition("Done in")[0]
@@ -114,21 +120,21 @@ def test_a_second_call_executes_no_notebook_until_something_has_changed(undistur
     assert reproduce._unchanged(note, code)
     assert not reproduce._unchanged(note, "other code")
     assert not reproduce._unchanged(note.with_name("done-all.json"), code)
-    run = next(store.glob("*/evaluations/*/scores.json"))
+    scores = next(store.glob("*/evaluations/*/scores.json"))
     written = note.read_text()
     for broken in ("", "[]", "{}", '{"code": "' + code + '"}', '{"code": "' + code + '", "left": []}'):
         note.write_text(broken)
         assert not reproduce._unchanged(note, code)
     note.write_text(written)
     table = store / "figures" / "smoke_n_seeds=1" / "data" / "slope.csv"
-    for changed in (table, run, run.parents[2] / "manifest.json", note.with_name("00_tour.ipynb")):
+    for changed in (table, scores, scores.parents[2] / "manifest.json", note.with_name("00_tour.ipynb")):
         kept = changed.rename(changed.with_suffix(".kept"))
         assert not reproduce._unchanged(note, code)
         kept.rename(changed)
     assert reproduce._unchanged(note, code)
 
 
-def test_kills_lose_no_finished_arm_and_change_no_score(undisturbed, tmp_path):
+def test_kills_lose_no_finished_arm_and_change_no_score(undisturbed, tmp_path, monkeypatch):
     expected = finished(undisturbed[0])
     store = tmp_path / "killed"
     # In the middle of the sweep; then of a notebook.
@@ -140,7 +146,8 @@ def test_kills_lose_no_finished_arm_and_change_no_score(undisturbed, tmp_path):
         wait_for(lambda: not workers_of(store))  # nobody goes on in the background
         assert len(finished(store)) < len(expected)
         assert {path: path.stat().st_mtime_ns for path in before} == before
-    finish(start([*SWEEP, "--grid", "STUDENT=pocket/xs,pocket/s"], store))
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(store))
+    sweep_grid("smoke", 1, grid=["STUDENT=pocket/xs,pocket/s"])
     ended = finished(store)
     both = ended.keys() & expected.keys()
     assert len(both) > 10
@@ -170,8 +177,7 @@ def test_arms_that_fail_end_the_command_in_one_sentence(monkeypatch):
         raise RuntimeError("2 of 12 arms failed; the first, pocket/xs short seed 0: no room")
 
     monkeypatch.setattr(reproduce, "reproduce", fail)
-    given = Namespace(command="reproduce", scale="smoke", seeds=1, students="", notebooks="first")
-    assert run(given) == "\nerror: 2 of 12 arms failed; the first, pocket/xs short seed 0: no room"
+    assert run(GIVEN) == "\nerror: 2 of 12 arms failed; the first, pocket/xs short seed 0: no room"
 
 
 def test_kills_in_the_middle_of_training_change_no_bit(tmp_path):
@@ -196,7 +202,10 @@ def test_the_readme_shows_what_the_tables_hold():
         with_results("# nothing")
 
 
-def test_the_readme_example_runs_as_it_stands(capsys):
+def test_the_readme_example_runs_as_it_stands(capsys, monkeypatch):
+    """With fewer problems to train on and to answer than the pocket world has unless asked."""
+    monkeypatch.setattr("mixdistill.data.traces.N_POCKET", 64)
+    monkeypatch.setattr("mixdistill.data.problems.N_POCKET", 20)
     (example,) = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), flags=re.DOTALL)
     exec(example, {})
     assert "pocket/hard" in capsys.readouterr().out
