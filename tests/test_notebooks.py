@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copytree
 
 import findings
 import nbformat
@@ -21,8 +22,8 @@ from mixdistill.data.chat import render_traces
 from mixdistill.finetuning.batches import pad
 from mixdistill.finetuning.checkpoints import load_trained, merged
 from mixdistill.study.reproduce import FURTHER, NOTEBOOKS, execute
-from mixdistill.study.scales import recipe_arm
-from mixdistill.study.sweep import trace_set, trained
+from mixdistill.study.scales import gap_arms, get_scale, recipe_arm
+from mixdistill.study.sweep import sweep, trace_set, trained
 
 FOLDER = REPO / "notebooks"
 
@@ -50,8 +51,20 @@ def shell() -> Iterator[InteractiveShell]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def gaps(tmp_path_factory) -> Path:
+    """A store with the arms of notebook 02, which further notebooks show beside their own."""
+    folder = tmp_path_factory.mktemp("gaps")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXDISTILL_RUNS", str(folder))
+        scale = get_scale("smoke", 1)
+        sweep(gap_arms(scale), scale)
+    return folder
+
+
 @pytest.mark.parametrize("name", FURTHER)
-def test_each_further_notebook_runs_alone(name, shell, tmp_path, monkeypatch):
+def test_each_further_notebook_runs_alone(name, shell, gaps, store, tmp_path, monkeypatch):
+    copytree(gaps, store)
     monkeypatch.chdir(tmp_path)
     one_student = {"STUDENTS": "pocket/s"} if name == "08_speaking_style" else {}
     seen = run_in(shell, name, {"SCALE": "smoke", "SEEDS": 1, **one_student})

@@ -73,15 +73,12 @@ def load_table(path: Path) -> pd.DataFrame:
     """The data of a figure or table. Raises ValueError for a file that is missing, no table, or was cut."""
     try:
         table, whole = pd.read_csv(path), path.read_text().endswith("\n")
+        if not whole or table.empty or table.shape[1] < 2:
+            raise ValueError("it was cut, has no row, or has one column only")
     except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from None
-    if not whole or table.empty or table.shape[1] < 2:
-        raise _damaged(path, "it was cut, has no row, or has one column only")
+        what = f"{shown(path)} is no whole table ({error})"
+        raise ValueError(f"{what}: git checkout it, or make it with RESULTS = 'live'") from None
     return table
-
-
-def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{shown(path)} is no whole table ({reason}): git checkout it, or make it with RESULTS = 'live'")
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> str:

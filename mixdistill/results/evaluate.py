@@ -133,13 +133,9 @@ def evaluate(
 
 def untouched(student: str | Path, revision: str | None = None) -> Run:
     """The run of a student that nothing was done to."""
-    config: Record = {
-        "version": TRAINING_VERSION,
-        "student": arguments.text("student", student),
-        "revision": arguments.text("revision", revision, optional=True),
-        "train": None,
-    }
-    return runs.run_of(config | {"fingerprint": fingerprint(config["student"], revision)})
+    student, revision = arguments.text("student", student), arguments.text("revision", revision, optional=True)
+    config = {"version": TRAINING_VERSION, "student": student, "revision": revision, "train": None}
+    return runs.run_of(config | {"fingerprint": fingerprint(student, revision)})
 
 
 def as_run(run: Run | str | Path, revision: str | None = None) -> Run:
@@ -255,17 +251,9 @@ def _graded(problems: Sequence[Problem], completions: Sequence[Completion], open
 
 
 def _row(at: int, problem: Problem, prompt: Sequence[int], sample: int, completion: Completion, grade: Grade) -> Record:
-    asked = {
-        "index": at,
-        "benchmark": problem.source,
-        "problem_id": problem.id,
-        "level": problem.level,
-        "subject": problem.subject,
-        "question": problem.question,
-        "gold": problem.answer,
-        "sample": sample,
-        "n_prompt_tokens": len(prompt),
-    }
+    asked = {"index": at, "benchmark": problem.source, "problem_id": problem.id, "level": problem.level}
+    asked |= {"subject": problem.subject, "question": problem.question, "gold": problem.answer}
+    asked |= {"sample": sample, "n_prompt_tokens": len(prompt)}
     return asked | asdict(completion) | asdict(grade)
 
 

@@ -110,12 +110,8 @@ def alpha_curve(curves: pd.DataFrame, student: str, alpha: float) -> Figure:
 
 
 def error_shares(table: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
-    """Share of all answers by first false step: a panel a recipe, a bar a student, right ones on top.
-
-    Arguments:
-        table: errors.csv.
-        accuracy: with the intervals of what is right, such as learnability_gap.csv.
-    """
+    """Share of all answers by first false step (errors.csv): a panel a recipe, a bar a student, right ones on top with
+    the intervals of `accuracy` (such as learnability_gap.csv)."""
     require(table, "student", "params", "recipe", *ERROR_COLORS)
     require(accuracy, "student", "recipe", "accuracy", *INTERVAL, *COUNTS)
     right = accuracy.round(6).set_index(["recipe", "student"])
@@ -162,12 +158,8 @@ def _by_size(gaps: pd.DataFrame, contrasts: list[str], title: str) -> Figure:
 
 
 def forest(table: pd.DataFrame, minus: Sequence[str]) -> Figure:
-    """What each control adds to one or more recipes: a line a control, a column a student, a row a recipe.
-
-    Arguments:
-        table: further_controls.csv or rivals.csv.
-        minus: recipes that the table compares with, such as `short`.
-    """
+    """What each control adds (further_controls.csv, rivals.csv): a line a control, a column a student, a row a recipe
+    of `minus`, with which the table compares, such as `short`."""
     require(table, "student", "control", "minus", "delta", *INTERVAL, *COUNTS)
     minus = texts("minus", minus)
     whole("the number of recipes in minus", len(minus))
@@ -211,11 +203,8 @@ def costs(table: pd.DataFrame) -> Figure:
 
 
 def rank_shift(recipes: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
-    """Share of shifted tokens by student size: of each recipe's answers, and of long answers by the kind of word.
-
-    Arguments:
-        recipes, kinds: rank_shift.csv and rank_shift_kinds.csv.
-    """
+    """Share of shifted tokens by student size: of each recipe's answers (rank_shift.csv), and of long answers by the
+    kind of word (rank_shift_kinds.csv)."""
     require(recipes, "student", "params", "recipe", "shifted", *INTERVAL, *COUNTS)
     require(kinds, "params", "recipe", "kind", "shifted", *INTERVAL)
     figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(10, 4.6), layout="constrained")

@@ -77,9 +77,7 @@ def gap(items: pd.DataFrame, baseline: pd.DataFrame) -> Estimate:
 
     Raises ValueError where `problem_table` does, or if the two are not about the same seeds and problems.
     """
-    table = _differences(items, baseline)
-    padded = two_way_mean(_by_benchmark(table, -1, 1))
-    return _t_interval(_by_base(table).mean(), [padded.se**2], [padded.df])
+    return _gap(_side(items), _side(baseline))
 
 
 def two_way_mean(benchmarks: Sequence[np.ndarray]) -> Estimate:
@@ -128,13 +126,16 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
     require(items, *keys, "recipe")
     for name, group in items.groupby(keys, sort=False, dropna=False):
         of = {str(recipe): part for recipe, part in group.groupby("recipe", sort=False)}
-        means = pd.Series({recipe: accuracy(part).mean for recipe, part in of.items()})
+        sides = {recipe: _side(part) for recipe, part in of.items()}
+        rates = {recipe: _rates(part) for recipe, part in of.items()}
+        means = pd.Series({recipe: _by_base(table).mean() for recipe, (table, _) in sides.items()})
         for contrast, (left, rights) in CONTRASTS.items():
             if {left, *rights} <= of.keys():
-                baseline = of[str(means[rights].idxmax())]
-                rates = (_rates(of[left]) - _rates(baseline)).rename({"mean_tokens": "tokens"}).add_prefix("diff_")
+                right = str(means[rights].idxmax())
+                more = (rates[left] - rates[right]).rename({"mean_tokens": "tokens"}).add_prefix("diff_")
                 facts = dict(zip(keys, name, strict=True)) | {"contrast": contrast}
-                rows.append(facts | gap(of[left], baseline).columns("delta") | counts(of[left]) | rates.to_dict())
+                delta = _gap(sides[left], sides[right])
+                rows.append(facts | delta.columns("delta") | counts(of[left]) | more.to_dict())
     if not rows:
         pairs = "; ".join(f"{left} and {rights[0]}" for left, rights in CONTRASTS.values() if len(rights) == 1)
         found = ", ".join(items["recipe"].unique())
@@ -146,8 +147,8 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
     """How each gap changes with the student's size: least squares over log10 of the parameters.
 
     The interval covers bases (each student's own) and problems (shared by all students, and two more a benchmark as in
-    `gap`): their two variances are added,
-    each of which holds the rest, so it is somewhat wide. Of a student with one base it covers that one's seeds.
+    `gap`): their two variances are added, each of which holds the rest, so it is somewhat wide. Of a student with one
+    base it covers that one's seeds.
 
     Returns: one row a gap that every student has: contrast, slope (difference for ten times the parameters) with its
         interval, n_students, n_bases (of all students together), n_problems. Empty where all have one size.
@@ -156,11 +157,13 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
     sizes = items.groupby("student")["params"].first()
     x = np.log10(sizes.map(lambda size: number("params", size, above=0)))
     of, rows = dict(tuple(items.groupby(["student", "recipe"]))), []
+    sides = {key: _side(part) for key, part in of.items()} if x.nunique() > 1 else {}
     for contrast, (left, rights) in CONTRASTS.items() if x.nunique() > 1 else ():
         if len(rights) > 1 or not all((student, recipe) in of for student in x.index for recipe in (left, *rights)):
             continue
         weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-        tables = [_differences(of[student, left], of[student, rights[0]]) * weights[student] for student in x.index]
+        pairs = {student: (sides[student, left], sides[student, rights[0]]) for student in x.index}
+        tables = [_differences(*pair) * weights[student] for student, pair in pairs.items()]
         problems = sum(table.mean() for table in tables).to_frame().T
         most = weights.abs().sum()  # the slope of a problem on which every student's difference is as large as can be
         padded = two_way_mean(_by_benchmark(problems, -most, most))
@@ -294,10 +297,22 @@ def require(items: pd.DataFrame, *columns: str | int) -> None:
         raise ValueError(f"the table lacks {', '.join(missing)}, it has {', '.join(map(str, items))}: add them")
 
 
-def _differences(items: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
-    left, right = replicates(items), replicates(baseline)
-    same_seeds = set(items["seed"]) == set(baseline["seed"])
-    if not (same_seeds and left.index.equals(right.index) and left.columns.equals(right.columns)):
+Side = tuple[pd.DataFrame, set]  # of a gap: `replicates`, and the seeds behind them
+
+
+def _side(items: pd.DataFrame) -> Side:
+    return replicates(items), set(items["seed"])
+
+
+def _gap(side: Side, other: Side) -> Estimate:
+    table = _differences(side, other)
+    padded = two_way_mean(_by_benchmark(table, -1, 1))
+    return _t_interval(_by_base(table).mean(), [padded.se**2], [padded.df])
+
+
+def _differences(side: Side, other: Side) -> pd.DataFrame:
+    (left, seeds), (right, other_seeds) = side, other
+    if not (seeds == other_seeds and left.index.equals(right.index) and left.columns.equals(right.columns)):
         sizes = f"{left.shape[0]} x {left.shape[1]} against {right.shape[0]} x {right.shape[1]}"
         raise ValueError(f"a gap needs the same seeds, bases and problems on both sides: here bases x problems {sizes}")
     return left - right

@@ -125,7 +125,7 @@ def test_our_loss_is_its_own(student):
 
 def test_some_steps_lower_its_loss_and_plain_peft_loads_what_it_learnt(folder, tmp_path):
     train = load_traces(str(write_jsonl(tmp_path / "traces.jsonl", TRACES)), answer_format="gsm8k")
-    run = finetune(folder, train, lora=LoRA(r=8), lr=1e-3, epochs=2, batch_size=4, progress=False)
+    run = finetune(folder, train, lora=LoRA(r=8), lr=1e-3, epochs=1, batch_size=2, progress=False)
     trained = load_trained(run)
     ids, labels = example(trained)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), run.folder / "adapter")
