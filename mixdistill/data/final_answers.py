@@ -10,10 +10,10 @@ ANSWER_FORMATS = ("pocket", "math", "gsm8k")
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 # An empty box, or one that the completion only talks about: "I write it as \boxed{answer}".
 EMPTY = re.compile(
-    r"[\s.?_]*|\\?[lc]?dots|(?:\\text\s*\{)?\s*(?:(?:your|the|final) )*(?:answer|result|number)\s*\}?", re.I
+    r"[\s.?_]*|\\?[lc]?dots|(?:\\text\s*\{)?\s*(?:(?:your|the|final)(?: |\\?_))*(?:answer|result|number)\s*\}?", re.I
 )
 RUN_ON = re.compile(
-    r"Question(?: \d+)?:|^\W*(?:Problem|User|Human|Q)(?: \d+)?:|<\|(?:im_end|eot_id|endoftext)\|>|</s>", re.M
+    r"Question(?: \d+)?:|^[^\w\n]*(?:Problem|User|Human|Q)(?: \d+)?:|<\|(?:im_end|eot_id|endoftext)\|>|</s>", re.M
 )
 LED = re.compile(
     r"(?:\banswer(?:\s*(?:is|:|=|\*\*))+(?:\s+(?:therefore|thus|simply|exactly|option)\b)?|####)[\s:*]*(?=([^\n]+))",
@@ -25,15 +25,16 @@ DOUBT = re.compile(
     r"roughly|contradiction|unable|check|substitute|start|let|suppose|assume|consider|try|if|when|where|unless)\b",
     re.I,
 )
-FORMULA = re.compile(r"(?<!\\)\$\$?([^$]+)(?<!\\)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
-JOINT = re.compile(r"\s*(?:[,;]|[,;]?\s*(?:and|or))\s*")  # between the members of a list
+FORMULA = re.compile(r"(?<!\\)\$\$?([^$]+)(?<!\\)\$\$?|\\\(((?:(?!\\\().)+?)\\\)|\\\[((?:(?!\\\[).)+?)\\\]", re.S)
+JOINT = re.compile(r"\s{0,20}(?:[,;]|[,;]?\s{0,20}(?:and|or))\s{0,20}")  # between the members of a list
 
 SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 NUMBER = (
     r"(?:(?<![\w)])[-\u2212]|(?<=[:=#] )[-\u2212] |(?<=is )[-\u2212] )?(?:\\?\$ ?-?)?"
-    r"(?:(?:\d+ ?)?\\[dt]?frac ?\{\d+\} ?\{\d+\}|(?:\d+ )?\d+/\d+|\d* ?[\xbc-\xbe\u2150-\u215e]|"
+    r"(?:(?:\d+ ?)?\\[dt]?frac ?(?:\{\d+\} ?\{\d+\}|\d ?\d(?!\d))|(?:\d+ )?\d+/\d+|\d* ?[\xbc-\xbe\u2150-\u215e]|"
     rf"(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s(?:{'|'.join(SCALES)})\b)?"
 )
+POWER = r"(?:(?:e|(?: ?(?:\\times|\\cdot|\u00d7|\*) ?10)? ?\^ ?)\{?[-+]?\d+\}?)?"  # 5e3, 5 * 10^3, 10^6
 MARKED = re.compile(rf"####(?:[\s*:$({{~]|\b(?:the|final|answer|is|total)\b)*({NUMBER})", re.I)
 VALUE = re.compile(
     r"(?P<sign>[-+]? ?)(?:\\?\$ ?)?(?:(?P<whole>\d+)(?: |(?= ?\\frac)) ?(?=\S+/|\\frac))?"
@@ -42,13 +43,17 @@ VALUE = re.compile(
     rf"(?: ?(?P<scale>{'|'.join(SCALES)}))?",
     re.I,
 )
+# A Chinese unit behind a number, and none that changes it.
+CHINESE = "[\u4e00-\u9fff]{1,4}(?<![\u4e07\u4ebf\u5343\u767e\u5341\u534a\u500d\u6298\u5206\u89d2])\u3002?"
 # A counted noun behind a number, such as `red apples` or `cups of tea`, and words that are none: 5 lakh, 5 or more.
 NOUN = re.compile(r"(?:[a-z]+ )*(?:[a-z]+(?<!s)s|people|(?:wo)?men|children|feet|fish|sheep)(?: of [a-z ]+)?")
-NUMBER_WORD = (
+DIGIT_WORD = (
     r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen|"
-    r"(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|hundred|thousand|"
-    r"\w*illion|dozen|"
-    r"score|lakh|crore|myriad|grand|k|pair|couple|double|triple|zero)(?:e?s)?|\w*illion\w*"
+    r"(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|zero)"
+)
+NUMBER_WORD = (
+    rf"(?:{DIGIT_WORD}|hundred|thousand|\w*illion|dozen|score|lakh|crore|myriad|grand|k|pair|couple|double|triple)"
+    r"(?:e?s)?|\w*illion\w*"
 )
 ORDINAL = r"\w*(?:four|fif|six|seven|eigh|nin|ten|twelf|hundred|thousand|ie|een)"
 NO_NOUN = re.compile(
@@ -65,18 +70,29 @@ NO_NOUN = re.compile(
 # A gold answer around its number. Before it may stand a sign of money or what names an answer; behind it a unit or what
 # is counted, but no word that makes another number of it (5 dozen, 2 and a half), no variable and no factor (2x, 5 M).
 LEAD = re.compile(
-    r"[\s*:=(#~\"'\[]*(?:(?:the|final|answer|result|total|is|it)\b[\s*:=(]*)*"
+    r"[\s*:=(#~\"'\[,]*(?:(?:the|final|answer|ans|result|total|is|it|so|thus|hence|therefore|exactly|only|"
+    r"[a-z](?= ?[=:]))\b[\s*:=(,]*)*"
     r"(?:US|AU|CA|HK|NZ|Rs\.?|INR|USD|EUR|GBP|[\u20ac\u00a3\u00a5\u20b9])?\s*",
     re.I,
 )
-REST = re.compile(r"(?:[^\W\d_]|[\s.,;:()\[\]'\"/%$\u20ac\u00a3\u00a5\u20b9\u00b0*-])*")
+# 0.33... is no 0.33.
+REST = re.compile(r"(?!\s?\.\.)(?:[^\W\d_]|[\s.,;:()\[\]'\"/%$\u20ac\u00a3\u00a5\u20b9\u00a2\u00b0*-])*")
 CHANGES = re.compile(
     rf"\b(?:{NUMBER_WORD}|half|halves|quarters?|thirds?|{ORDINAL}ths?(?! [a-z])|or|to|nor|plus|minus|times|divided|"
-    r"multiplied|squared|cubed|factorial|pi|[mb]n|[mb]il|gross)\b",
+    r"multiplied|squared|cubed|factorial|pi|[mb]n|[mb]il|mln|mio|mill|milliards?|tril|tn|tsd|(?-i:MM)|gross|fold|doubled|"
+    r"halved|tripled|twice|negative|debt|roots?|reciprocal|inverse|binary|octal|hex\w*|recurring|repeating)\b",
     re.I,
 )
 LETTER = re.compile(r"(?<![^\W\d_])(?!\d|_|[LghlmsJNCF]\b|(?<=\s)a[ .])\w(?![^\W_])")  # alone, no unit, no `a day`
-UNIT_POWER = re.compile(r"(?<=[A-Za-z]) ?(?:\^ ?\{?[23]\}?(?!\d)|[\u00b2\u00b3])")
+LOOK = (  # what only changes how a gold answer looks
+    (r"\\(?:text|mathrm)\s*\{([^{}]*)\}", r" \1"),
+    (r"\\[()\[\]]|\$\$|\\(?:math|text)bf|[{}`_\u201c\u201d]|\\[,;: ]|\^ ?\{?\\circ\}?|\\(?=%)|(?<=[A-Za-z])!+$", " "),
+    (r"^\s*\u2013(?=\d)", "-"),
+    (r"(?<=[A-Za-z])\.(?=\d)", ". "),  # Rs.5 is not .5
+    (rf"(?<=\d) ?{CHINESE}$", ""),
+    (r"\s+", " "),
+)
+UNIT_POWER = re.compile(r"(?<=[A-Za-z}]) ?(?:\^ ?\{?[23]\}?(?!\d)|[\u00b2\u00b3])")
 
 
 def final_answer(response: str, answer_format: str, strict: bool = False) -> str | None:
@@ -141,13 +157,16 @@ def _group_end(text: str, start: int) -> int:
 def _unboxed(text: str) -> str | None:
     """The answer of a completion without a box, as lm-evaluation-harness (minerva) and Math-Verify find it."""
     if led := list(LED.finditer(text)):
+        if led[-1][1].strip() in ("\\[", "$$"):  # on lines of its own
+            shown = FORMULA.match(text, led[-1].end())
+            return next(filter(None, shown.groups())).strip() if shown else None
         sentence = re.split(r"\.(?:\s|$)|\s*I hope", led[-1][1])[0].strip(" *")
         sentence = re.split(r"(?<=\d),? +\(?(?:since|because|as|which|not|approximately)\b", sentence)[0]
         if not re.search(r"[\w\u221e\u2205]", sentence):  # cut behind "the answer is:"; infinity, empty set
             return None
         return (None if sentence[:1].isdigit() else _last_formulas(sentence)) or sentence
     last = text.rstrip(" \n\t.*").rsplit("\n", 1)[-1]
-    if (number := re.search(rf"(.*)\b(?:is|get|gives|equals)[\s:*]+({NUMBER})$", last)) and not DOUBT.search(number[1]):
+    if (number := re.match(rf"(.*)\b(?:is|get|gives|equals)[\s:*]+({NUMBER})$", last)) and not DOUBT.search(number[1]):
         return number[2]
     if formulas := _last_formulas(text[-2000:] if last in ("$$", "\\]") else last):
         return formulas
@@ -176,7 +195,7 @@ def _marked_number(text: str) -> str | None:
     if box is None or (box and not re.search(r"\d", box)):
         found = MARKED.search(text)
         return found[1].strip() if found else None
-    plain = re.sub(r"\\(?:text|mathrm)\s*\{([^{}]*)\}|\\?%$", r" \1", box).strip()
+    plain = re.sub(rf"\\(?:text|mathrm)\s*\{{([^{{}}]*)\}}|\\?%$|(?<=\d) ?{CHINESE}$", r" \1", box).strip()
     found = re.fullmatch(r"([-+]?\\?\$?[\d.,/]+) ?([A-Za-z ]{3,})\.?", plain)
     return found[1] if found and is_counted(found[2].strip().lower()) else plain  # 5 red apples are 5
 
@@ -189,19 +208,20 @@ def gold_number(text: str) -> str | None:
     said = _last_box(text) if "\\boxed" in text else f"# {marked[1]}" if marked else text
     if said is None or number_value(said) is not None:
         return said and said.strip()
-    plain = UNIT_POWER.sub("", re.sub(r"\\(?:text|mathrm)\s*\{([^{}]*)\}|\\(?=%)", r" \1", said))
-    plain = re.sub(r"(?<=[A-Za-z])\.(?=\d)", ". ", plain.replace("{,}", ","))  # Rs.5 is not .5
+    plain = UNIT_POWER.sub("", said.replace("{,}", ","))
+    for pattern, written in LOOK:
+        plain = re.sub(pattern, written, plain)
     numbers = re.findall(NUMBER, plain)
     if not numbers:
         return None if marked else said
     before, _, after = plain.partition(numbers[0])
-    after = re.sub(rf"^ ?\((?:{NUMBER_WORD}[- ]?)+\)", "", after, flags=re.I)  # 5 (five)
+    after = re.sub(rf"^ ?\((?:{DIGIT_WORD}[- ]?)+\)", "", after, flags=re.I)  # 5 (five)
     kept = len(numbers) == 1 and LEAD.fullmatch(before) and REST.fullmatch(after)
     return numbers[0].strip() if kept and not CHANGES.search(after) and not LETTER.search(after) else None
 
 
 def _last_number(text: str) -> str | None:
-    numbers = re.findall(NUMBER, text)
+    numbers = re.findall(f"{NUMBER}{POWER}", UNIT_POWER.sub("", text))
     return numbers[-1].strip() if numbers else None
 
 

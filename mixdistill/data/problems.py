@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 from mixdistill.arguments import choice, shown, text, whole
-from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, gold_number
+from mixdistill.data.final_answers import ANSWER_FORMATS, NUMBER, final_answer, gold_number
 from mixdistill.data.pocket import world
 from mixdistill.data.tables import Number, column_names, file_name, flaw, of_pocket, only_used, read_table, texts
 
@@ -78,9 +78,12 @@ class Benchmark:
     def gold(self, value: object) -> str:
         """The gold answer in a value of the column `answer`; empty if it holds none."""
         if isinstance(value, list):  # OlympiadBench: as published, with its `$`, without its unit
-            return ", ".join(str(answer).strip() for answer in value)
+            return ", ".join(str(answer).strip() for answer in value if not flaw(answer, numbers=True))
         if flaw(value, numbers=True):
             return ""
+        if self.solved and self.answer_format == "gsm8k":  # one that cannot be read is refused with its row, later
+            found = gold_number(str(value))
+            return str(value).strip() if found is None else found if re.search(r"\d", found) else ""
         if self.solved:
             return final_answer(str(value), self.answer_format, strict=True) or ""
         # AMC's number 27.0 is 27; AIME's text `033` stays as it is, the grader knows.
@@ -175,6 +178,11 @@ def load_problems(
     ids = texts(given.get("id", [str(row) for row in range(len(questions))]), f"the ids of {source!r}", numbers=True)
     if len(set(ids)) < len(ids):
         raise ValueError(f"{source!r} has {len(ids)} problems of {len(set(ids))} different ids: give each its own")
+    if answer_format == "gsm8k" and (
+        words := [row for row, answer in enumerate(answers) if answer and not re.search(NUMBER, answer)]
+    ):
+        what = f"{len(words)} of {len(answers)} gold answers of {source!r} hold no number, such as"
+        warnings.warn(f"{what} {shown(answers[words[0]])}: no answer of this format equals them", stacklevel=2)
     without = [row for row, answer in enumerate(answers) if not answer]
     if without:
         what = f"{len(without)} of {len(answers)} problems of {source!r} have no gold answer"
@@ -226,15 +234,18 @@ def pocket_mysteries(n: int, split: str, levels: list[int], seed: int = 0) -> li
 
 
 def plain_question(question: str) -> str:
-    """A question without what copies of it differ in: case, white space, points, invisible characters, how quotes,
-    dashes, powers, fractions and thousands are written, a heading such as `Question 3:`."""
+    """A question without what copies of it differ in: case, white space, points, invisible characters, bold type and
+    signs of formulas, how quotes, dashes, powers, fractions and thousands are written, a heading such as `Question 3:`,
+    a number before it, `Answer:` behind it."""
     plain = "".join(char for char in question if unicodedata.category(char) != "Cf")
+    plain = re.sub(r"(?<!\d)\*\*|\*\*(?!\d)|\\?\$|\\[()\[\]]", "", plain)
     plain = re.sub("([\u00b2\u00b3\u00b9\u2070-\u2079]+)", r"^\1", plain)  # 2^5 is not 25
     plain = re.sub("(?<=\\d)(?=[\xbc-\xbe\u2150-\u215e])", " ", plain)  # nor 1 1/2 11/2
     plain = unicodedata.normalize("NFKC", plain).casefold().replace("\u2044", "/")
     for written, one_way in (("[\u2018-\u201b]", "'"), ("[\u201c-\u201f]", '"'), ("[\u2010-\u2015\u2212]", "-")):
         plain = re.sub(written, one_way, plain)
-    plain = re.sub(r"^[\W_]*(?:question|problem|q)\s*\d*[\s*_]*[:.)][\s*_]*", "", plain)
+    plain = re.sub(r"^[\W_]*(?:(?:question|problem|example|q)\s*\d*[\s*_]*[:.)]|\d+[.)]\s)[\s*_]*", "", plain)
+    plain = re.sub(r"\s*\b(?:answer|a)\s*:\s*$", "", plain)
     # Thousands, where they can be no list: (1,200) may be a pair.
     numbers = r"[(\[{][\d, ]*[)\]}]|(?<![\d,])\d{1,3}(?:,\d{3})+(?!,? ?\d)"
     plain = re.sub(numbers, lambda one: one[0].replace(",", "") if one[0][0].isdigit() else one[0], plain)

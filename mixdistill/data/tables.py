@@ -145,6 +145,8 @@ def _read_file(path: Path, columns: Sequence[str]) -> tuple[list[str], Columns]:
     if kind == ".parquet":
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
+        if twice := [name for name in columns if names.count(name) > 1]:
+            raise ValueError(f"it names the column {twice[0]!r} twice")
         return names, _values(file.read(columns=[name for name in columns if name in names]))
     rows = _csv_rows(path) if kind == ".csv" else _json_rows(path)
     names = list(dict.fromkeys(name for row in rows for name in row))

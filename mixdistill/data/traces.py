@@ -145,6 +145,9 @@ def _fault(row: Mapping[str, object]) -> str:
     for column in ("problem_id", "question", "response", "answer_format"):
         if found := flaw(row[column], numbers=column == "problem_id"):
             return f"{column} {found}"
+    for column in ("teacher", "style"):
+        if not isinstance(row[column], str):
+            return f"{column} is no text"
     response, answer_format = str(row["response"]), str(row["answer_format"])
     if final_answer(response, answer_format, strict=answer_format == "math") is not None:
         return ""

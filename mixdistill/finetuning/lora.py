@@ -28,7 +28,7 @@ class LoRA:
         r: rank, at most the student's width.
         alpha: what B A is scaled with, times r; None takes 2 r.
 
-    Raises ValueError if one is no whole number, or below 1.
+    Raises ValueError if one is no whole number, below 1, or far above what is of use.
     """
 
     r: int = 16
@@ -36,7 +36,7 @@ class LoRA:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "r", arguments.whole("r", self.r))
-        object.__setattr__(self, "alpha", arguments.whole("alpha", self.alpha, optional=True))
+        object.__setattr__(self, "alpha", arguments.whole("alpha", self.alpha, high=10**6, optional=True))
 
     @property
     def scaled_alpha(self) -> int:

@@ -27,11 +27,18 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"^[*`\"]+|[*`\"]+$|(?<!\\)\$|\\[()]|^\\\[|\\\]$", ""),
     (r"\\\\(?=[A-Za-z]{2})", r"\\"),
     (r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\,)\s*(?=\d{3}(?!\d))|\\!|\\(?=%)", ""),
-    (r"\\(?:left|right)(?![A-Za-z])\.?|\\(?:[bB]igg?[lr]?|displaystyle|[lL]arge)(?![A-Za-z])", ""),
-    (r"\\(?:math)?(?:bf|rm)(?![A-Za-z]|\s*\{)", ""),
+    (r"\\(?:left|right)(?![A-Za-z])\.?|\\(?:[bB]igg?[lr]?|(?:display|text)style|[lL]arge|[hH]uge)(?![A-Za-z])", ""),
+    (r"\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}"),
+    (r"\\(?:math)?(?:bf|rm)(?![A-Za-z]|\s*\{)|\\checkmark", ""),
+    (r"\\lbrace(?![A-Za-z])", r"\\{"),
+    (r"\\rbrace(?![A-Za-z])", r"\\}"),
+    (r"\\vert(?![A-Za-z])", "|"),
     (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
     (r"\\(?:textcolor|color)\s*\{\w+\}|\\boxed\s*(?=\{)", ""),
-    (r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|operatorname|boldsymbol)\s*(?=\{)", r"\\text"),
+    (
+        r"\\(?:text(?:bf|it|rm|tt|sf|normal)?|math(?:rm|bf|it|sf)|rm|bf|it|emph|mbox|operatorname|boldsymbol)\s*(?=\{)",
+        r"\\text",
+    ),
     (rf"\\text\s*\{{\s*({'|'.join(SCALES)})\s*\}}", r" \1 "),
     (r"(?<![\d)}])(?<![\d)}] )\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
     (r",?\s*(?:\\text\s*\{\s*,?\s*(?:and|or)?\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z]))", ", "),
@@ -56,14 +63,14 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"\[? ?\\begin ?\{(?:[pb]?matrix|array)\}(?: ?\{[lcr| ]*\})?", r"\\begin{pmatrix}"),
     (r"(?:\\\\\s*)?\\end ?\{(?:[pb]?matrix|array)\} ?\]?", r"\\end{pmatrix}"),
     (r"^\s*(?:\\approx|=)|(?<=\d:\d\d):00$|\\text\s*\{\s*[.,]\s*\}$", ""),
-    (r"(?<=[\d}]) *\\approx *[\d.]+$", ""),
+    (r"(?:(?<=[\d}])|(?<=\\pi)|(?<=\\pi )) *\\approx *[\d.]+$", ""),
     (r"\s+", " "),
     (r"^ ?\\text ?\{([^{}]*)\} ?$", r"\1"),
 ]
 # The escapes are minus, times, union and the fraction slash.
 SYMBOLS = (
     "\u2212=- \xd7=\\times ·=\\cdot ⋅=\\cdot ÷=\\div ≤=\\le ≥=\\ge ≠=\\ne ±=\\pm \u222a=\\cup ∈=\\in ≈=\\approx "
-    "∞=\\infty °=^\\circ ∅=\\emptyset \u2044=/ θ=\\theta π=\\pi"
+    "⩾=\\ge ⩽=\\le 、=, ∞=\\infty °=^\\circ ∅=\\emptyset \u2044=/ θ=\\theta π=\\pi"
 )
 UNIT = (
     r"(?:(?:sq|square|cu|cubic) )?(?:[cmk]?m|[mk]?g|m?l|[a-z]*(?:met(?:er|re)|lit(?:er|re)|gram)|in|inch|inche|ft|foot|"
@@ -77,7 +84,9 @@ SHORT = {
 }
 METRIC = "^(?:(m)illi|(c)enti|(k)ilo)?(?:(m)et(?:er|re)|(g)ram|(l)it(?:er|re))$"
 NUMERIC = r"(?:[\d\s.:+\-*/^(){}]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))*?"
-WORDS = re.compile(r"[A-Za-z\s.,'-]*[A-Za-z]{3}[A-Za-z\s.,'-]*|[Nn]o")
+WORDS = re.compile(r"[A-Za-z\s.,'-]*[A-Za-z]{3}[A-Za-z\s.,'-]*|[Nn][Oo]")
+COMMON = {"yes", "no", "true", "false", "even", "odd", "none", "all", "both", "never", "east", "west", "red", "blue"}
+CAPITALS = re.compile(r"\s*\$?\s*\\text\s*\{\s*[A-Z]{2,}\s*\}\s*\$?\s*")
 # Letters that are a word and no product: `ab` and `xyz` are products.
 WORD = re.compile(r"(?=.*[aeiou])[A-Za-z]{3,}|no|on|is|in|of|to|at|by|an|or|if|so|up|as|be|do|go|we|us|it")
 # What an equation may name: x, x_1, AB, f(x), (p, q), \angle ABC, |AB|, A:B; but no function of a name, such as \sec x.
@@ -108,6 +117,8 @@ def compare(gold: str, answer: str) -> bool:
     inequality = re.search(r"[<>≤≥]|\\[lg](?:eq?|t)(?![A-Za-z])", gold + answer)
     if joined[0] != joined[1] and (all(joined) or (inequality and "or" in joined[0] | joined[1])):
         return False  # x < 1 or x > 3: `_clean` makes `and` and `or` commas
+    if CAPITALS.fullmatch(gold) or CAPITALS.fullmatch(answer):  # a word, not a product of letters
+        return _text(_clean(gold)) == _text(_clean(answer))
     return any(_same(one, other) for one in _readings(_clean(gold)) for other in _readings(_clean(answer)))
 
 
@@ -121,7 +132,7 @@ def _clean(text: str) -> str:
         text = text.replace(char, f"{latex} ")
     for pattern, replacement in LOOK:
         text = re.sub(pattern, replacement, text)
-    text = re.sub(r"(?<!\.)\.$|[\\ ,]+$", "", text.strip())
+    text = re.sub(r"(?<!\.)\.$|\u3002$|[\\ ,]+$", "", text.strip())
     while found := re.fullmatch(r"\\?\{(?!\\empty)([^{}\[\],;]+?)\\?\}|\(([^()\[\],;]+)\)|\+(.+)", text):
         text = next(filter(None, found.groups())).strip()
     return text.replace(" ", "") if re.fullmatch(r"[1-9]\d{0,2}(?: \d{3})+", text) else text
@@ -159,6 +170,7 @@ def _folded(word: re.Match[str]) -> str:
     """A word in small letters; no name of points, such as ABC, no letter, and nothing like xyZ."""
     text = word[0]
     folds = (text[1:].islower() and WORD.fullmatch(text.lower())) or (text.isupper() and len(text) > 4)
+    folds = folds or text.lower() in COMMON
     return text.lower() if folds else text
 
 
@@ -197,7 +209,7 @@ def _with_unit(text: str) -> tuple[str, str]:
         return found[1], found[2].lstrip("\\")
     found = re.fullmatch(r"(.*?[\w})!.]) ?\\text ?\{([^{}]*)\}(.*)", text)
     found = found or re.fullmatch(
-        rf"({NUMERIC}[\d)}}])((?: [A-Za-z]{{2}}| [A-Za-z] ?/|[A-Za-z]{{4}})[A-Za-z. /]*)(.*)", text
+        rf"({NUMERIC}(?:[\d)}}]|\\pi))((?: [A-Za-z]{{2}}| [A-Za-z] ?/|[A-Za-z]{{4}})[A-Za-z. /]*)(.*)", text
     )
     words = re.sub("[.{}]", "", found[2] + found[3]).strip() if found else ""
     words = words if re.fullmatch(".|M[gmlL]", words) else words.lower()  # 7 M is not 7 m
@@ -244,6 +256,8 @@ def _marks(text: str) -> list[str]:
 def _parsed(text: str) -> Parsed:
     """What `parse` reads. Raises ValueError if it drops or may misread a part of the text."""
     text = re.sub(r"(?<=\\sin|\\cos|\\tan) ?\(?([\d.]+) ?\^ ?\\circ ?\)?", r"(\\frac{\1\\pi}{180})", text)
+    # School's root of a negative number, not the principal one.
+    text = re.sub(r"\\sqrt ?\[(\d*[13579])\] ?\{ ?- ?([\d.]+) ?\}", r"(-\\sqrt[\1]{\2})", text)
     mixed = re.findall(r"(?<![\w.])\d+ ?\\frac ?\{\d+\} ?\{\d+\}", text)
     ambiguous = AMBIGUOUS.search(re.sub(r"\\sqrt ?\[\w+\]", r"\\sqrt", text)) or None in map(number_value, mixed)
     if ambiguous or UNKNOWN.search(KNOWN.sub(" ", text)) or text.count("=") > 1 + text.count(","):
@@ -266,6 +280,8 @@ def _same_structure(gold: Parsed, answer: Parsed) -> bool:
         return _same_expression(_exact(left[0]), _exact(right[0]))
     if kind in ("==", "!=", "<", "<="):  # equal up to a factor, which is positive for inequalities
         one, other = _exact(left[0]), _exact(right[0])
+        if not one.free_symbols:
+            return False  # 1 = 2
         factor = sympy.S.NaN if other == 0 else sympy.simplify(one / other)
         usable = factor.is_positive if "<" in kind else factor.is_number and factor.is_nonzero
         return bool(usable) and _same_expression(one, factor * other)

@@ -16,6 +16,7 @@ BOXED = [
     (r"\boxed{}", None),
     (r"\boxedly{5}", None),
     (r"\boxed{4}, as asked: mark your solution with \boxed", "4"),
+    (r"\boxed{4} (Format: \boxed{your_answer})", "4"),
     (r"\boxed{4}. I write it as \boxed{answer}, not \boxed{}.", "4"),
     ("\\boxed{5}\n\nQuestion: 2 + 2? \\boxed{4}", "5"),
     ("Problem: find x.\nSolution: \\boxed{5}", "5"),
@@ -29,6 +30,8 @@ UNBOXED = [
     ("So\n$x = 2$, and then\n$42$.", "42"),
     ("Therefore\n\\[\n x = 42 \n\\]", "x = 42"),
     ("The answer is 5.\n\nQuestion: 1 + 1? The answer is \\boxed{2}", "5"),
+    ("So the answer is:\n\\[\n42\n\\]\nsince $x = 3$.", "42"),
+    ("**Final Answer:**\n\n$$\n\\frac{1}{2}\n$$", r"\frac{1}{2}"),
 ]
 GSM8K = [
     ("9 * 2 = 18 #### 18", "18"),
@@ -54,6 +57,14 @@ GSM8K = [
     ("She sold 1.5 million", "1.5 million"),
     ("The answer is 18.\n\nQuestion: How many? #### 10", "18"),
     ("I do not know.", None),
+    ("The area is 18 cm^2.", "18"),
+    ("The area is $18\\text{ cm}^2$.", "$18"),
+    ("so x^2 = 9", "9"),
+    ("There are 10^6.", "10^6"),
+    (r"It is $5 \times 10^3$", r"$5 \times 10^3"),
+    (r"It is $\frac56$.", r"$\frac56"),
+    ("\\boxed{18\u5143}", "18"),
+    ("\\boxed{18\u4e07}", "18\u4e07"),
 ]
 
 
@@ -72,6 +83,14 @@ def test_without_a_box_the_named_answer_or_the_last_formula_counts_unless_strict
 @pytest.mark.parametrize(("completion", "answer"), GSM8K)
 def test_gsm8k_takes_a_box_with_a_number_then_the_first_marked_then_the_last_number(completion, answer):
     assert final_answer(completion, "gsm8k") == answer
+
+
+@pytest.mark.parametrize("text", ["Wait, let me check again. ", "\n", "\\(", "\n|---|---|\n", "the ", "$1$" + " " * 40])
+@pytest.mark.parametrize("answer_format", ["math", "gsm8k"])
+def test_the_end_of_a_completion_that_loops_is_found_in_linear_time(text, answer_format):
+    """60,000 characters: by trying again from every place it would be minutes, and the test would not end."""
+    found = final_answer("So x = 5. " + text * (60_000 // len(text)), answer_format)
+    assert found in (None, "5", "1", "$1")
 
 
 def test_strict_gsm8k_takes_marked_numbers_only():

@@ -165,6 +165,15 @@ def test_traces_of_test_problems_are_left_out_and_counted():
         ("f'(2)", "f(2)", False),
         ("5-3", "5+3", False),
         ("1,20 or 3", "120 or 3", False),
+        ("has 1,200, and", "has 1200, and", True),
+        ("(1,200 men) sit", "(1200 men) sit", True),
+        ("\ufeffTom\u200b sits", "tom sits", True),
+        ("**Question 3:** How many?", "how many", True),
+        ("1. How many?\nAnswer:", "how many", True),
+        ("What is $2+2$?", "What is 2+2?", True),
+        ("1\u00bd cups", "1 1/2 cups", True),
+        ("1\u00bd cups", "11/2 cups", False),
+        ("2**3", "23", False),
     ],
 )
 def test_copies_of_a_question_are_told_from_other_questions(one, other, same):

@@ -129,19 +129,9 @@ def test_a_gsm8k_gold_may_be_the_worked_solution():
 
 
 SEVERAL = ["1:3", "5 hours 30 minutes", "25 cm2", "5 or 6", "#### 5 hours 30 minutes", "five 5"]
-CHANGED = [
-    "5\u00b2",
-    "5^2",
-    "\u221a2",
-    "\\frac12",
-    "5 dozen",
-    "2 and a half",
-    "5 tenths",
-    "5 squared",
-    "half of 5",
-    "5!",
-]
-CHANGED += ["minus 5", "at least 5", "|-5|", "sqrt(5)", "5\u03c0", "2x", "5k", "$5 M", "5 bn", "5 \u4e07"]
+CHANGED = ["5\u00b2", "5^2", "\u221a2", "5 (thousand)", "5 dozen", "2 and a half", "5 tenths", "5 squared", "5!"]
+CHANGED += ["minus 5", "half of 5", "at least 5", "|-5|", "sqrt(5)", "5\u03c0", "2x", "5k", "$5 M", "5 bn", "5 \u4e07"]
+CHANGED += ["0.33...", "0.3 recurring", "5 doubled", "5-fold", "5 negative", "101 in binary", "5 mln", "5 MM"]
 CHANGED += ["#### 3 dozen", "#### 25 and a half", "\\boxed{5 dozen}", "1e999999999"]
 
 
@@ -165,8 +155,22 @@ NUMBERS = [
     "**5**",
     "5 (five)",
 ]
+NUMBERS += ["\\(42\\)", "$$42$$", "\\mathbf{5}", "90^\\circ", "x = 42", "Ans: 42", "So the answer is 5", "5 eggs!"]
 UNITS = ["10 km", "12 keys", "4 tents", "15 sixth graders"]  # whose letters begin like those of a number word
-UNITS += ["5g", "5 L", "5 m\u00b2", "5\\text{ cm}", "50\\%", "US$5", "Rs. 5", "\u20ac5", "5 a.m.", "60 km/h"]
+UNITS += [
+    "5g",
+    "5 L",
+    "5 m^2",
+    "5 m\u00b2",
+    "5\\text{ cm}",
+    "50\\%",
+    "US$5",
+    "Rs. 5",
+    "\u20ac5",
+    "5 a.m.",
+    "60 km/h",
+    "18\u5143",
+]
 
 
 @pytest.mark.parametrize("gold", NUMBERS + UNITS)
