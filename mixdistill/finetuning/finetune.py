@@ -111,7 +111,7 @@ def finetune(
         "train": data_fingerprint(train),
         "lora": {"r": lora.r, "alpha": lora.scaled_alpha} if lora else None,
         "lr": arguments.number("lr", default_lr(student, lora) if lr is None else lr, above=0),
-        "epochs": arguments.whole("epochs", epochs),
+        "epochs": arguments.whole("epochs", epochs, high=10_000),
         "batch_size": arguments.whole("batch_size", batch_size),
         "max_tokens": arguments.whole("max_tokens", max_tokens, optional=True),
         "too_long": arguments.choice("too_long", too_long, ("error", "drop")),

@@ -256,7 +256,7 @@ class Arm:
         choice("easy", self.easy, PARTS)
         if self.lr is not None:
             number("lr", self.lr, above=0)
-        whole("epochs", self.epochs, optional=True)
+        whole("epochs", self.epochs, high=10_000, optional=True)
         whole("n_train", self.n_train, optional=True)
 
 
