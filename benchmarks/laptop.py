@@ -168,7 +168,7 @@ def choose_rates(
         others = [one["epochs"].ne(scale.epochs) | one["lr"].eq(own.lr) for one in tables]
         tables = [one[~(one["family"].isin(families) & same)] for one, same in zip(tables, others, strict=True)]
         tables.append(found.assign(**facts))
-        pd.concat(tables).round(6).to_csv(out / "rates.csv", index=False)
+        pd.concat(tables).round({"accuracy": 6, "loss": 6}).to_csv(out / "rates.csv", index=False)
     os.environ["MIXDISTILL_DATA"] = str(traces.absolute())
 
 

@@ -43,8 +43,11 @@ VALUE = re.compile(
     rf"(?: ?(?P<scale>{'|'.join(SCALES)}))?",
     re.I,
 )
-# A Chinese unit behind a number, and none that changes it.
-CHINESE = "[\u4e00-\u9fff]{1,4}(?<![\u4e07\u4ebf\u5343\u767e\u5341\u534a\u500d\u6298\u5206\u89d2])\u3002?"
+# A Chinese unit behind a number: no factor (ten thousand, half, ...) in it; a thousand in kilograms and the like only.
+CHINESE = (
+    "(?:(?![\u4e07\u842c\u4ebf\u5104\u767e\u5341\u534a\u500d\u6298\u6210\u6253]|\u5343(?![\u514b\u7c73\u74e6\u5361]))"
+    "[\u4e00-\u9fff]){1,4}(?<![\u5206\u89d2])\u3002?"
+)
 # A counted noun behind a number, such as `red apples` or `cups of tea`, and words that are none: 5 lakh, 5 or more.
 NOUN = re.compile(r"(?:[a-z]+ )*(?:[a-z]+(?<!s)s|people|(?:wo)?men|children|feet|fish|sheep)(?: of [a-z ]+)?")
 DIGIT_WORD = (
@@ -78,21 +81,25 @@ LEAD = re.compile(
 # 0.33... is no 0.33.
 REST = re.compile(r"(?!\s?\.\.)(?:[^\W\d_]|[\s.,;:()\[\]'\"/%$\u20ac\u00a3\u00a5\u20b9\u00a2\u00b0*-])*")
 CHANGES = re.compile(
-    rf"\b(?:{NUMBER_WORD}|half|halves|quarters?|thirds?|{ORDINAL}ths?(?! [a-z])|or|to|nor|plus|minus|times|divided|"
-    r"multiplied|squared|cubed|factorial|pi|[mb]n|[mb]il|mln|mio|mill|milliards?|tril|tn|tsd|(?-i:MM)|gross|fold|doubled|"
-    r"halved|tripled|twice|negative|debt|roots?|reciprocal|inverse|binary|octal|hex\w*|recurring|repeating)\b",
+    rf"[\u4e00-\u9fff]|\b(?:{NUMBER_WORD}|half|halves|quarters?|thirds?|{ORDINAL}(?:ths|th(?! (?!of\b)[a-z]))|or|to|"
+    r"nor|plus|minus|times|divided|multiplied|squared|cubed|factorial|pi|[mb]n|[mb]il|mln|mio|mill|milliards?|tril|tn|tsd|"
+    r"(?-i:MM)|gross|fold|doubled|halved|tripled|twice|negative|debt|roots?|reciprocal|inverse|binary|octal|hex\w*|"
+    r"recurring|repeating)\b",
     re.I,
 )
-LETTER = re.compile(r"(?<![^\W\d_])(?!\d|_|[LghlmsJNCF]\b|(?<=\s)a[ .])\w(?![^\W_])")  # alone, no unit, no `a day`
+# A letter alone that is no unit, and not that of `5 a day`.
+LETTER = re.compile(r"(?<![^\W\d_])(?!\d|_|[LghlmsJNCF]\b|(?<=\s)(?:a[ .]|p\.))\w(?![^\W_])")
 LOOK = (  # what only changes how a gold answer looks
     (r"\\(?:text|mathrm)\s*\{([^{}]*)\}", r" \1"),
+    (r"(?<=\d)(?=\\[dt]?frac)", " "),
+    (r"\\[dt]?frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}", r"\1/\2"),
     (r"\\[()\[\]]|\$\$|\\(?:math|text)bf|[{}`_\u201c\u201d]|\\[,;: ]|\^ ?\{?\\circ\}?|\\(?=%)|(?<=[A-Za-z])!+$", " "),
     (r"^\s*\u2013(?=\d)", "-"),
     (r"(?<=[A-Za-z])\.(?=\d)", ". "),  # Rs.5 is not .5
     (rf"(?<=\d) ?{CHINESE}$", ""),
     (r"\s+", " "),
 )
-UNIT_POWER = re.compile(r"(?<=[A-Za-z}]) ?(?:\^ ?\{?[23]\}?(?!\d)|[\u00b2\u00b3])")
+UNIT_POWER = re.compile(r"(?:(?<=[A-Za-z])|(?<=[A-Za-z]\})) ?(?:\^ ?\{?[23]\}?(?!\d)|[\u00b2\u00b3])")
 
 
 def final_answer(response: str, answer_format: str, strict: bool = False) -> str | None:
@@ -206,8 +213,8 @@ def gold_number(text: str) -> str | None:
     """
     marked = re.search(r"####\s*([^\n]*)", text)
     said = _last_box(text) if "\\boxed" in text else f"# {marked[1]}" if marked else text
-    if said is None or number_value(said) is not None:
-        return said and said.strip()
+    if not said or number_value(said) is not None:  # "" is a box that never closes
+        return said.strip() if said else None
     plain = UNIT_POWER.sub("", said.replace("{,}", ","))
     for pattern, written in LOOK:
         plain = re.sub(pattern, written, plain)
@@ -216,6 +223,9 @@ def gold_number(text: str) -> str | None:
         return None if marked else said
     before, _, after = plain.partition(numbers[0])
     after = re.sub(rf"^ ?\((?:{DIGIT_WORD}[- ]?)+\)", "", after, flags=re.I)  # 5 (five)
+    money = re.search(r"[$\u20ac\u00a3\u00a5\u20b9]|\b(?:Rs|INR|USD|EUR|GBP)\b", before + numbers[0], re.I)
+    if money and re.match(r" ?[b-zA-Z]\b", after):  # $5m are millions, though 5 m is a length
+        return None
     kept = len(numbers) == 1 and LEAD.fullmatch(before) and REST.fullmatch(after)
     return numbers[0].strip() if kept and not CHANGES.search(after) and not LETTER.search(after) else None
 

@@ -78,7 +78,8 @@ class Benchmark:
     def gold(self, value: object) -> str:
         """The gold answer in a value of the column `answer`; empty if it holds none."""
         if isinstance(value, list):  # OlympiadBench: as published, with its `$`, without its unit
-            return ", ".join(str(answer).strip() for answer in value if not flaw(answer, numbers=True))
+            known = not any(flaw(answer, numbers=True) for answer in value)
+            return ", ".join(str(answer).strip() for answer in value) if known else ""
         if flaw(value, numbers=True):
             return ""
         if self.solved and self.answer_format == "gsm8k":  # one that cannot be read is refused with its row, later
@@ -179,7 +180,7 @@ def load_problems(
     if len(set(ids)) < len(ids):
         raise ValueError(f"{source!r} has {len(ids)} problems of {len(set(ids))} different ids: give each its own")
     if answer_format == "gsm8k" and (
-        words := [row for row, answer in enumerate(answers) if answer and not re.search(NUMBER, answer)]
+        words := [row for row, one in enumerate(answers) if one and not re.search(NUMBER, gold_number(one) or "")]
     ):
         what = f"{len(words)} of {len(answers)} gold answers of {source!r} hold no number, such as"
         warnings.warn(f"{what} {shown(answers[words[0]])}: no answer of this format equals them", stacklevel=2)
@@ -238,7 +239,7 @@ def plain_question(question: str) -> str:
     signs of formulas, how quotes, dashes, powers, fractions and thousands are written, a heading such as `Question 3:`,
     a number before it, `Answer:` behind it."""
     plain = "".join(char for char in question if unicodedata.category(char) != "Cf")
-    plain = re.sub(r"(?<!\d)\*\*|\*\*(?!\d)|\\?\$|\\[()\[\]]", "", plain)
+    plain = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])|\\?\$|\\[()\[\]]", "", plain)
     plain = re.sub("([\u00b2\u00b3\u00b9\u2070-\u2079]+)", r"^\1", plain)  # 2^5 is not 25
     plain = re.sub("(?<=\\d)(?=[\xbc-\xbe\u2150-\u215e])", " ", plain)  # nor 1 1/2 11/2
     plain = unicodedata.normalize("NFKC", plain).casefold().replace("\u2044", "/")

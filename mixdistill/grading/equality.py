@@ -28,7 +28,7 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"\\\\(?=[A-Za-z]{2})", r"\\"),
     (r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\,)\s*(?=\d{3}(?!\d))|\\!|\\(?=%)", ""),
     (r"\\(?:left|right)(?![A-Za-z])\.?|\\(?:[bB]igg?[lr]?|(?:display|text)style|[lL]arge|[hH]uge)(?![A-Za-z])", ""),
-    (r"\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}"),
+    (r"(?<![\^_}\]A-Za-z\\])\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}"),
     (r"\\(?:math)?(?:bf|rm)(?![A-Za-z]|\s*\{)|\\checkmark", ""),
     (r"\\lbrace(?![A-Za-z])", r"\\{"),
     (r"\\rbrace(?![A-Za-z])", r"\\}"),
@@ -86,7 +86,7 @@ METRIC = "^(?:(m)illi|(c)enti|(k)ilo)?(?:(m)et(?:er|re)|(g)ram|(l)it(?:er|re))$"
 NUMERIC = r"(?:[\d\s.:+\-*/^(){}]|\\(?:frac|sqrt|pi|cdot|times)(?![A-Za-z]))*?"
 WORDS = re.compile(r"[A-Za-z\s.,'-]*[A-Za-z]{3}[A-Za-z\s.,'-]*|[Nn][Oo]")
 COMMON = {"yes", "no", "true", "false", "even", "odd", "none", "all", "both", "never", "east", "west", "red", "blue"}
-CAPITALS = re.compile(r"\s*\$?\s*\\text\s*\{\s*[A-Z]{2,}\s*\}\s*\$?\s*")
+CAPITALS = re.compile(r"\s*\$?\s*\\(?:text(?:bf|it|rm|tt|sf|normal)?|mathrm|mbox)\s*\{\s*[A-Z]{2,}\s*\}\s*\$?\s*")
 # Letters that are a word and no product: `ab` and `xyz` are products.
 WORD = re.compile(r"(?=.*[aeiou])[A-Za-z]{3,}|no|on|is|in|of|to|at|by|an|or|if|so|up|as|be|do|go|we|us|it")
 # What an equation may name: x, x_1, AB, f(x), (p, q), \angle ABC, |AB|, A:B; but no function of a name, such as \sec x.

@@ -249,6 +249,13 @@ def test_answers_of_gsm8k_are_numbers_in_digits(tmp_path):
         Problem("p/0", "1+1?", "10:45", "", "p", "gsm8k")
 
 
+def test_gsm8k_golds_without_a_number_are_counted_in_a_warning(tmp_path):
+    golds = ("5", "yes", "2 + 2 = 4, so \\boxed{yes}")
+    file = write_jsonl(tmp_path / "t.jsonl", [{"question": f"q{gold}", "answer": gold} for gold in golds])
+    with pytest.warns(UserWarning, match="2 of 3 gold answers of .* hold no number, such as 'yes'"):
+        assert len(load_problems(file, answer_format="gsm8k")) == 3
+
+
 def test_ids_may_be_integers_and_0_and_no_two_are_equal(tmp_path):
     rows = [{"question": "q", "answer": 5, "id": 0}, {"question": "r", "answer": 6, "id": 1}]
     file = write_jsonl(tmp_path / "t.jsonl", rows)

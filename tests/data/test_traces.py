@@ -174,6 +174,8 @@ def test_traces_of_test_problems_are_left_out_and_counted():
         ("1\u00bd cups", "1 1/2 cups", True),
         ("1\u00bd cups", "11/2 cups", False),
         ("2**3", "23", False),
+        ("2**n", "2n", False),
+        ("x**2", "x2", False),
     ],
 )
 def test_copies_of_a_question_are_told_from_other_questions(one, other, same):

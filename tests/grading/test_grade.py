@@ -132,6 +132,16 @@ SEVERAL = ["1:3", "5 hours 30 minutes", "25 cm2", "5 or 6", "#### 5 hours 30 min
 CHANGED = ["5\u00b2", "5^2", "\u221a2", "5 (thousand)", "5 dozen", "2 and a half", "5 tenths", "5 squared", "5!"]
 CHANGED += ["minus 5", "half of 5", "at least 5", "|-5|", "sqrt(5)", "5\u03c0", "2x", "5k", "$5 M", "5 bn", "5 \u4e07"]
 CHANGED += ["0.33...", "0.3 recurring", "5 doubled", "5-fold", "5 negative", "101 in binary", "5 mln", "5 MM"]
+CHANGED += [
+    "5\u4e07\u5143",
+    "5\u842c",
+    "It is \\boxed{5",
+    "$5m",
+    "\u20ac5 m",
+    "3 fifths of the class",
+    "1 tenth of a mile",
+]
+CHANGED += ["{2}^3", "\\frac{1}{2}^2"]
 CHANGED += ["#### 3 dozen", "#### 25 and a half", "\\boxed{5 dozen}", "1e999999999"]
 
 
@@ -157,6 +167,7 @@ NUMBERS = [
 ]
 NUMBERS += ["\\(42\\)", "$$42$$", "\\mathbf{5}", "90^\\circ", "x = 42", "Ans: 42", "So the answer is 5", "5 eggs!"]
 UNITS = ["10 km", "12 keys", "4 tents", "15 sixth graders"]  # whose letters begin like those of a number word
+UNITS += ["$\\frac{3}{10}$", "5 p.m."]
 UNITS += [
     "5g",
     "5 L",
