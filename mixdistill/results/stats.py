@@ -77,7 +77,7 @@ def gap(items: pd.DataFrame, baseline: pd.DataFrame) -> Estimate:
 
     Raises ValueError where `problem_table` does, or if the two are not about the same seeds and problems.
     """
-    return _gap(_side(items), _side(baseline))
+    return _gap(replicates(items), replicates(baseline))
 
 
 def two_way_mean(benchmarks: Sequence[np.ndarray]) -> Estimate:
@@ -126,15 +126,15 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
     require(items, *keys, "recipe")
     for name, group in items.groupby(keys, sort=False, dropna=False):
         of = {str(recipe): part for recipe, part in group.groupby("recipe", sort=False)}
-        sides = {recipe: _side(part) for recipe, part in of.items()}
+        tables = {recipe: replicates(part) for recipe, part in of.items()}
         rates = {recipe: _rates(part) for recipe, part in of.items()}
-        means = pd.Series({recipe: _by_base(table).mean() for recipe, (table, _) in sides.items()})
+        means = pd.Series({recipe: _by_base(table).mean() for recipe, table in tables.items()})
         for contrast, (left, rights) in CONTRASTS.items():
             if {left, *rights} <= of.keys():
                 right = str(means[rights].idxmax())
                 more = (rates[left] - rates[right]).rename({"mean_tokens": "tokens"}).add_prefix("diff_")
                 facts = dict(zip(keys, name, strict=True)) | {"contrast": contrast}
-                delta = _gap(sides[left], sides[right])
+                delta = _gap(tables[left], tables[right])
                 rows.append(facts | delta.columns("delta") | counts(of[left]) | more.to_dict())
     if not rows:
         pairs = "; ".join(f"{left} and {rights[0]}" for left, rights in CONTRASTS.values() if len(rights) == 1)
@@ -157,17 +157,17 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
     sizes = items.groupby("student")["params"].first()
     x = np.log10(sizes.map(lambda size: number("params", size, above=0)))
     of, rows = dict(tuple(items.groupby(["student", "recipe"]))), []
-    sides = {key: _side(part) for key, part in of.items()} if x.nunique() > 1 else {}
+    tables = {key: replicates(part) for key, part in of.items()} if x.nunique() > 1 else {}
     for contrast, (left, rights) in CONTRASTS.items() if x.nunique() > 1 else ():
         if len(rights) > 1 or not all((student, recipe) in of for student in x.index for recipe in (left, *rights)):
             continue
         weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-        pairs = {student: (sides[student, left], sides[student, rights[0]]) for student in x.index}
-        tables = [_differences(*pair) * weights[student] for student, pair in pairs.items()]
-        problems = sum(table.mean() for table in tables).to_frame().T
+        pairs = [(tables[student, left], tables[student, rights[0]]) for student in x.index]
+        weighted = [_differences(*pair) * weight for pair, weight in zip(pairs, weights, strict=True)]
+        problems = sum(table.mean() for table in weighted).to_frame().T
         most = weights.abs().sum()  # the slope of a problem on which every student's difference is as large as can be
         padded = two_way_mean(_by_benchmark(problems, -most, most))
-        bases = [_by_base(table) for table in tables if len(table) > 1]
+        bases = [_by_base(table) for table in weighted if len(table) > 1]
         variances = [padded.se**2, *(means.var(ddof=1) / len(means) for means in bases)]
         slope = _t_interval(_by_base(problems).mean(), variances, [padded.df, *(len(means) - 1 for means in bases)])
         n_bases = sum(counts(of[student, left])["n_bases"] for student in x.index)
@@ -249,7 +249,9 @@ def paper_table(items: pd.DataFrame) -> pd.DataFrame:
 
 def replicates(items: pd.DataFrame) -> pd.DataFrame:
     """`problem_table` with the seeds of one base averaged [bases, ...]; without several bases as it is [seeds, ...]."""
-    return base_means(problem_table(items), items)
+    table = base_means(problem_table(items), items)
+    table.attrs["seeds"] = sorted(items["seed"].unique())
+    return table
 
 
 def base_means(table: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
@@ -297,23 +299,16 @@ def require(items: pd.DataFrame, *columns: str | int) -> None:
         raise ValueError(f"the table lacks {', '.join(missing)}, it has {', '.join(map(str, items))}: add them")
 
 
-Side = tuple[pd.DataFrame, set]  # of a gap: `replicates`, and the seeds behind them
-
-
-def _side(items: pd.DataFrame) -> Side:
-    return replicates(items), set(items["seed"])
-
-
-def _gap(side: Side, other: Side) -> Estimate:
-    table = _differences(side, other)
+def _gap(left: pd.DataFrame, right: pd.DataFrame) -> Estimate:
+    table = _differences(left, right)
     padded = two_way_mean(_by_benchmark(table, -1, 1))
     return _t_interval(_by_base(table).mean(), [padded.se**2], [padded.df])
 
 
-def _differences(side: Side, other: Side) -> pd.DataFrame:
-    (left, seeds), (right, other_seeds) = side, other
-    if not (seeds == other_seeds and left.index.equals(right.index) and left.columns.equals(right.columns)):
-        sizes = f"{left.shape[0]} x {left.shape[1]} against {right.shape[0]} x {right.shape[1]}"
+def _differences(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
+    same_seeds = left.attrs["seeds"] == right.attrs["seeds"]
+    if not (same_seeds and left.index.equals(right.index) and left.columns.equals(right.columns)):
+        sizes = " against ".join(f"{table.shape[0]} x {table.shape[1]}" for table in (left, right))
         raise ValueError(f"a gap needs the same seeds, bases and problems on both sides: here bases x problems {sizes}")
     return left - right
 
