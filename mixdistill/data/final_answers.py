@@ -69,17 +69,17 @@ NO_NOUN = re.compile(
     r"below|above|under|at|between|divided|multiplied|with|by|to|in)\b"
 )
 
-
+MONEY = "$\u20ac\u00a3\u00a5\u20b9"
 # A gold answer around its number. Before it may stand a sign of money or what names an answer; behind it a unit or what
 # is counted, but no word that makes another number of it (5 dozen, 2 and a half), no variable and no factor (2x, 5 M).
 LEAD = re.compile(
     r"[\s*:=(#~\"'\[,]*(?:(?:the|final|answer|ans|result|total|is|it|so|thus|hence|therefore|exactly|only|"
     r"[a-z](?= ?[=:]))\b[\s*:=(,]*)*"
-    r"(?:US|AU|CA|HK|NZ|Rs\.?|INR|USD|EUR|GBP|[\u20ac\u00a3\u00a5\u20b9])?\s*",
+    rf"(?:US|AU|CA|HK|NZ|Rs\.?|INR|USD|EUR|GBP|[{MONEY}])?\s*",
     re.I,
 )
 # 0.33... is no 0.33.
-REST = re.compile(r"(?!\s?\.\.)(?:[^\W\d_]|[\s.,;:()\[\]'\"/%$\u20ac\u00a3\u00a5\u20b9\u00a2\u00b0*-])*")
+REST = re.compile(rf"(?!\s?\.\.)(?:[^\W\d_]|[\s.,;:()\[\]'\"/%{MONEY}\u00a2\u00b0*-])*")
 CHANGES = re.compile(
     rf"[\u4e00-\u9fff]|\b(?:{NUMBER_WORD}|half|halves|quarters?|thirds?|{ORDINAL}(?:ths|th(?! (?!of\b)[a-z]))|or|to|"
     r"nor|plus|minus|times|divided|multiplied|squared|cubed|factorial|pi|[mb]n|[mb]il|mln|mio|mill|milliards?|tril|tn|tsd|"
@@ -223,7 +223,7 @@ def gold_number(text: str) -> str | None:
         return None if marked else said
     before, _, after = plain.partition(numbers[0])
     after = re.sub(rf"^ ?\((?:{DIGIT_WORD}[- ]?)+\)", "", after, flags=re.I)  # 5 (five)
-    money = re.search(r"[$\u20ac\u00a3\u00a5\u20b9]|\b(?:Rs|INR|USD|EUR|GBP)\b", before + numbers[0], re.I)
+    money = re.search(rf"[{MONEY}]|\b(?:Rs|INR|USD|EUR|GBP)\b", before + numbers[0], re.I)
     if money and re.match(r" ?[b-zA-Z]\b", after):  # $5m are millions, though 5 m is a length
         return None
     kept = len(numbers) == 1 and LEAD.fullmatch(before) and REST.fullmatch(after)

@@ -82,9 +82,11 @@ class Benchmark:
             return ", ".join(str(answer).strip() for answer in value) if known else ""
         if flaw(value, numbers=True):
             return ""
-        if self.solved and self.answer_format == "gsm8k":  # one that cannot be read is refused with its row, later
+        if self.solved and self.answer_format == "gsm8k":
             found = gold_number(str(value))
-            return str(value).strip() if found is None else found if re.search(r"\d", found) else ""
+            if found is None:
+                return str(value).strip()  # refused with its row, later
+            return found if re.search(NUMBER, found) else ""
         if self.solved:
             return final_answer(str(value), self.answer_format, strict=True) or ""
         # AMC's number 27.0 is 27; AIME's text `033` stays as it is, the grader knows.
@@ -170,7 +172,9 @@ def load_problems(
         golds = [_plain(value) if answer_format == "gsm8k" else value for value in table[names["answer"]]]
         answers = texts(golds, what, numbers=True)
         of_row = "" if "id" in names else f"{name}/"
-    unread = [row for row, one in enumerate(answers) if answer_format == "gsm8k" and one and gold_number(one) is None]
+    numbers = [gold_number(one) if one else "" for one in answers] if answer_format == "gsm8k" else []
+    unread = [row for row, number in enumerate(numbers) if number is None]
+    words = [row for row, number in enumerate(numbers) if number and not re.search(NUMBER, number)]
     if unread:
         where = f"{len(unread)} of {len(answers)} rows (the first: {unread[:5]}), such as {shown(answers[unread[0]])}"
         raise ValueError(f"{what}: no one number is read in {where}: {ONE_NUMBER}")
@@ -179,9 +183,7 @@ def load_problems(
     ids = texts(given.get("id", [str(row) for row in range(len(questions))]), f"the ids of {source!r}", numbers=True)
     if len(set(ids)) < len(ids):
         raise ValueError(f"{source!r} has {len(ids)} problems of {len(set(ids))} different ids: give each its own")
-    if answer_format == "gsm8k" and (
-        words := [row for row, one in enumerate(answers) if one and not re.search(NUMBER, gold_number(one) or "")]
-    ):
+    if words:
         what = f"{len(words)} of {len(answers)} gold answers of {source!r} hold no number, such as"
         warnings.warn(f"{what} {shown(answers[words[0]])}: no answer of this format equals them", stacklevel=2)
     without = [row for row, answer in enumerate(answers) if not answer]

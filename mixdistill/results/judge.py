@@ -62,7 +62,7 @@ def judge(
     arguments.whole("batch_size", batch_size)
     arguments.flag("progress", progress)
     arguments.flag("thinking", thinking, optional=True)
-    judging = as_run(model, revision)
+    run = as_run(model, revision)
     doubted = ~scores.items["correct"].astype(bool) & scores.items["answer"].notna()
     asked = scores.items.loc[doubted, ["question", "gold", *ANSWER]].drop_duplicates(ANSWER)
     verdicts = asked[ANSWER].assign(verdict=None)
@@ -72,12 +72,7 @@ def judge(
             for at, row in enumerate(asked.to_dict("records"))
         ]
         replies = evaluate(
-            judging,
-            questions,
-            max_new_tokens=MAX_NEW_TOKENS,
-            thinking=thinking,
-            batch_size=batch_size,
-            progress=progress,
+            run, questions, max_new_tokens=MAX_NEW_TOKENS, thinking=thinking, batch_size=batch_size, progress=progress
         )
         assert replies is not None  # as always without stored_only
         verdicts["verdict"] = replies.items["response"].map(verdict_of).to_numpy()

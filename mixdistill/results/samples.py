@@ -65,11 +65,9 @@ def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> list[flo
 def _votes(items: pd.DataFrame) -> pd.DataFrame:
     """One row a seed and problem; column k holds maj@k."""
     keys = ["seed", "benchmark", "problem_id"]
+    items = items.assign(answer=items["answer"].map(str, na_action="ignore"))  # numbers, where they come from a CSV
     rows = []
     for key, group in items.sort_values("sample", kind="stable").groupby(keys, sort=False):
-        answers = [
-            None if pd.isna(answer) else str(answer) for answer in group["answer"]
-        ]  # numbers, if read from a CSV
-        scores = majority(answers, group["correct"].tolist())
+        scores = majority(group["answer"].tolist(), group["correct"].tolist())
         rows.append(dict(zip(keys, key, strict=True)) | {"sample": 0} | dict(enumerate(scores, start=1)))
     return pd.DataFrame(rows)
