@@ -24,6 +24,8 @@ from typing import cast
 from mixdistill.arguments import choice, flag, shown
 from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, gold_number, number_value
 
+# Raised whenever the same completion may get another grade than before: stored ones are graded anew.
+GRADING_VERSION = 1
 SECONDS = 4.0  # of processor time for the comparison of one answer; twice as much by the clock
 MAX_CHARS = 2000  # no final answer is that long; longer ones are equal only if they are the same text
 N_WORKERS = min(8, os.cpu_count() or 1)

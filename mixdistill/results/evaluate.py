@@ -21,11 +21,11 @@ from mixdistill.finetuning.finetune import TRAINING_VERSION
 from mixdistill.generation.generate import Completion, check_engine, complete, default_engine, length_sorted_batches
 from mixdistill.generation.sampling import Sampling
 from mixdistill.generation.vllm_engine import Complete, open_vllm
-from mixdistill.grading.grade import Grade, grade_all
+from mixdistill.grading.grade import GRADING_VERSION, Grade, grade_all
 from mixdistill.results import stats
 from mixdistill.runs import Run
 
-# Raised whenever the same evaluation would give another result than before (rendering, decoding, grading).
+# Raised whenever the same evaluation would give other completions than before (rendering, decoding).
 EVALUATION_VERSION = 3
 # Prompts decoded, graded and stored at a time: what a kill can cost, against waiting for each batch's longest answer.
 BATCH_SIZE = {"static": 256, "vllm": 1024}
@@ -80,7 +80,8 @@ def evaluate(
     progress: bool = True,
     stored_only: bool = False,
 ) -> Scores | None:
-    """Evaluate a run, or an untouched student; an evaluation that the store already holds is read from it.
+    """Evaluate a run, or an untouched student; an evaluation that the store already holds is read from it. Completions
+    that an older version of the rules has graded are graded anew, which is said and stored.
 
     Arguments:
         run: what `finetune` returned; a run's folder, in the store or in a copy; or an untouched student as in
@@ -128,7 +129,7 @@ def evaluate(
     how = {"engine": engine, "batch_size": batch_size, "thinking": thinking}
     owner = f"{runs.run_key(run.config)}/{folder.name}"  # of the rows: this run and this evaluation
     runs.once(folder, "scores.json", partial(_evaluate, run, problems, config, folder, owner, how, progress))
-    return _read_scores(folder, config, owner)
+    return _read_scores(problems, config, folder, owner)
 
 
 def untouched(student: str | Path, revision: str | None = None) -> Run:
@@ -203,27 +204,28 @@ def _evaluate(
     if not run.trained:
         with files.lock(run.folder):
             runs.start(run)
-    files.write_json(path, config | {"engine": engine, "batch_size": batch_size, "thinking": how["thinking"]})
     rows = files.read_rows(file, owner)
     done = len(rows) // batch_size if len(rows) < len(requests) else len(batches)
     rows = rows[: done * batch_size]
+    if how.get("grading") != GRADING_VERSION:
+        rows = _graded_anew(rows, problems, config)
     files.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further batch
+    began = {"engine": engine, "batch_size": batch_size, "thinking": how["thinking"], "grading": GRADING_VERSION}
+    files.write_json(path, config | began)
     for number, batch in enumerate(batches[done:], start=done + 1):
         files.tell(f"answer {len(rows)} of {len(requests)}")
         batch_problems, batch_prompts, samples = zip(*(requests[at] for at in batch), strict=True)
         seeds = [sampling.seed_of(p.source, p.id, sample) for p, sample in zip(batch_problems, samples, strict=True)]
         completions = complete_batch(batch_prompts, room, sampling, seeds=seeds, progress=progress)
-        grades = _graded(batch_problems, completions, "<think>" if "opens_thinking" in config else "")
+        grades = _graded(batch_problems, [completion.response for completion in completions], config)
         results = zip(batch, completions, grades, strict=True)
         new = [_row(at, *requests[at], completion, grade) for at, completion, grade in results]
         files.append_rows(file, new, owner, at=len(rows))
         rows += new
         if progress:
             print(f"{run.folder.name}: {number}/{len(batches)} batches decoded", flush=True)
-    scores = _scores(folder, rows)
-    summary = {row.pop("benchmark"): row for row in scores.table().to_dict("records")}
     files.write_json(folder / "manifest.json", {"max_new_tokens": room} | runs.machine())
-    return {"accuracy": scores.accuracy, "benchmarks": summary}
+    return _summary(_scores(folder, rows))
 
 
 def _open(run: Run, engine: str) -> tuple[PreTrainedTokenizerBase, int, Complete]:
@@ -240,14 +242,22 @@ def _open(run: Run, engine: str) -> tuple[PreTrainedTokenizerBase, int, Complete
     return open_vllm(student_source(run.student), commit, trained, lora["r"] if lora else 0)
 
 
-def _graded(problems: Sequence[Problem], completions: Sequence[Completion], opened: str) -> list[Grade]:
+def _graded(problems: Sequence[Problem], responses: Sequence[str], config: Record) -> list[Grade]:
     """The grades of completions, behind what their prompts have opened."""
+    opened = "<think>" if "opens_thinking" in config else ""
     grades: dict[int, Grade] = {}  # by place
     for answer_format in {problem.answer_format for problem in problems}:
         places = [at for at, problem in enumerate(problems) if problem.answer_format == answer_format]
-        responses, golds = [opened + completions[at].response for at in places], [problems[at].answer for at in places]
-        grades |= zip(places, grade_all(responses, golds, answer_format), strict=True)
+        texts, golds = [opened + responses[at] for at in places], [problems[at].answer for at in places]
+        grades |= zip(places, grade_all(texts, golds, answer_format), strict=True)
     return [grades[at] for at in range(len(problems))]
+
+
+def _graded_anew(rows: list[Record], problems: list[Problem], config: Record) -> list[Record]:
+    """Stored rows with the grades that today's rules give."""
+    asked = [problems[row["index"] // config["sampling"]["n"]] for row in rows]
+    grades = _graded(asked, [row["response"] for row in rows], config)
+    return [row | asdict(grade) for row, grade in zip(rows, grades, strict=True)]
 
 
 def _row(at: int, problem: Problem, prompt: Sequence[int], sample: int, completion: Completion, grade: Grade) -> Record:
@@ -264,15 +274,40 @@ def _read_config(folder: Path, config: Record) -> Record:
     return stored
 
 
-def _read_scores(folder: Path, config: Record, owner: str) -> Scores:
-    _read_config(folder, config)
+def _read_scores(problems: list[Problem], config: Record, folder: Path, owner: str) -> Scores:
+    stored = _read_config(folder, config)
     rows, n = files.read_rows(folder / "generations.jsonl", owner), config["n_problems"] * config["sampling"]["n"]
     if len(rows) != n:
         raise files.damaged(folder / "generations.jsonl", f"row {len(rows) + 1} of {n} is missing or was changed")
+    if stored.get("grading") != GRADING_VERSION:
+        return _store_anew(folder, stored, rows, _graded_anew(rows, problems, config), owner)
     scores, accuracy = _scores(folder, rows), files.read_json(folder / "scores.json").get("accuracy")
     if not isinstance(accuracy, float) or not math.isclose(accuracy, scores.accuracy):
         raise files.damaged(folder / "scores.json", f"its accuracy is {accuracy}, that of the rows {scores.accuracy}")
     return scores
+
+
+def _store_anew(folder: Path, stored: Record, before: list[Record], rows: list[Record], owner: str) -> Scores:
+    """Store rows with new grades, the version last, so that a killed process does it again."""
+    scores = _scores(folder, rows)
+    n_changed = sum(old["correct"] != new["correct"] for old, new in zip(before, rows, strict=True))
+    done = "stored"
+    try:
+        with files.lock(folder):
+            files.append_rows(folder / "generations.jsonl", rows, owner, at=0)
+            files.write_json(folder / "scores.json", _summary(scores))
+            files.write_json(folder / "config.json", stored | {"grading": GRADING_VERSION})
+    except OSError as error:  # of a store that can be read only
+        done = f"not stored ({error.strerror})"
+    if n_changed or done != "stored":
+        what = f"{len(rows)} answers graded by newer rules, {n_changed} otherwise than before, {done}"
+        print(f"{folder.parents[1].name}: {what}", flush=True)
+    return scores
+
+
+def _summary(scores: Scores) -> Record:
+    benchmarks = {row.pop("benchmark"): row for row in scores.table().to_dict("records")}
+    return {"accuracy": scores.accuracy, "benchmarks": benchmarks}
 
 
 def _scores(folder: Path, rows: list[Record]) -> Scores:

@@ -18,6 +18,7 @@ import papermill
 from mixdistill import files, runs
 from mixdistill.arguments import choice, number
 from mixdistill.finetuning.finetune import TRAINING_VERSION
+from mixdistill.grading.grade import GRADING_VERSION
 from mixdistill.results import stats
 from mixdistill.results.evaluate import EVALUATION_VERSION, Scores
 from mixdistill.study import cluster
@@ -169,7 +170,7 @@ def _notebook(name: str) -> Path:
 
 def _notebook_table(source: Path, combinations: Sequence[dict[str, Any]], on: str) -> pd.DataFrame:
     cells = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
-    jobs, rows, versions = {}, [], [TRAINING_VERSION, EVALUATION_VERSION]
+    jobs, rows, versions = {}, [], [TRAINING_VERSION, EVALUATION_VERSION, GRADING_VERSION]
     for given in combinations:
         named = [f"{name}={value}" for name, value in given.items()]
         hashed = files.key({"cells": cells, "given": given, "versions": versions})

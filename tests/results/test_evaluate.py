@@ -1,13 +1,15 @@
 import importlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 from conftest import write_jsonl
 
-from mixdistill import LoRA, Sampling, evaluate, finetune, load_problems, load_traces, open_run
+from mixdistill import LoRA, Sampling, evaluate, files, finetune, load_problems, load_traces, open_run
 from mixdistill.data.problems import Problem
+from mixdistill.grading.grade import Grade
 
 evaluation = importlib.import_module("mixdistill.results.evaluate")
 QUIET = {"progress": False}
@@ -56,6 +58,58 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_undisturbed(monkeypatch, tmp
     assert len(calls) == 4 + 4  # of 6 batches two were whole
     assert resumed.items.equals(undisturbed.items)
     assert (resumed.folder / "scores.json").read_text() == (undisturbed.folder / "scores.json").read_text()
+
+
+def all_right(responses, golds, answer_format):
+    """Newer rules, by which every answer is right."""
+    return [Grade(True, gold, "equal") for gold in golds]
+
+
+def test_newer_rules_grade_stored_answers_anew_and_say_so(monkeypatch, capsys):
+    ask = partial(evaluate, "pocket/xs", ["pocket/easy"], n=6, sampling=Sampling(temperature=1.0, n=2), **QUIET)
+    before = ask()
+    monkeypatch.setattr(evaluation, "load_trained", None)  # nothing is decoded again
+    monkeypatch.setattr(evaluation, "grade_all", all_right)
+    assert ask(stored_only=True).items.equals(before.items)
+    monkeypatch.setattr(evaluation, "GRADING_VERSION", 1000)
+    after = ask(stored_only=True)
+    n_wrong = sum(~before.items["correct"])
+    assert n_wrong
+    assert after.accuracy == 1
+    assert f"12 answers graded by newer rules, {n_wrong} otherwise than before, stored" in capsys.readouterr().out
+    graded = ["correct", "answer", "reason"]
+    assert after.items.drop(columns=graded).equals(before.items.drop(columns=graded))
+    assert list(after.items["answer"]) == list(after.items["gold"])
+    assert files.read_json(after.folder / "scores.json")["accuracy"] == 1
+    assert ask(stored_only=True).items.equals(after.items)
+    assert not capsys.readouterr().out
+
+
+def test_a_store_that_can_not_be_written_is_still_graded_by_newer_rules(monkeypatch, capsys):
+    before = evaluate("pocket/xs", ["pocket/easy"], n=4, **QUIET)
+    stored = {path: path.read_bytes() for path in before.folder.iterdir()}
+
+    def refuse(path, write):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(files, "replace", refuse)
+    monkeypatch.setattr(evaluation, "grade_all", all_right)
+    monkeypatch.setattr(evaluation, "GRADING_VERSION", 1000)
+    assert evaluate("pocket/xs", ["pocket/easy"], n=4, **QUIET).accuracy == 1
+    assert "otherwise than before, not stored (Read-only file system)" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in before.folder.iterdir()} == stored
+
+
+def test_an_evaluation_that_goes_on_under_newer_rules_is_graded_by_them(monkeypatch):
+    complete = evaluation.complete
+    first = [complete, None]
+    monkeypatch.setattr(evaluation, "complete", lambda *given, **how: first.pop(0)(*given, **how))
+    with pytest.raises(TypeError):  # in the second of two batches
+        evaluate("pocket/xs", ["pocket/easy"], n=8, batch_size=4, **QUIET)
+    monkeypatch.setattr(evaluation, "complete", complete)
+    monkeypatch.setattr(evaluation, "grade_all", all_right)
+    monkeypatch.setattr(evaluation, "GRADING_VERSION", 1000)
+    assert evaluate("pocket/xs", ["pocket/easy"], n=8, **QUIET).accuracy == 1
 
 
 def test_several_samples_of_a_problem_are_rows_of_their_own():
