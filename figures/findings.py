@@ -97,7 +97,7 @@ def asked_of_the_world() -> str:
             (confirmed["ci_high"].min() >= -0.06) & (confirmed["ci_low"].max() <= 0.03),
         ),
         (
-            "refusing by a mark costs the two smallest and is worth it to the two largest",
+            "starts at random, where checks must refuse, cost the two smallest and are worth it to the two largest",
             shown("long-confirmed"),
             all(side("long-confirmed", -1, SMALL) + side("long-confirmed", 1, LARGE)),
         ),

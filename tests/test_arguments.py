@@ -109,6 +109,7 @@ DOORS = {
     "collect_traces": lambda: collect_traces("pocket/xs", PROBLEMS, sampling=Sampling()),
     "collect_traces: the problems": lambda: collect_traces("pocket/xs", ["pocket/easy"]),
     "drop_overlap": lambda: drop_overlap(TRACES, ["pocket/easy"]),
+    "drop_overlap: of nothing": lambda: drop_overlap(TRACES, []),
     "pocket_mysteries": lambda: pocket_mysteries(5, "test", [9]),
     "first_error": lambda: first_error("What is 2?", "4", False),
     "grade": lambda: grade("4", NAN),

@@ -207,6 +207,15 @@ def _marked_number(text: str) -> str | None:
     return found[1] if found and is_counted(found[2].strip().lower()) else plain  # 5 red apples are 5
 
 
+def math_gold(text: str) -> str | None:
+    """What a `math` gold answer says: itself, or of a worked solution what its last box holds. None if that never
+    closes, and for a solution that marks its answer by `####`, which is a `gsm8k` one.
+    """
+    if "####" in text:
+        return None
+    return (_last_box(text) or None) if BOX.search(text) else text
+
+
 def gold_number(text: str) -> str | None:
     """What a `gsm8k` gold answer says: the only number of its text, or of what a worked solution marks; a text without
     a number as it is. None for several numbers, or one that the text around it changes, as in 5^2 or 5 dozen.

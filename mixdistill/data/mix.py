@@ -33,7 +33,7 @@ RECIPES = {
 CONTROLS = {name: Recipe(1.0, name) for name in ("unverified", "confirmed", "shuffled", "direct")}
 
 
-def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0) -> Dataset:
+def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0, n: int | None = None) -> Dataset:
     """One SFT set in which a share `alpha` of the problems carries the hard trace, the others the easy one.
 
     Each problem comes once. Of the problems in both sets exactly round(alpha * n) get the hard trace, and those of a
@@ -43,13 +43,15 @@ def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0) -> Dataset:
     Arguments:
         hard, easy: trace sets (`load_traces`), at most one trace a problem.
         seed: which problems are hard.
+        n: the first so many of the common problems; None means all.
 
     Returns: the traces in the order of `hard`, with the columns of a trace set and `role`, `hard` or `easy`.
 
-    Raises ValueError: alpha outside 0..1, no trace sets, no common problem, several traces of one problem, or one
-    `problem_id` for two questions.
+    Raises ValueError: alpha outside 0..1, no trace sets, no common problem or fewer than `n`, several traces of one
+    problem, one `problem_id` for two questions, or another `answer_format` in hard than in easy.
     """
     alpha, seed = number("alpha", alpha, low=0, high=1), whole("seed", seed, low=0)
+    n = whole("n", n, optional=True)
     rows = {"hard": _rows_by_problem(hard, "hard"), "easy": _rows_by_problem(easy, "easy")}
     common = [problem for problem in rows["hard"] if problem in rows["easy"]]
     if not common:
@@ -61,9 +63,20 @@ def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0) -> Dataset:
         where = f"under {len(apart)} of {len(common)} common problem_id (the first: {apart[:3]})"
         advice = "give two sets about the same problems, or leave problem_id out of columns"
         raise ValueError(f"hard and easy ask different questions {where}: {advice}")
+    formats = {problem: [rows[role][problem]["answer_format"] for role in rows] for problem in common}
+    unlike = [problem for problem, (of_hard, of_easy) in formats.items() if of_hard != of_easy]
+    if unlike:
+        of_hard, of_easy = formats[unlike[0]]
+        what = (
+            f"{len(unlike)} of {len(common)} problems have the answer_format {of_hard!r} in hard, {of_easy!r} in easy"
+        )
+        raise ValueError(f"{what}: their prompts would tell which trace follows, load both with the same one")
+    if n is not None and len(common) < n:
+        raise ValueError(f"n is {n}: hard and easy have {len(common)} problems in common, ask for no more")
     if len(hard) + len(easy) > 2 * len(common):
         left_out = f"{len(hard) - len(common)} only in hard, {len(easy) - len(common)} only in easy"
         warnings.warn(f"mix uses the {len(common)} problems in both sets; left out: {left_out}", stacklevel=2)
+    common = common[:n]
     shuffled = common.copy()
     Random(f"mix/{seed}").shuffle(shuffled)
     roles = dict.fromkeys(common, "easy") | dict.fromkeys(shuffled[: round(alpha * len(common))], "hard")

@@ -4,14 +4,14 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from random import Random
 
 from mixdistill.arguments import choice, shown, text, whole
-from mixdistill.data.final_answers import ANSWER_FORMATS, NUMBER, final_answer, gold_number
+from mixdistill.data.final_answers import ANSWER_FORMATS, NUMBER, final_answer, gold_number, math_gold
 from mixdistill.data.pocket import world
 from mixdistill.data.tables import Number, column_names, file_name, flaw, of_pocket, only_used, read_table, texts
 
@@ -32,7 +32,18 @@ PROMPTS = {
 }
 
 
-ONE_NUMBER = "a gsm8k answer is one number, or a solution that marks it by ####; others have answer_format='math'"
+# How a gold answer is read, by answer_format, and what one has to be.
+GOLDS: dict[str, tuple[Callable[[str], str | None], str]] = {
+    "gsm8k": (
+        gold_number,
+        "a gsm8k answer is one number, or a solution that marks it by ####; others have answer_format='math'",
+    ),
+    "math": (
+        math_gold,
+        "a math answer stands alone, or in the box of a solution; one behind #### has answer_format='gsm8k'",
+    ),
+    "pocket": (str, "it is a text"),
+}
 FIELDS = ("question", "answer", "id", "level", "subject")  # of a problem, that are columns of a data set
 
 
@@ -42,7 +53,7 @@ class Problem:
 
     `answer_format` says how the answer is graded (`grade`), `prompt` how the question is asked (a name in `PROMPTS`;
     empty: as its answer_format is). Raises ValueError if a field is no text, one of the first three is blank, a name is
-    unknown, or no one number can be read from a `gsm8k` answer (`gold_number`).
+    unknown, or no answer can be read from the gold one (`gold_number`, `math_gold`).
     """
 
     id: str
@@ -58,8 +69,9 @@ class Problem:
         for name in ("id", "question", "answer", "level", "source", "subject"):
             value = text(f"a problem's {name}", getattr(self, name), empty=name in ("level", "source", "subject"))
             object.__setattr__(self, name, value)  # a Path as its text
-        if choice("answer_format", self.answer_format, ANSWER_FORMATS) == "gsm8k" and gold_number(self.answer) is None:
-            raise ValueError(f"a problem's answer is {shown(self.answer)}: {ONE_NUMBER}")
+        read, rule = GOLDS[choice("answer_format", self.answer_format, ANSWER_FORMATS)]
+        if read(self.answer) is None:
+            raise ValueError(f"a problem's answer is {shown(self.answer)}: {rule}")
         choice("prompt", self.prompt, (*PROMPTS, ""))
 
 
@@ -169,15 +181,19 @@ def load_problems(
         table = read_table(source, list(names.values()), split=split, hub_split="test")
         what = f"column {names['answer']!r} of {source!r}"
         name, answer_format = file_name(source), answer_format or "math"
-        golds = [_plain(value) if answer_format == "gsm8k" else value for value in table[names["answer"]]]
-        answers = texts(golds, what, numbers=True)
+        values = [_plain(value) if answer_format == "gsm8k" else value for value in table[names["answer"]]]
+        answers = texts(values, what, numbers=True)
         of_row = "" if "id" in names else f"{name}/"
-    numbers = [gold_number(one) if one else "" for one in answers] if answer_format == "gsm8k" else []
-    unread = [row for row, number in enumerate(numbers) if number is None]
-    words = [row for row, number in enumerate(numbers) if number and not re.search(NUMBER, number)]
+    read, rule = GOLDS[answer_format]
+    golds = [read(one) if one else "" for one in answers]
+    unread = [row for row, gold in enumerate(golds) if gold is None]
     if unread:
         where = f"{len(unread)} of {len(answers)} rows (the first: {unread[:5]}), such as {shown(answers[unread[0]])}"
-        raise ValueError(f"{what}: no one number is read in {where}: {ONE_NUMBER}")
+        raise ValueError(f"{what}: no answer is read in {where}: {rule}")
+    if answer_format == "math":
+        answers = [gold or "" for gold in golds]  # of worked solutions what they box
+    number_due = answer_format == "gsm8k"
+    words = [row for row, gold in enumerate(golds) if number_due and gold and not re.search(NUMBER, gold)]
     questions = texts(table[names["question"]], f"column {names['question']!r} of {source!r}")
     given = {field: table[column] for field, column in names.items() if column in table}
     ids = texts(given.get("id", [str(row) for row in range(len(questions))]), f"the ids of {source!r}", numbers=True)

@@ -41,7 +41,8 @@ def load_traces(
 
     Arguments:
         source: `pocket/long`, `pocket/short` or a control (`world.TEACHERS`); a file, folder or Hub data set as in
-            `load_problems`, such as `UWNSL/MATH_training_split_long_cot` (columns `problem` and `solution`).
+            `load_problems`, such as `UWNSL/MATH_training_split_long_cot` (columns `problem` and `solution`). One with
+            all the columns of a trace set is one that was saved, and is read as it was.
         n: the first so many; None means all (1,600 in the pocket world).
         seed: of the pocket world, whose sets of one seed are about the same problems.
         split, revision: of a folder or a Hub data set (None: `train`), and the commit of the latter.
@@ -73,14 +74,21 @@ def load_traces(
             for one in pocket_mysteries(n or N_POCKET, "train", list(world.LEVELS), seed)
         )
     only_used(source, "a seed draws pocket traces", seed=seed or None)
-    table = read_table(source, list(names.values()), split=split, revision=revision)
-    questions, responses = table[names["question"]], table[names["response"]]
-    ids = table[names["problem_id"]] if "problem_id" in names else map(_text_id, questions)
-    same = {"teacher": file_name(source), "style": style, "answer_format": answer_format or "math"}
-    rows = [
-        {"problem_id": problem, "question": question, "response": response, **same}
-        for problem, question, response in zip(ids, questions, responses, strict=True)
-    ]
+    labels = () if columns else [name for name in COLUMNS if name not in names]
+    table = read_table(source, list(names.values()), labels, split=split, revision=revision)
+    if set(COLUMNS) <= table.keys():
+        made = {name: table[name] for name in COLUMNS}
+        for name, given in (("answer_format", answer_format), ("style", style)):
+            if given and set(made[name]) != {given}:
+                what = f"{name} is {given!r}, and {source!r} is a saved trace set, with a column {name} of its own"
+                raise ValueError(f"{what}, such as {made[name][0]!r}: leave it out, or say which columns to read")
+    else:
+        questions, responses = table[names["question"]], table[names["response"]]
+        ids = table[names["problem_id"]] if "problem_id" in names else map(_text_id, questions)
+        same = {"teacher": file_name(source), "style": style, "answer_format": answer_format or "math"}
+        made = {"problem_id": list(ids), "question": questions, "response": responses}
+        made |= {name: [value] * len(questions) for name, value in same.items()}
+    rows = [dict(zip(made, row, strict=True)) for row in zip(*made.values(), strict=True)]
     return trace_set(_usable(rows, repr(source), drop)[:n] if drop else _usable(rows[:n], repr(source)))
 
 
@@ -156,7 +164,7 @@ def _fault(row: Mapping[str, object]) -> str:
 
 def drop_overlap(traces: Dataset, problems: Sequence[Problem]) -> Dataset:
     """The traces whose question is none of the (test) problems' (`plain_question`); a warning counts the others."""
-    instance("problems", problems, Sequence)
+    whole("the number of problems", len(instance("problems", problems, Sequence)))
     tested = {plain_question(instance("a problem", problem, Problem).question) for problem in problems}
     rows = [i for i, asked in enumerate(check_traces(traces)["question"][:]) if plain_question(asked) not in tested]
     if not rows:

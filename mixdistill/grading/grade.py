@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import cast
 
 from mixdistill.arguments import choice, flag, shown
-from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, gold_number, number_value
+from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, number_value
+from mixdistill.data.problems import GOLDS
 
 # Raised whenever the same completion may get another grade than before: stored ones are graded anew.
 GRADING_VERSION = 1
@@ -54,11 +55,11 @@ def grade(response: str, gold: str, answer_format: str = "math", strict: bool = 
     """Grade a whole completion against the gold answer. Usable from any thread.
 
     Arguments:
-        gold: the answer, or the data set's worked solution (`gsm8k`); a whole number stands for its digits.
+        gold: the answer, or the data set's worked solution; a whole number stands for its digits.
         strict: count marked answers only, as the paper does: a box (`math`), a box or `####` (`gsm8k`).
 
-    Raises ValueError for an unknown `answer_format`, a response that is no text, a gold answer that is missing, or of
-    `gsm8k` one from which no one number can be read (`gold_number`).
+    Raises ValueError for an unknown `answer_format`, a response that is no text, a gold answer that is missing, or one
+    from which no answer can be read (`gold_number`, `math_gold`).
     """
     return grade_all([response], [gold], answer_format, strict)[0]
 
@@ -101,9 +102,10 @@ def _gold_text(name: str, value: object, answer_format: str = "math") -> str:
         return format(Decimal(str(value)), "f")  # 1e16 in digits
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is {value!r}: it is a text that is not blank, or a finite number")
-    found = gold_number(value.strip()) if answer_format == "gsm8k" else value.strip()  # it may be a worked solution
+    read, rule = GOLDS[answer_format]
+    found = read(value.strip())  # it may be a worked solution
     if found is None:
-        raise ValueError(f"{name} is {shown(value)}: give one number, or a solution that marks it by ####")
+        raise ValueError(f"{name} is {shown(value)}: {rule}")
     return found
 
 

@@ -32,7 +32,7 @@ STYLE = {
     "mix_large-best": ("#009E73", "D", "Mix-Large - better of the two"),
     "unverified-short": ("#CC79A7", "v", "long without its checks, from other starts - short"),
     "confirmed-unverified": ("#56B4E9", "o", "checks that only confirm, against none"),
-    "long-confirmed": ("#D55E00", "^", "checks that must refuse, against those that only confirm"),
+    "long-confirmed": ("#D55E00", "^", "random starts and checks that must refuse, against confirming"),
     "long-unverified": ("#7f7f7f", "s", "both together: long - unverified"),
     "mark": ("#D55E00", "^", "marks"),
     "colour": ("#E69F00", "o", "colours"),
@@ -151,9 +151,9 @@ def noted(figure: Figure, table: pd.DataFrame, say: str = "") -> Figure:
         cover = "over seeds and problems, of one base a size"
     else:
         cover = "over seeds, bases and problems" + (", of sizes with one base over its seeds" if fewest == 1 else "")
-    seeds = "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
+    seeds = "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
     bases = "" if most == 1 else f" on {fewest if fewest == most else f'{fewest} to {most}'} bases a size"
-    note = f"n = {table['n_problems'].max()} test problems, {seeds} of data and training{bases}"
+    note = f"n = {table['n_problems'].max()} test problems, {seeds}{bases}"
     figure.supxlabel(f"{note}; {say or f'bars: 95% intervals {cover}'}", fontsize=9, x=0.01, ha="left")
     return figure
 

@@ -293,7 +293,9 @@ def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     show_points(right.xaxis)
     once = ", ".join(STYLE[recipe][2] for recipe in table.loc[table["n_seeds"] == 1, "recipe"])
     mixed = once and table["n_seeds"].max() > 1
-    return noted(figure, gaps, f"bars: 95% intervals over seeds and problems ({once}: one seed)" if mixed else "")
+    return noted(
+        figure, gaps, f"bars: 95% intervals over seeds and problems, of one model ({once}: one seed)" if mixed else ""
+    )
 
 
 def trace_lengths(lengths: pd.DataFrame) -> Figure:

@@ -118,7 +118,8 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
 
     The better part of a mix is chosen by its mean over all seeds, which can only make the mix look worse.
 
-    Returns: student, params, contrast, delta with its interval, counts, and the differences in the rates (`diff_...`).
+    Returns: student, params, contrast, `baseline` (the recipe on its right side), delta with its interval, counts, and
+        the differences in the rates (`diff_...`).
 
     Raises ValueError if no student has the recipes of a gap, or the two sides of one differ in seeds or problems.
     """
@@ -133,7 +134,7 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
             if {left, *rights} <= of.keys():
                 right = str(means[rights].idxmax())
                 more = (rates[left] - rates[right]).rename({"mean_tokens": "tokens"}).add_prefix("diff_")
-                facts = dict(zip(keys, name, strict=True)) | {"contrast": contrast}
+                facts = dict(zip(keys, name, strict=True)) | {"contrast": contrast, "baseline": right}
                 delta = _gap(tables[left], tables[right])
                 rows.append(facts | delta.columns("delta") | counts(of[left]) | more.to_dict())
     if not rows:
@@ -148,7 +149,8 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
 
     The interval covers bases (each student's own) and problems (shared by all students, and two more a benchmark as in
     `gap`): their two variances are added, each of which holds the rest, so it is somewhat wide. Of a student with one
-    base it covers that one's seeds.
+    base it covers that one's seeds. It is about these sizes: that their gaps do not lie on a line, so that other sizes
+    would give another slope, is no part of it.
 
     Returns: one row a gap that every student has: contrast, slope (difference for ten times the parameters) with its
         interval, n_students, n_bases (of all students together), n_problems. Empty where all have one size.
@@ -337,10 +339,12 @@ def _one_or_range(counts: pd.Series) -> object:
 
 
 def _rates(items: pd.DataFrame) -> pd.Series:
+    """How answers end, averaged as accuracies are: over the seeds of a base, bases, and benchmarks."""
     require(items, "finish_reason", "reason", "loop", "n_tokens")
     ends = {"truncated": items["finish_reason"] == "length", "no_answer": items["reason"] == "no_answer"}
     rates = pd.DataFrame(ends | {"loop": items["loop"], "mean_tokens": items["n_tokens"]})
-    return rates.groupby(items["benchmark"]).mean().mean()
+    drawn = items["base" if counts(items)["n_bases"] > 1 else "seed"]
+    return rates.groupby([items["benchmark"], drawn]).mean().groupby("benchmark").mean().mean()
 
 
 def _texts(table: pd.DataFrame, mean: str, sign: str = "") -> tuple[pd.Series, pd.Series]:

@@ -72,6 +72,23 @@ def test_integer_ids_become_text_and_only_the_columns_of_traces_are_kept(traces)
     assert mixed.column_names == [*COLUMNS, "role"]
 
 
+def test_two_answer_formats_are_refused(traces):
+    hard, easy = traces
+    others = easy.map(lambda row: row | {"answer_format": "gsm8k", "response": "#### 5"})
+    with pytest.raises(ValueError, match="have the answer_format 'pocket' in hard, 'gsm8k' in easy: their prompts"):
+        mix(hard, others, 0.2)
+
+
+def test_n_takes_the_first_of_the_common_problems(traces):
+    hard, easy = traces
+    backwards = easy.select(range(len(easy) - 1, -1, -1))
+    made = mix(hard, backwards, 0.5, n=4)
+    assert list(made["problem_id"]) == list(hard["problem_id"][:4])
+    assert sorted(made["role"]) == ["easy", "easy", "hard", "hard"]
+    with pytest.raises(ValueError, match=rf"n is 10000: hard and easy have {len(hard)} problems in common"):
+        mix(hard, easy, 0.5, n=10_000)
+
+
 def test_sets_without_common_problems_are_refused(traces):
     with pytest.raises(ValueError, match="no problem in common"):
         mix(traces[0], load_traces("pocket/short", n=5, seed=99), 0.2)

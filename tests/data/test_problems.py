@@ -239,14 +239,26 @@ def test_answers_of_gsm8k_are_numbers_in_digits(tmp_path):
     answers = [problem.answer for problem in load_problems(tmp_path / "t.jsonl", answer_format="gsm8k")]
     assert answers == ["1000", "0.00001"]
     far = write_jsonl(tmp_path / "far.jsonl", [{"question": "q", "answer": "1e999999999"}])
-    with pytest.raises(ValueError, match=r"no one number is read in 1 of 1 rows .*'1e999999999'"):
+    with pytest.raises(ValueError, match=r"no answer is read in 1 of 1 rows .*'1e999999999'"):
         load_problems(far, answer_format="gsm8k")
     rows = [{"question": "q", "answer": "5"}, {"question": "r", "answer": "10:45 (clock)"}]
     file = write_jsonl(tmp_path / "clock.jsonl", rows)
-    with pytest.raises(ValueError, match=r"no one number is read in 1 of 2 rows \(the first: \[1\]\), .*'10:45"):
+    with pytest.raises(ValueError, match=r"no answer is read in 1 of 2 rows \(the first: \[1\]\), .*'10:45"):
         load_problems(file, answer_format="gsm8k")
     with pytest.raises(ValueError, match="a problem's answer is '10:45'"):
         Problem("p/0", "1+1?", "10:45", "", "p", "gsm8k")
+
+
+def test_a_worked_solution_is_a_math_gold_by_its_box_and_refused_where_it_marks_a_number(tmp_path):
+    golds = ("so $x=2$ and \\boxed{\\frac12}.", "\\boxed{5}", "7", "$3$")
+    file = write_jsonl(tmp_path / "t.jsonl", [{"question": f"q{gold}", "answer": gold} for gold in golds])
+    assert [problem.answer for problem in load_problems(file)] == ["\\frac12", "5", "7", "$3$"]
+    for gold in ("2 + 3 = 5\n#### 5", "so \\boxed{5"):
+        file = write_jsonl(tmp_path / "t.jsonl", [{"question": "q", "answer": "7"}, {"question": "r", "answer": gold}])
+        with pytest.raises(ValueError, match=r"no answer is read in 1 of 2 rows \(the first: \[1\]\).*a math answer"):
+            load_problems(file)
+        with pytest.raises(ValueError, match=r"a problem's answer is .*a math answer stands alone"):
+            Problem("p/0", "1+1?", gold, "", "p", "math")
 
 
 def test_gsm8k_golds_without_a_number_are_counted_in_a_warning(tmp_path):

@@ -146,6 +146,21 @@ def test_traces_of_test_problems_are_left_out_and_counted():
         drop_overlap(traces.select([0, 1]), [problem])
 
 
+@pytest.mark.parametrize("way", ["to_json", "to_parquet", "to_csv", "save_to_disk"])
+def test_a_saved_trace_set_is_read_as_it_was(way, tmp_path):
+    file = write_jsonl(tmp_path / "t.jsonl", [{"question": f"{n} + 1?", "response": f"#### {n + 1}"} for n in range(3)])
+    traces = load_traces(file, answer_format="gsm8k", style="long")
+    place = tmp_path / ("saved" if way == "save_to_disk" else f"saved.{way[3:]}".replace("json", "jsonl"))
+    getattr(traces, way)(place)
+    assert load_traces(place).to_list() == traces.to_list()
+    assert load_traces(place, answer_format="gsm8k").to_list() == traces.to_list()
+    with pytest.raises(ValueError, match=r"answer_format is 'math', and .* is a saved trace set, .* such as 'gsm8k'"):
+        load_traces(place, answer_format="math")
+    pocket = load_traces("pocket/long", n=3)
+    getattr(pocket, way)(place)
+    assert load_traces(place).to_list() == pocket.to_list()
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [

@@ -147,8 +147,16 @@ CHANGED += ["#### 3 dozen", "#### 25 and a half", "\\boxed{5 dozen}", "1e9999999
 
 @pytest.mark.parametrize("gold", SEVERAL + CHANGED)
 def test_a_gsm8k_gold_that_is_not_one_number_is_refused(gold):
-    with pytest.raises(ValueError, match=r"a gold answer is .*: give one number, or a solution that marks it by ####"):
+    with pytest.raises(ValueError, match=r"a gold answer is .*: a gsm8k answer is one number, or a solution"):
         grade("so 3", gold, "gsm8k")
+
+
+def test_a_worked_solution_is_a_math_gold_by_its_box():
+    assert grade("It is \\boxed{42}.", "6 times 7 is \\boxed{42}, as asked.").correct
+    assert grade("It is \\boxed{42}.", "\\boxed{42}").correct
+    assert not grade("It is \\boxed{6}.", "6 times 7 is \\boxed{42}, as asked.").correct
+    with pytest.raises(ValueError, match=r"a gold answer is .*: a math answer stands alone.*answer_format='gsm8k'"):
+        grade("It is \\boxed{42}.", "6 * 7 = 42\n#### 42")
 
 
 NUMBERS = [

@@ -118,11 +118,11 @@ def test_another_number_of_guesses_than_students_is_refused(accuracy, gaps, gues
         (
             6,
             [3, 6, 3, 5, 3],
-            "6 seeds of data and training on 3 to 6 bases a size; bars: 95% intervals over seeds, bases and problems",
+            "6 seeds on 3 to 6 bases a size; bars: 95% intervals over seeds, bases and problems",
         ),
         (6, [1, 3, 3, 3, 3], "over seeds, bases and problems, of sizes with one base over its seeds"),
-        (3, [1] * 5, "3 seeds of data and training; bars: 95% intervals over seeds and problems, of one base a size"),
-        (1, [1] * 5, "1 seed of data and training; bars: 95% intervals over problems only, of one seed"),
+        (3, [1] * 5, "3 seeds; bars: 95% intervals over seeds and problems, of one base a size"),
+        (1, [1] * 5, "one seed; bars: 95% intervals over problems only, of one seed"),
     ],
 )
 def test_the_note_of_a_figure_claims_no_more_than_its_intervals_cover(accuracy, gaps, n_seeds, n_bases, said):
