@@ -22,8 +22,10 @@ from safetensors import SafetensorError
 
 # Seconds without renewal, after which a lock is taken over; a network file system may show times a minute late.
 STALE = 120
-# This machine, and which processes it has: containers may share a name.
-HOST = f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino if os.path.exists('/proc/self/ns/pid') else 0}"
+# This machine since its start, and which processes it has: machines made of one image, and containers, share a name.
+_BOOT, _PIDS = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+HOST = f"{socket.gethostname()}/{_BOOT.read_text()[:8] if _BOOT.exists() else 0}"
+HOST += f"/{_PIDS.stat().st_ino if _PIDS.exists() else 0}"
 waits = ContextVar("waits", default=True)  # whether `lock` waits for its turn
 status: ContextVar[Path | None] = ContextVar("status", default=None)  # where `tell` writes
 
@@ -105,9 +107,12 @@ def _take_turn(path: Path, ours: str, wait: bool) -> None:
 
 def _is_gone(pid: int) -> bool:
     try:
+        os.kill(pid, 0)  # asks only, and knows processes that /proc hides from other users
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (ProcessLookupError, OverflowError, psutil.NoSuchProcess):
         return True
+    except PermissionError:
+        return False
 
 
 def _renew(path: Path, released: threading.Event) -> None:

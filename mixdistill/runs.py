@@ -113,7 +113,7 @@ def run_key(config: Record) -> str:
 
 def run_of(config: Record) -> Run:
     """The run of a configuration, whether the store has it or not; `student` is a name or a local folder."""
-    name, hashed, place = os.fspath(config["student"]), run_key(config), None
+    name, hashed, place = os.path.expanduser(config["student"]), run_key(config), None
     if not name.startswith("pocket/") and Path(name).exists():
         name, place = Path(name).resolve().name, str(Path(name).absolute())
     label = "".join(c if c.isalnum() or c in ".-" else "-" for c in name)[:40]
@@ -183,7 +183,12 @@ def once(folder: Path, last_file: str, work: Callable[[], Record]) -> None:
     lock, look again, work, and write as the last file what `work` returns."""
     last = folder / last_file
     left = any(present(folder / name) for name in (".lock", "checkpoint.pt"))  # by a kill after the last file
-    if present(last) and not left:
+    if present(last):
+        if left:
+            # What only tidies up is worth no error.
+            with contextlib.suppress(OSError, files.Held), files.lock(folder, wait=False):
+                files.sweep_up(folder, held=folder)
+                files.delete(folder / "checkpoint.pt")
         return
     with one_at_a_time, files.lock(folder):
         files.sweep_up(folder, held=folder)

@@ -99,6 +99,38 @@ def test_who_does_not_want_to_wait_is_told_who_holds_the_lock(tmp_path):
     assert (tmp_path / ".lock").read_text() == FOREIGN
 
 
+def test_a_process_that_may_not_be_asked_lives(monkeypatch):
+    def refuse(pid: int, signal: int) -> None:
+        raise PermissionError
+
+    assert files._is_gone(2**31 - 2)
+    assert files._is_gone(10**30)
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not files._is_gone(2**31 - 2)
+
+
+def test_what_is_finished_is_read_also_where_nothing_can_be_tidied_up(tmp_path, monkeypatch):
+    def refuse(folder, wait=None):
+        raise PermissionError
+
+    files.write_json(tmp_path / "manifest.json", {"done": True})
+    (tmp_path / "checkpoint.pt").touch()
+    monkeypatch.setattr(files, "lock", refuse)
+    runs.once(tmp_path, "manifest.json", pytest.fail)
+    monkeypatch.undo()
+    runs.once(tmp_path, "manifest.json", pytest.fail)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_student_below_home_has_one_name_however_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "students" / "mine").mkdir(parents=True)
+    written = ("~/students/mine", tmp_path / "students" / "mine")
+    ways = [runs.run_of({"student": way, "fingerprint": "x"}) for way in written]
+    assert {run.config["student"] for run in ways} == {"mine"}
+    assert len({run.folder for run in ways}) == len({run.place for run in ways}) == 1
+
+
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
     script = "import os, sys; from pathlib import Path; from mixdistill import files; "
     script += "held = files.lock(Path(sys.argv[1])); held.__enter__(); os._exit(9)"

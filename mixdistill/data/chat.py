@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mixdistill import arguments, files
 from mixdistill.data import template_worker
+from mixdistill.data.final_answers import THOUGHT
 from mixdistill.data.pocket.tokenizer import CHAT_TEMPLATE
 from mixdistill.data.problems import PROMPTS, Problem
 
@@ -27,6 +29,7 @@ LONGEST = 16_000  # new tokens, where no limit is given: the paper's
 QUESTION = "Probe 7:  is\n\n  $\\frac{1}{2} <\t2$ <b>&amp;</b> {x} 'a' \"b\" naïve 你好?"
 RESPONSE = "Probe response 8"
 THINK_TAG = re.compile(r"[<\[]/?\|?[\w:/]*think\w*\|?[>\]]", re.IGNORECASE)  # <think>, </think>, [THINK], <seed:think>
+END_TAG = re.compile(r"[<\[]\|?(?:/|end_)", re.IGNORECASE)  # how one begins that ends a thought
 # Opened or empty, at the end of a prompt; Gemma 4 has tags of its own.
 THINK_BLOCK = re.compile(rf"\s*(({THINK_TAG.pattern}|<\|channel>thought|<channel\|>)\s*)+\Z", re.IGNORECASE)
 
@@ -67,7 +70,7 @@ def render(
         tokens = prompt_tokens + _ids(tokenizer, text)
         if tokenizer.decode(tokens, clean_up_tokenization_spaces=False) != prompt + text:
             what = f"the tokens of the prompt change once the response follows ({tokenizer.name_or_path!r})"
-            raise ValueError(f"{what}: end the generation prompt with a special token, a space or a newline")
+            raise ValueError(f"{what}: end the generation prompt with a special token or a newline")
     return Example(tokens, len(prompt_tokens))
 
 
@@ -90,13 +93,19 @@ def stop_token_id(tokenizer: Tokenizer) -> int:
 
 def opens_thinking(tokenizer: Tokenizer, thinking: bool | None = None) -> bool:
     """Whether the prompt ends in an open think block, so that a response without its end is a thought that was cut."""
-    block = THINK_BLOCK.search(format_of(tokenizer, thinking).prompt)
-    return block is not None and len(THINK_TAG.findall(block[0])) % 2 == 1
+    return _opens(format_of(tokenizer, thinking).prompt)
+
+
+def _opens(prompt: str) -> bool:
+    block = THINK_BLOCK.search(prompt)
+    tags = THINK_TAG.findall(block[0]) if block else []
+    return bool(tags) and not END_TAG.match(tags[-1])  # GLM 4.7's prompt may be a lone </think>
 
 
 def prompt_fingerprint(tokenizer: Tokenizer, thinking: bool | None = None) -> str:
     """A hash of all that stands around questions and responses: under one name, runs and evaluations saw the same."""
-    return files.key({"asked": PROMPTS, "format": astuple(format_of(tokenizer, thinking))})
+    closes = {"closes": True} if opens_thinking(tokenizer, thinking) else {}  # as `render_traces` does
+    return files.key({"asked": PROMPTS, "format": astuple(format_of(tokenizer, thinking))} | closes)
 
 
 def render_traces(
@@ -104,12 +113,28 @@ def render_traces(
 ) -> list[Example]:
     """All traces as examples of at most `max_tokens` tokens; for longer ones `too_long` refuses the set (`error`) or
     leaves them out (`drop`). `thinking` as in `render`.
+
+    Where the prompt opens a thought, a response that never ends one would be graded as a thought that was cut: it gets
+    an empty thought, as such templates write it, and a warning counts these.
     """
     arguments.choice("too_long", too_long, ("error", "drop"))
-    format_of(tokenizer, thinking)  # what is wrong with the template is no fault of a row
+    prompt = format_of(tokenizer, thinking).prompt  # what is wrong with the template is no fault of a row
+    questions, responses, answer_formats = (traces[name][:] for name in ("question", "response", "answer_format"))
+    block, opens = THINK_BLOCK.search(prompt), _opens(prompt)
+    bare = [row for row, said in enumerate(responses) if opens and not any(t["end"] for t in THOUGHT.finditer(said))]
+    if bare:
+        tag = THINK_TAG.findall(prompt)[-1]
+        empty = "\n" * prompt.endswith("\n") + f"{tag[0]}/{tag[1:]}\n\n"
+        without = set(bare)
+        responses = [empty + said if row in without else said for row, said in enumerate(responses)]
+        what = f"{len(bare)} of {len(responses)} responses do not end the thought that the prompt opens"
+        warnings.warn(f"{what}: they get an empty one ({empty.strip()} before the response)", stacklevel=2)
+    again = [row for row, said in enumerate(responses) if block and not opens and THOUGHT.match(said.lstrip())]
+    if again:
+        what = f"{len(again)} of {len(responses)} responses begin a thought (the first: rows {again[:5]})"
+        raise ValueError(f"{what}, and the prompt has just ended one: leave thinking at None, or take the thoughts out")
     examples = []
-    columns = (traces[name][:] for name in ("question", "response", "answer_format"))
-    for row, (question, response, answer_format) in enumerate(zip(*columns, strict=True)):
+    for row, (question, response, answer_format) in enumerate(zip(questions, responses, answer_formats, strict=True)):
         try:
             examples.append(replace(render(tokenizer, question, response, answer_format, thinking), row=row))
         except ValueError as error:
@@ -188,7 +213,7 @@ def _format_of(tokenizer: Tokenizer, template: str, thinking: bool | None) -> Fo
     before, found, after = full.removeprefix(kept).partition(RESPONSE)
     if not THINK_TAG.sub("", before).strip() and (kept != prompt or THINK_TAG.search(before)):
         before = ""  # an empty block, with which Qwen3 shows a turn without thinking
-    opened = kept != prompt and len(THINK_TAG.findall(prompt[len(kept) :])) % 2
+    opened = kept != prompt and _opens(prompt)
     if not found or not full.startswith(kept) or (before and opened) or QUESTION not in prompt:
         rule = "write a question as it is, and the response right behind the generation prompt"
         raise ValueError(f"{name} does not {rule}: use a template that leaves both as they are")
@@ -205,7 +230,9 @@ def _format_of(tokenizer: Tokenizer, template: str, thinking: bool | None) -> Fo
     if not stops:
         what = "writes no special token after the response, so the student would never learn to stop"
         raise ValueError(f"{name} {what}: end the assistant's turn with the eos token")
-    end = min(stops, key=lambda stop: (stop[0], -stop[1]))[1]
+    start, end = min(stops, key=lambda stop: (stop[0], -stop[1]))
+    if (stop := after[start:end]) in before:
+        raise ValueError(f"{name} writes {stop!r} before the response and behind it: an answer would end at once")
     return Format(prompt, before, after[:end], padded_prompt == prompt, padded_full == full, control)
 
 

@@ -12,6 +12,8 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 EMPTY = re.compile(
     r"[\s.?_]*|\\?[lc]?dots|(?:\\text\s*\{)?\s*(?:(?:your|the|final)(?: |\\?_))*(?:answer|result|number)\s*\}?", re.I
 )
+# Where a thought begins or ends: <think>, </think>, [THINK], <seed:think>, <|END_THINKING|>.
+THOUGHT = re.compile(r"[<\[](?P<end>\|?(?:/|end_))?\|?(?:\w+[:_])?think(?:ing)?\|?[>\]]", re.I)
 RUN_ON = re.compile(
     r"Question(?: \d+)?:|^[^\w\n]*(?:Problem|User|Human|Q)(?: \d+)?:|<\|(?:im_end|eot_id|endoftext)\|>|</s>", re.M
 )
@@ -111,18 +113,19 @@ def final_answer(response: str, answer_format: str, strict: bool = False) -> str
     | `math`        | the last box; without one, what follows `answer is` or `Final Answer:`, or a last formula |
     | `gsm8k`       | the last box with a number; else the number behind the first `####`; else the last number |
 
-    `math` and `gsm8k` read what stands behind `</think>`, up to a run-on such as `Question:`. With `strict` only what
-    is marked counts: for `math` a box (the paper's rule), for `gsm8k` a box or `####`. Raises ValueError for an
-    unknown `answer_format`, or a response that is no text.
+    `math` and `gsm8k` read what stands behind a last `</think>` or the like (`THOUGHT`), up to a run-on such as
+    `Question:`. With `strict` only what is marked counts: for `math` a box (the paper's rule), for `gsm8k` a box or
+    `####`. Raises ValueError for an unknown `answer_format`, or a response that is no text.
     """
     choice("answer_format", answer_format, ANSWER_FORMATS)
     instance("a response", response, str)
     if answer_format == "pocket":
         found = re.findall(r"(?<!\S)answer(?=\s+(\S+))", response)
         return found[-1] if found else None
-    text = response.rsplit("</think>", 1)[-1]
-    if "<think>" in text:
+    *_, last = None, *THOUGHT.finditer(response)
+    if last and not last["end"]:
         return None  # it was cut while it thought
+    text = response[last.end() :] if last else response
     marked, unmarked = (_last_box, _unboxed) if answer_format == "math" else (_marked_number, _last_number)
     for piece in RUN_ON.split(text):
         answer = marked(piece)

@@ -26,6 +26,18 @@ SETTINGS += ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "voca
 # transformers builds a model under settings of the whole process (default dtype, log level), so threads take turns.
 _one_at_a_time = threading.RLock()
 CANNOT = "cannot load the student"
+# What is wrong, by what transformers says of it.
+CAUSES = {
+    "does not recognize this architecture|not supported yet": (
+        "this version of transformers does not know its architecture, so take another student, or a newer transformers"
+    ),
+    "no file named [^ ]*model.safetensors": (
+        "it has no safetensors, and pickled weights are never read here, so convert it by save_pretrained"
+    ),
+    "trust_remote_code|custom code": (
+        "it needs code of its own, which is never run here, so take an architecture of transformers"
+    ),
+}
 
 
 def refused(name: str | Path, reason: str) -> ValueError:
@@ -136,6 +148,6 @@ def loading(name: str | Path, what: str) -> Iterator[None]:
             advice = "its files are damaged or incomplete, so write or fetch them again"
             if not of_pocket(str(name)) and not os.path.exists(os.path.expanduser(name)):
                 advice = "there is no such folder here; of the Hub, check name, network and, if gated, `hf auth login`"
-            if "trust_remote_code" in said or "custom code" in said:
-                advice = "it needs code of its own, which is never run here, so take an architecture of transformers"
+            for words, cause in CAUSES.items():
+                advice = cause if re.search(words, said) else advice
             raise refused(name, f"its {what} cannot be used ({said[:300]}): {advice}") from error

@@ -6,6 +6,7 @@ before any work. No code that a student brings is ever run.
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,14 +14,12 @@ from pathlib import Path
 import tokenizers
 import torch
 import transformers
-from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
-from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from mixdistill import arguments
 from mixdistill.data.chat import stop_token_id
+from mixdistill.data.gguf_files import gguf_tokenizer, scale_positions
 from mixdistill.data.student_files import fingerprint, loading, refused, student_folder
 from mixdistill.data.student_files import student_source as student_source
 
@@ -32,10 +31,6 @@ max_threads = torch.get_num_threads()  # for larger models on a CPU; a sweep's w
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 NO_LIMIT = 2**20  # the context of architectures without one, such as Mamba
 PROBE = "Hello, it's 12+345 = 357.\n\n  The café's  price:\t$\\frac{1}{2}$ <b>naïve</b> 你好 def f(x):\n    return x"
-# How a byte-level vocabulary of a .gguf file wants its text split (the names in llama.cpp's src/llama-vocab.cpp).
-# transformers 5.23 knows those of `GGUF_PRE_TOKENIZER_SPLITS` and splits for all others as GPT-2 does.
-AS_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"}
-DIGIT_BY_DIGIT = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}  # then as GPT-2
 
 
 @dataclass
@@ -117,7 +112,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> Tokenizer:
         raise refused(name, "it has no tokenizer.json: write one into its folder with tokenizer.save_pretrained")
     with loading(name, "tokenizer"):
         if gguf:
-            tokenizer = _gguf_tokenizer(name, folder / gguf)
+            tokenizer = gguf_tokenizer(name, folder / gguf)
         else:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
             in_file = tokenizers.Tokenizer.from_file(str(file))
@@ -157,6 +152,8 @@ def _definition(name: str, revision: str | None, fingerprint: str) -> tuple[PreT
         folder, gguf = student_folder(name, revision)
         config = transformers.AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=False)
         _drop_nothing(config)
+        if gguf:
+            scale_positions(name, folder / gguf, config)
     model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     text_config = config.get_text_config(decoder=True)
     if model_class is None or getattr(config, "is_encoder_decoder", False):
@@ -170,11 +167,12 @@ def _definition(name: str, revision: str | None, fingerprint: str) -> tuple[PreT
 
 
 def _drop_nothing(config: PreTrainedConfig) -> None:
-    """Set all dropout to 0: what it drops would depend on how a step is cut into passes, and a run's name does not."""
+    """Set all dropout, and the noise of routers, to 0: they would depend on how a step is cut into passes, and a run's
+    name does not."""
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
             _drop_nothing(value)
-        elif isinstance(value, float) and "drop" in name:
+        elif isinstance(value, float) and ("drop" in name or "jitter" in name):
             setattr(config, name, 0.0)
 
 
@@ -198,6 +196,24 @@ def context_of(config: PreTrainedConfig) -> int:
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), NO_LIMIT)
 
 
+def rope_boundary(config: PreTrainedConfig) -> int | None:
+    """Tokens up to which a LongRoPE student (Phi-3.5, Phi-4-mini) reads positions otherwise than in longer rows: all
+    rows of a call as its longest, so what is read together has to be on one side. None for other students."""
+    text_config = config.get_text_config(decoder=True)
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings") or text_config.original_max_position_embeddings
+
+
+def check_ids(student: Student, rows: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError if a row holds a token that the student has no embedding of."""
+    n, last = student.model.get_input_embeddings().weight.shape[0], max(map(max, filter(None, rows)), default=0)
+    if last >= n:
+        shown = arguments.shown(student.tokenizer.convert_ids_to_tokens(last))
+        raise refused(student.name, f"a text has the token {shown} ({last}), and the weights are of {n} tokens only")
+
+
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     """A causal model's layers in their order, whatever its architecture calls them (`layers`, `h`, `blocks`)."""
     n = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -213,22 +229,6 @@ def student_dtype(name: str | Path, revision: str | None = None) -> torch.dtype:
     cpu = torch.cpu.get_capabilities()
     fast = torch.cuda.is_available() or cpu.get("avx512_bf16") or cpu.get("amx_bf16")
     return torch.bfloat16 if fast and n_params(name, revision) >= TINY else torch.float32
-
-
-def _gguf_tokenizer(name: str | Path, path: Path) -> Tokenizer:
-    """The tokenizer of a `.gguf` file, which says how a text is split, with the chat template beside it if any."""
-    architecture, words, settings = get_gguf_tokenizer(str(path))
-    split = words.get("pre_tokenizer_type")
-    if words["tokenizer_type"] == "gpt2" and split not in AS_GPT2 | DIGIT_BY_DIGIT | GGUF_PRE_TOKENIZER_SPLITS.keys():
-        raise refused(name, f"how its tokenizer splits a text (tokenizer.ggml.pre is {split!r}) is not known here")
-    backend, _ = convert_gguf_tokenizer(architecture, words)
-    if split in DIGIT_BY_DIGIT:
-        parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
-    template = path.with_name("chat_template.jinja")
-    if template.is_file():
-        settings["chat_template"] = template.read_text()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
 
 
 def _check_outputs(name: str, model: torch.nn.Module, n_tokens: int) -> None:

@@ -47,17 +47,24 @@ def batch_of(examples: Sequence[Example], step: int, batch_size: int, seed: int)
     return [examples[i] for i in order[at * batch_size : (at + 1) * batch_size]]
 
 
-def token_groups(lengths: Sequence[int], budget: int, packed: bool, rank: int = 0, ranks: int = 1) -> list[list[int]]:
+def token_groups(
+    lengths: Sequence[int], budget: int, packed: bool, rank: int = 0, ranks: int = 1, boundary: int | None = None
+) -> list[list[int]]:
     """Which examples share a forward pass in one of `ranks` processes: first fit, the longest first.
 
     Arguments:
         lengths: tokens of each example.
         budget: tokens of a pass, padding included; a longer example gets a pass of its own.
         packed: whether examples are packed or padded to the longest of their pass.
+        boundary: examples of more tokens share no pass with others (`rope_boundary`).
 
     Returns: indices into `lengths`, in all processes together every one once; the costliest pass first. All processes
         have equally many passes, some of them empty, as sharded weights are gathered by all in step.
     """
+    if boundary is not None:
+        sides = [[i for i, n in enumerate(lengths) if (n > boundary) == long] for long in (True, False)]
+        groups = [token_groups([lengths[i] for i in side], budget, packed, rank, ranks) for side in sides]
+        return [[side[i] for i in group] for side, own in zip(sides, groups, strict=True) for group in own]
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     shares = [_first_fit(longest_first[i::ranks], lengths, budget, packed) for i in range(ranks)]
     return shares[rank] + [[]] * (max(map(len, shares)) - len(shares[rank]))

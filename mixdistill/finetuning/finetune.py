@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from mixdistill import arguments, files, runs
 from mixdistill.data.chat import Example, prompt_fingerprint, render_traces
-from mixdistill.data.students import Student, fingerprint, load_student, load_tokenizer
+from mixdistill.data.students import Student, check_ids, fingerprint, load_student, load_tokenizer, rope_boundary
 from mixdistill.data.traces import check_traces
 from mixdistill.finetuning import gpus, memory
 from mixdistill.finetuning.attention import VARLEN, attention_for
@@ -150,11 +150,13 @@ def train_run(run: Run, train: Dataset, lora: LoRA | None, on: Placement, shown:
         limit = min(config["max_tokens"] or student.context, student.context)
         examples = render_traces(student.tokenizer, train, limit, config["too_long"], config["thinking"])
         half = student.model.dtype == torch.bfloat16
-        student.model.set_attn_implementation(attention_for(student.model, device))
+        check_ids(student, [example.input_ids for example in examples])
+        causal, attention = student.model, attention_for(student.model, device)
         student.model = trainable_model(student, lora, config["seed"], fused=device.type == "cpu")
         if not on.shard:
             student.model.to(device)
         loss_of = ResponseLoss(student.model, half).train()
+        causal.set_attn_implementation(attention)  # last: the head was looked at where the weights are, in their type
         if gpus.rank() == 0:
             check_loss(student, loss_of)
         if on.shard:
@@ -266,7 +268,8 @@ def accumulate_gradients(
     """
     device, packed = gpus.join(), loss_of.model.config._attn_implementation == VARLEN
     assert on.tokens is not None  # `pass_tokens` has filled it in
-    groups = token_groups([len(e.input_ids) for e in batch], on.tokens, packed, gpus.rank(), gpus.world())
+    lengths, boundary = [len(example.input_ids) for example in batch], rope_boundary(loss_of.model.config)
+    groups = token_groups(lengths, on.tokens, packed, gpus.rank(), gpus.world(), boundary)
     loss, ran_out = torch.zeros((), device=device), False
     try:
         for done, group in enumerate(groups, start=1):

@@ -10,6 +10,8 @@ import json
 import os
 import sys
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -77,6 +79,7 @@ def main() -> None:
     """What each process that `launch` starts runs."""
     from mixdistill.finetuning.finetune import finetune  # which imports this module
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     finetune(**read_arguments(Path(sys.argv[1])))
     dist.destroy_process_group()
     sys.stdout.flush()
@@ -84,6 +87,14 @@ def main() -> None:
     # All is stored. An interpreter that ends by itself destroys the threads of gloo and Arrow, and now and then aborts
     # on one that still runs ("terminate called without an active exception"): the run would be called failed.
     os._exit(0)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: nobody else would, and it would hold GPU and lock."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def write_arguments(folder: Path, arguments: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from transformers.utils import ModelOutput
 from mixdistill.data.chat import Example
 from mixdistill.data.students import Student
 from mixdistill.finetuning.attention import VARLEN
-from mixdistill.finetuning.batches import NOTHING, Batch, labels_of, pack, pad
+from mixdistill.finetuning.batches import Batch, labels_of, pack, pad
 
 # Positions whose logits are in memory at a time. On a CPU so few that they stay in its cache: half the time at the
 # pocket vocabulary. On a GPU PyTorch's own choice.
@@ -77,8 +77,7 @@ def has_plain_head(causal: PreTrainedModel) -> bool:
         outputs.last_hidden_state = rows[None]
         return outputs
 
-    packed = causal.config._attn_implementation == VARLEN
-    batch = pack([NOTHING, NOTHING]) if packed else pad([Example([0, 0], n_prompt=1)], 0)
+    batch = pad([Example([0, 0], n_prompt=1)], 0)
     hook = body.register_forward_hook(replaced)
     logits = causal(**batch.to(rows.device).inputs, use_cache=False).logits[0]
     hook.remove()

@@ -9,7 +9,9 @@ Neither stops at a piece of text: a completion ends with a stop token or at its 
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,7 +19,8 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedTokenizerBase
 
 from mixdistill import arguments
-from mixdistill.data.students import TINY, Student
+from mixdistill.data.chat import THINK_TAG
+from mixdistill.data.students import TINY, Student, check_ids, rope_boundary
 from mixdistill.generation.decode import Progress, decode, is_plain, pad_left
 from mixdistill.generation.sampling import Choose, Sampling, chooser
 
@@ -89,9 +92,12 @@ def complete(
     seeds = [arguments.whole("a seed", seed, low=0, high=2**63) for seed in seeds]
     if not sampling.greedy and len(seeds) != len(prompts):
         raise ValueError(f"there are {len(seeds)} seeds for {len(prompts)} prompts: give one a prompt")
+    check_ids(student, prompts)
     model, stops = student.model, sorted(student.model.generation_config.eos_token_id)
     plain = is_plain(model)
     size = _rows_that_fit.get(model, len(prompts))
+    if not plain and len(prompts) > 1 and not _share_a_batch(model, max(map(len, prompts)) + max_new_tokens):
+        size = 1
     rows: list[list[int]] = []
     while len(rows) < len(prompts):
         part = slice(len(rows), len(rows) + size)
@@ -114,6 +120,35 @@ def complete(
         "batch": f"{len(prompts)}x{max(map(len, prompts), default=0)}",
     }
     return [completion(student.tokenizer, row, stops, how) for row in rows]
+
+
+def _share_a_batch(model: torch.nn.Module, longest: int) -> bool:
+    """Whether rows of at most so many tokens are decoded together as they are alone, which a few architectures do not:
+    padding enters the state of some recurrent ones, and LongRoPE reads all rows of a call as its longest."""
+    boundary = rope_boundary(model.config)
+    return _padding_is_nothing(model) and (boundary is None or longest <= boundary)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode()
+def _padding_is_nothing(model: torch.nn.Module) -> bool:
+    """Whether padding on the left changes nothing: seen on two steps of a short row, alone and beside a longer one."""
+    rows = [[1, 2, 3, 4, 5] * 5, [5, 2, 4, 1, 3]]
+    alone, beside = (_two_steps(model, given)[-1] for given in (rows[1:], rows))
+    bound = 1e-3 if model.dtype == torch.float32 else 3e-2
+    if same := bool((alone - beside).abs().max() <= bound * alone.abs().max()):
+        return same
+    print(f"{model.config.model_type}: padding changes the answers, so rows are decoded one at a time", flush=True)
+    return False
+
+
+def _two_steps(model: torch.nn.Module, prompts: Sequence[list[int]]) -> torch.Tensor:
+    """The logits of two greedy steps [rows, steps, tokens]; the first step says the same in every row."""
+    ids, mask = pad_left(prompts, model.device)
+    same = [lambda _, logits: torch.zeros_like(logits)]
+    both: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False, "logits_processor": same, "eos_token_id": None}
+    both |= {"attention_mask": mask, "output_logits": True, "return_dict_in_generate": True}
+    return torch.stack(model.generate(ids, **both).logits, dim=1).float()
 
 
 @torch.inference_mode()
@@ -147,9 +182,19 @@ def completion(
     """The completion that an engine's new tokens make; what follows the first stop token is padding."""
     end = next((i for i, token in enumerate(tokens) if token in stops), None)
     said = list(tokens[:end])
-    response = tokenizer.decode(said, skip_special_tokens=True)
+    # A tag that begins or ends a thought may be a special token: without it, a thought would pass for an answer.
+    kept = [token for token in said if token not in _silent(tokenizer)]
+    response = tokenizer.decode(kept, skip_special_tokens=False)
     reason = "length" if end is None else "stop"
     return Completion(response, len(said) + (end is not None), reason, is_loop(said), **how)
+
+
+@lru_cache(maxsize=64)
+def _silent(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The special tokens that a response is shown without."""
+    names = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    added = ((token_id, token.content) for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset(token_id for token_id, name in [*names, *added] if not THINK_TAG.fullmatch(name))
 
 
 def is_loop(tokens: Sequence[int]) -> bool:

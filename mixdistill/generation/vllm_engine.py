@@ -1,7 +1,7 @@
 """vLLM as the decoding engine: optional, for NVIDIA GPUs (`pip install -e '.[vllm]'`).
 
 Weights go from disk into vLLM and adapters are served as they are, unmerged. With several GPUs the model is split over
-as many as divide its attention heads (tensor parallel).
+as many as it can be shared out to (tensor parallel).
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mixdistill.data.students import context_of, load_config, load_tokenizer, stop_tokens_of
 from mixdistill.generation.generate import Completion, completion
@@ -19,6 +19,14 @@ DTYPE = "bfloat16"
 GPU_SHARE = 0.9  # of each GPU's memory, vLLM's default
 
 Complete = Callable[..., list[Completion]]  # as `generate.complete`, without its student
+
+
+def divides(n: int, config: PreTrainedConfig) -> bool:
+    """Whether vLLM can share a model out to `n` GPUs: its heads, keys and values (or copies of them), and its MLPs."""
+    text = config.get_text_config(decoder=True)
+    heads = text.num_attention_heads
+    kv = getattr(text, "num_key_value_heads", None) or heads
+    return heads % n == 0 and (kv % n == 0 or n % kv == 0) and getattr(text, "intermediate_size", 0) % n == 0
 
 
 def open_vllm(
@@ -48,7 +56,7 @@ def open_vllm(
         revision=revision,
         skip_tokenizer_init=True,  # it gets and gives token ids
         dtype=DTYPE,
-        tensor_parallel_size=max(n for n in range(1, n_gpus + 1) if config.num_attention_heads % n == 0),
+        tensor_parallel_size=max(n for n in range(1, n_gpus + 1) if divides(n, config)),
         max_model_len=context_of(config),
         gpu_memory_utilization=share,
         generation_config="vllm",  # not the checkpoint's own sampling defaults

@@ -118,8 +118,7 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
 
     The better part of a mix is chosen by its mean over all seeds, which can only make the mix look worse.
 
-    Returns: student, params, contrast, `baseline` (the recipe on its right side), delta with its interval, counts, and
-        the differences in the rates (`diff_...`).
+    Returns: student, params, contrast, `baseline` (its right side), delta, interval, counts, `diff_...` of the rates.
 
     Raises ValueError if no student has the recipes of a gap, or the two sides of one differ in seeds or problems.
     """
@@ -149,8 +148,7 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
 
     The interval covers bases (each student's own) and problems (shared by all students, and two more a benchmark as in
     `gap`): their two variances are added, each of which holds the rest, so it is somewhat wide. Of a student with one
-    base it covers that one's seeds. It is about these sizes: that their gaps do not lie on a line, so that other sizes
-    would give another slope, is no part of it.
+    base it covers that one's seeds. That the gaps of these sizes lie on no line is no part of it.
 
     Returns: one row a gap that every student has: contrast, slope (difference for ten times the parameters) with its
         interval, n_students, n_bases (of all students together), n_problems. Empty where all have one size.
@@ -339,7 +337,6 @@ def _one_or_range(counts: pd.Series) -> object:
 
 
 def _rates(items: pd.DataFrame) -> pd.Series:
-    """How answers end, averaged as accuracies are: over the seeds of a base, bases, and benchmarks."""
     require(items, "finish_reason", "reason", "loop", "n_tokens")
     ends = {"truncated": items["finish_reason"] == "length", "no_answer": items["reason"] == "no_answer"}
     rates = pd.DataFrame(ends | {"loop": items["loop"], "mean_tokens": items["n_tokens"]})

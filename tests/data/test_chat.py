@@ -3,10 +3,10 @@ from datetime import date
 
 import pytest
 from datasets import Dataset
-from families import COMMAND_R7B, FAMILIES, GEMMA4, Family, tokenizer
+from families import COMMAND_R7B, FAMILIES, GEMMA4, Family, chatml, tokenizer
 from tokenizers.normalizers import NFD, NFKC, Lowercase, Sequence, StripAccents
 
-from mixdistill import load_problems, load_traces
+from mixdistill import grade, load_problems, load_traces
 from mixdistill.data.chat import (
     opens_thinking,
     prompt_fingerprint,
@@ -200,6 +200,44 @@ def test_control_tokens_that_a_normalizer_spells_out_are_refused(normalizer, spe
 )
 def test_whether_a_prompt_opens_a_thought(family, thinking, opens):
     assert opens_thinking(tokenizer(FAMILIES[family]), thinking) is opens
+
+
+@pytest.mark.parametrize(
+    ("end", "opens"),
+    [("<think>\\n", True), ("</think>", False), ("<think></think>", False), ("[THINK]", True), ("", False)],
+)
+def test_the_last_tag_of_a_prompt_says_whether_a_thought_is_open(end, opens):
+    words = tokenizer(FAMILIES["qwen2.5"])
+    words.chat_template = words.chat_template.replace("<|im_start|>assistant\\n", f"<|im_start|>assistant\\n{end}")
+    assert opens_thinking(words) is opens
+
+
+def traces_of(*responses: str) -> Dataset:
+    rows = [{"question": QUESTION, "response": said, "answer_format": "gsm8k"} for said in responses]
+    return Dataset.from_list(rows)
+
+
+def test_responses_that_never_end_the_prompts_thought_get_an_empty_one_and_are_counted():
+    words = tokenizer(FAMILIES["qwen3.5"])
+    with pytest.warns(UserWarning, match=r"1 of 3 responses do not end the thought .* empty one \(</think> before"):
+        examples = render_traces(words, traces_of("It is 42.", THOUGHT, "So.</think>It is 42."), 999, "error")
+    shown = [trained_text(words, example).removesuffix("<|im_end|>") for example in examples]
+    assert shown == ["\n</think>\n\nIt is 42.", THOUGHT.removeprefix("<think>\n"), "So.</think>It is 42."]
+    assert all(grade("<think>" + said, "42", "gsm8k").correct for said in shown)  # as evaluations grade it
+
+
+def test_a_thought_behind_a_prompt_that_has_just_ended_one_is_refused():
+    words = tokenizer(FAMILIES["qwen3.5"])
+    with pytest.raises(ValueError, match=r"1 of 2 responses begin a thought \(the first: rows \[1\]\)"):
+        render_traces(words, traces_of("It is 42.", THOUGHT), 999, "error", thinking=False)
+    assert len(render_traces(words, traces_of("It is 42."), 999, "error", thinking=False)) == 1
+
+
+def test_a_stop_token_before_the_response_is_refused():
+    words = tokenizer(FAMILIES["qwen2.5"])
+    words.chat_template = chatml("{{ 'thought<|im_end|>' + m['content'] }}")
+    with pytest.raises(ValueError, match=r"writes '<\|im_end\|>' before the response and behind it"):
+        prompt_ids(words, QUESTION, "gsm8k")
 
 
 @pytest.mark.parametrize("written", ["m['content'] | lower", "m['content'][:20]", "m['content'].split() | join"])

@@ -22,6 +22,12 @@ BOXED = [
     ("Problem: find x.\nSolution: \\boxed{5}", "5"),
     (r"<think> \boxed{4} </think> It is \boxed{5}.", "5"),
     (r"<think> surely \boxed{5}", None),  # cut while it thought
+    (r"[THINK] surely \boxed{5}", None),
+    (r"[THINK] surely \boxed{5} [/THINK] \boxed{6}", "6"),
+    (r"<seed:think>\boxed{5}</seed:think>\boxed{6}", "6"),
+    (r"<|START_THINKING|>\boxed{5}<|END_THINKING|>\boxed{6}", "6"),
+    (r"<think>\boxed{4}</think> Wait. <think> \boxed{5}", None),
+    (r"I [rethink] it: \boxed{5}", "5"),
 ]
 UNBOXED = [
     ("The answer is 42.", "42"),

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 from mixdistill.data.students import load_config, load_student
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf, which `make test` installs")
-TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPE |= {"num_key_value_heads": 2, "vocab_size": len(TOKENS), "initializer_range": 0.3, "rms_norm_eps": 1e-5}
 SHAPE |= {"max_position_embeddings": 131_072, "tie_word_embeddings": False}

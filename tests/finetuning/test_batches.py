@@ -41,6 +41,19 @@ def test_groups_hold_every_example_once_within_the_budget(packed, budget):
         assert tokens <= budget or len(group) == 1
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("packed", [True, False])
+def test_examples_beyond_a_boundary_share_no_pass_with_others(packed, ranks):
+    draw = Random(0)
+    lengths = [draw.randint(2, 60) for _ in range(40)]
+    shares = [token_groups(lengths, 90, packed, rank, ranks, boundary=30) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    groups = [group for share in shares for group in share if group]
+    assert sorted(i for group in groups for i in group) == list(range(40))
+    assert all(len({lengths[i] > 30 for i in group}) == 1 for group in groups)
+    assert len(groups) < 40
+
+
 def test_packing_fills_its_passes():
     groups = token_groups(LENGTHS, 300, packed=True)
     assert sum(LENGTHS) / (300 * len(groups)) > 0.85

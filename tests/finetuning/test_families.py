@@ -85,6 +85,7 @@ def test_greedy_text_is_that_of_generate(folder):
         assert completion.response == student.tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
 
 
+@pytest.mark.filterwarnings("ignore:12 of 12 responses do not end the thought")
 def test_a_trained_adapter_is_plain_peft(folder, math_traces):
     traces = load_traces(str(math_traces), columns={"question": "problem", "response": "solution"})
     run = finetune(folder, traces, lora=LoRA(r=2), lr=1e-2, epochs=1, batch_size=6, progress=False)

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import REPO
@@ -163,6 +166,18 @@ def test_a_script_trains_with_shared_weights_and_after_memory_ran_out_in_one(mon
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert process.stdout.count("out of memory at step 1: goes on with 2 processes, passes of up to ") == 1
     assert_equal(trained_run(copies), copies, "adapter/adapter_model.safetensors")
+
+
+def test_a_process_ends_when_the_one_that_started_it_is_gone(tmp_path):
+    follow = "from mixdistill.finetuning.gpus import _end_with_parent; print('up', flush=True); _end_with_parent()"
+    parent = f"{sys.executable} -c {shlex.quote(follow)} & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", parent], stdout=subprocess.PIPE, text=True) as started:
+        pid, up = int(started.stdout.readline()), started.stdout.readline()
+        assert up == "up\n"
+        assert psutil.pid_exists(pid)
+        started.kill()
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.1)
 
 
 def test_a_process_that_fails_says_why(qwen, train):

@@ -1,3 +1,4 @@
+import copy
 import time
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.generation import decode as decode_module
 from mixdistill.generation import generate as generate_module
 from mixdistill.generation.decode import PlainStudent, Progress, is_plain, joint
-from mixdistill.generation.generate import complete, default_engine, is_loop, length_sorted_batches
+from mixdistill.generation.generate import complete, completion, default_engine, is_loop, length_sorted_batches
 from mixdistill.generation.sampling import chooser
 
 
@@ -124,6 +125,37 @@ def test_other_architectures_are_decoded_by_generate_and_say_so(bpe_tokenizer):
     sampled, again = (complete(student, [[5, 6], [7]], 9, Sampling(1.0), seeds) for seeds in ([3, 4], [4, 3]))
     alone = complete(student, [[5, 6]], 9, Sampling(1.0), [3])
     assert tokens_and_ends(sampled[:1]) == tokens_and_ends(alone) != tokens_and_ends(again[:1])
+
+
+@pytest.mark.parametrize("family", ["phi3", "rwkv"])
+def test_rows_that_others_would_change_are_decoded_alone(family, bpe_tokenizer, capsys):
+    scaled = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [64.0] * 4, "rope_theta": 100.0}
+    scaled |= {"original_max_position_embeddings": 16}
+    phi3 = {"rope_parameters": scaled, "pad_token_id": 0}
+    own = {"phi3": phi3, "rwkv": {"attention_hidden_size": 32, "context_length": 512}}
+    student = random_student(family, bpe_tokenizer, **own[family])
+    prompts = [[3 + (7 * i) % 50 for i in range(n)] for n in (25, 6, 14)]
+    together = tokens_and_ends(complete(student, prompts, 8))
+    assert together == [tokens_and_ends(complete(student, [prompt], 8))[0] for prompt in prompts]
+    if family == "phi3":
+        shared = [generate_module._share_a_batch(student.model, longest) for longest in (16, 17)]
+        assert shared == [True, False]
+    else:
+        assert "rwkv: padding changes the answers, so rows are decoded one at a time" in capsys.readouterr().out
+
+
+def test_a_token_beyond_the_embeddings_is_refused(student):
+    n = student.model.get_input_embeddings().weight.shape[0]
+    with pytest.raises(ValueError, match=rf"a text has the token .* \({n}\), and the weights are of {n} tokens only"):
+        complete(student, [[1, 2], [3, n]], 4)
+
+
+def test_a_response_keeps_the_tags_of_a_thought_where_these_are_special_tokens(bpe_tokenizer):
+    words = copy.deepcopy(bpe_tokenizer)
+    words.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<|tool|>"]})
+    said = words("So<|tool|>.</think>It is 42.<|im_end|>", add_special_tokens=False)["input_ids"]
+    how = {"engine": "static", "dtype": "float32", "batch": "1x1"}
+    assert completion(words, said, [words.eos_token_id], how).response == "So.</think>It is 42."
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_says_the_same(student, prompts, monkeypatch, capsys):
