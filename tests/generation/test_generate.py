@@ -131,7 +131,7 @@ def test_other_architectures_are_decoded_by_generate_and_say_so(bpe_tokenizer):
 def test_rows_that_others_would_change_are_decoded_alone(family, bpe_tokenizer, capsys):
     scaled = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [64.0] * 4, "rope_theta": 100.0}
     scaled |= {"original_max_position_embeddings": 16}
-    phi3 = {"rope_parameters": scaled, "pad_token_id": 0}
+    phi3 = {"rope_parameters": scaled, "pad_token_id": 0, "original_max_position_embeddings": 16}
     own = {"phi3": phi3, "rwkv": {"attention_hidden_size": 32, "context_length": 512}}
     student = random_student(family, bpe_tokenizer, **own[family])
     prompts = [[3 + (7 * i) % 50 for i in range(n)] for n in (25, 6, 14)]
