@@ -126,7 +126,7 @@ def _share_a_batch(model: torch.nn.Module, longest: int) -> bool:
     """Whether rows of at most so many tokens are decoded together as they are alone, which a few architectures do not:
     padding enters the state of some recurrent ones, and LongRoPE reads all rows of a call as its longest."""
     boundary = rope_boundary(model.config)
-    return _padding_is_nothing(model) and (boundary is None or longest <= boundary)
+    return _padding_is_nothing(model) if boundary is None else longest <= boundary
 
 
 @lru_cache(maxsize=8)
