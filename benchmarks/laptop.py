@@ -19,7 +19,6 @@ student on few problems cannot tell two rates apart, docs/real-log.md; it stands
 import argparse
 import math
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from mixdistill import Run
+from mixdistill import Run, files
 from mixdistill.arguments import number, whole
 from mixdistill.data.chat import render_traces
 from mixdistill.data.tables import read_table
@@ -61,7 +60,7 @@ KEPT = [
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--student", required=True)
     parser.add_argument("--traces", type=path, required=True)
     parser.add_argument("--out", type=path, required=True)
@@ -75,8 +74,10 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--stages", nargs="+", default=[*STAGES], choices=STAGES)
     try:
         study(parser.parse_args(given))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # the last: arms failed
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(1) from None  # the sweep has said what is stored
 
 
 def path(name: str) -> Path:
@@ -102,22 +103,26 @@ def study(args: argparse.Namespace) -> None:
             seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + whole("rate-seeds", args.rate_seeds))
             epochs = whole("rate-epochs", args.rate_epochs, optional=True)
             tried = replace(scale, epochs=epochs or scale.epochs)
-            choose_rates(tried, args.rates, args.families, seeds, args.traces, args.out, args.workers)
+            with files.scratch("rates") as folder:
+                choose_rates(tried, args.rates, args.families, seeds, args.traces, args.out, args.workers, folder)
         if not (args.out / "rates.csv").is_file():
             raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
-        rates = read_rates(args.out, args.student).groupby(["family", "lr"])["loss"].mean()
-        if lacking := set(args.families) - set(rates.index.get_level_values("family")):
-            raise ValueError(f"rates.csv has no rate of {' and '.join(lacking)}: run the stage rates for it")
-        scales = {family: replace(scale, lr=float(rates[family].idxmin())) for family in args.families}
+        scales = {family: replace(scale, lr=best_rate(args.out, args.student, family)) for family in args.families}
     print("rates: " + ", ".join(f"{own.lr:g} for {family}" for family, own in scales.items()), flush=True)
+    failed = []
     for stage, arms_of in stages.items():
         parts = []
         for seed in range(args.seeds):
-            parts += [
-                sweep(arms, own, workers=args.workers).assign(recipe=lambda items, label=label: label + items["recipe"])
-                for label, own, arms in arms_of(scales, seed)
-            ]
-            save(pd.concat(parts, ignore_index=True), stage, args.out)
+            for label, own, arms in arms_of(scales, seed):
+                try:
+                    items = sweep(arms, own, workers=args.workers)
+                    parts.append(items.assign(recipe=label + items["recipe"]))
+                except RuntimeError as error:  # arms failed, which stops no other seed
+                    failed.append(f"{stage}, seed {seed}: {error}")
+            if parts:
+                save(pd.concat(parts, ignore_index=True), stage, args.out)
+    if failed:
+        raise RuntimeError("\n".join(failed))
 
 
 def choose_rates(
@@ -128,13 +133,12 @@ def choose_rates(
     traces: Path,
     out: Path,
     workers: int,
+    tried: Path,
 ) -> None:
     """Write `rates.csv`: of every recipe, rate and seed the accuracy on held-out training problems, and the loss on
     their traces. Rates that it has from before and that are not tried now stay in it, if they were tried with as many
     epochs."""
     rates = list(dict.fromkeys(number("one of rates", rate, above=0) for rate in rates))
-    if (out / "rates").resolve() in (traces.resolve(), *traces.resolve().parents):
-        raise ValueError(f"--traces is {traces}, which is deleted for what is held out: give another --out")
     if Path(scale.long.source).exists():  # it would be taken for the one with fewer problems
         raise ValueError(f"{scale.long.source} lies in the working folder: start this in another one")
     tables = [read_rates(out, scale.students[0])] if (out / "rates.csv").is_file() else []
@@ -143,9 +147,7 @@ def choose_rates(
     rows = {source: pd.DataFrame(read_table(str(traces / source), columns)) for source in sources}
     # A folder like that of the traces, whose tests are the held-out problems, so that these are asked and graded like
     # the tests.
-    tried = out / "rates"
-    shutil.rmtree(tried, ignore_errors=True)
-    (tried / "held_out").mkdir(parents=True)
+    (tried / "held_out").mkdir()
     held_out = rows[scale.long.source][::HELD_OUT_EVERY]
     for name, part in (rows | {"svamp_test.jsonl": held_out}).items():
         held = part["question"].isin(held_out["question"])
@@ -170,6 +172,20 @@ def choose_rates(
         tables.append(found.assign(**facts))
         pd.concat(tables).round({"accuracy": 6, "loss": 6}).to_csv(out / "rates.csv", index=False)
     os.environ["MIXDISTILL_DATA"] = str(traces.absolute())
+
+
+def best_rate(out: Path, student: str, family: str) -> float:
+    """The rate with the lowest loss. Raises ValueError if there is none, or rates were tried with other arms."""
+    table = read_rates(out, student)
+    own = table[table["family"] == family]
+    if own.empty:
+        raise ValueError(f"rates.csv has no rate of {family}: run the stage rates for it")
+    arms = own.groupby("lr").apply(lambda tried: frozenset(zip(tried["recipe"], tried["seed"], strict=True)))
+    if arms.nunique() > 1:
+        what = f"not all rates of {family} in rates.csv were tried with the same recipes and seeds"
+        raise ValueError(f"{what}: run the stage rates for all of them")
+    print(f"{family}: the best of {len(arms)} rates, {', '.join(map('{:g}'.format, arms.index))}", flush=True)
+    return float(own.groupby("lr")["loss"].mean().idxmin())
 
 
 @torch.inference_mode()

@@ -20,20 +20,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="mixdistill", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=what)
-        command.add_argument("scale", nargs="?", default=argparse.SUPPRESS, help="the same as --scale")
-        command.add_argument("--scale", default="pocket", help="smoke, pocket, ...: a key of SCALES (default: pocket)")
+        command = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+        command.add_argument("named", nargs="?", metavar="scale", help="the same as --scale")
+        command.add_argument("--scale", help="smoke, pocket, ...: a key of SCALES (default: pocket)")
         command.add_argument("--seeds", type=int, default=0, help="number of seeds (default: the scale's own)")
         command.add_argument("--students", default="", metavar="NAME,NAME", help=STUDENTS)
         if name == "sweep":
-            command.add_argument("--grid", nargs="+", default=[], metavar="NAME=VALUE,VALUE", help=GRID)
+            command.add_argument(
+                "--grid", nargs="+", action="extend", default=[], metavar="NAME=VALUE,VALUE", help=GRID
+            )
             command.add_argument("--notebook", help="run this notebook for every combination, in the place of arms")
             command.add_argument("--on", default="local", help="local (default), ray or ray://HEAD:10001")
         if name == "reproduce":
             command.add_argument("--notebooks", default="first", help="all: the further ones too (default: first)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler that takes the machine back, as Ctrl-C
     try:
-        sys.exit(run(parser.parse_args()))
+        given = parser.parse_args()
+        if given.named and given.scale:
+            raise ValueError(f"the scale is {given.named!r} and --scale {given.scale!r}: give one of the two")
+        given.scale = given.scale or given.named or "pocket"
+        sys.exit(run(given))
     except (ValueError, OSError) as error:  # OSError: the store can not be read or written
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:

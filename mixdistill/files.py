@@ -319,7 +319,11 @@ def label(*parts: str) -> str:
     return name if name == text and len(name) <= 100 else f"{name[:100]}-{key({'': text})}"
 
 
-def damaged(path: Path, reason: object, folder: Path | None = None) -> ValueError:
+class Damaged(ValueError):
+    """A file of the store is missing or was changed."""
+
+
+def damaged(path: Path, reason: object, folder: Path | None = None) -> Damaged:
     """The error for a file that is missing or was changed. One step heals: delete the folder, call again."""
     where = str(folder or path.parent)
-    return ValueError(f"{str(path)!r} is damaged ({reason}): delete the folder {where!r} and call again")
+    return Damaged(f"{str(path)!r} is damaged ({reason}): delete the folder {where!r} and call again")

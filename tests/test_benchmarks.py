@@ -107,16 +107,22 @@ def test_rates_are_tried_on_held_out_problems_and_those_of_another_student_refus
     rows = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(18)]
     for name, part in (("svamp_test", rows[14:]), ("svamp_llama_level1", rows[:14]), ("svamp_llama_level4", rows[:14])):
         write_jsonl(tmp_path / f"{name}.jsonl", [row | {"response": f"It is {row['answer']}."} for row in part])
+    held_out, sweep = {}, laptop.sweep
+
+    def seen(*given, **options):
+        folder = Path(os.environ["MIXDISTILL_DATA"])
+        held_out.update({path.stem: path.read_text() for path in folder.glob("*.jsonl")})
+        return sweep(*given, **options)
+
+    monkeypatch.setattr(laptop, "sweep", seen)
     for rate in ("1e-3", "2e-3"):
         choose_rates(qwen, tmp_path, rate)
     rates = pd.read_csv(tmp_path / "out" / "rates.csv")
     assert sorted(zip(rates["lr"], rates["recipe"], strict=True)) == [
         (lr, recipe) for lr in (1e-3, 2e-3) for recipe in ("long", "mix_long", "short")
     ]
-    asked = [
-        json.loads(line)["question"] for line in (tmp_path / "out/rates/svamp_test.jsonl").read_text().splitlines()
-    ]
-    trained = (tmp_path / "out/rates/svamp_llama_level1.jsonl").read_text()
+    asked = [json.loads(line)["question"] for line in held_out["svamp_test"].splitlines()]
+    trained = held_out["svamp_llama_level1"]
     assert asked == [rows[0]["question"], rows[7]["question"]]
     assert trained.count("\n") == 12
     assert not any(question in trained for question in asked)
@@ -141,19 +147,33 @@ def test_rates_are_tried_on_held_out_problems_and_those_of_another_student_refus
         choose_rates(qwen, tmp_path, "1e-3")
 
 
-def test_rates_are_not_tried_where_that_would_delete_or_mistake_the_traces(qwen, tmp_path, monkeypatch):
+def test_rates_delete_nothing_of_the_users_and_are_not_tried_where_files_would_be_mistaken(qwen, tmp_path, monkeypatch):
     monkeypatch.setenv("MIXDISTILL_DATA", "")  # which it sets
     traces = tmp_path / "out" / "rates"
     traces.mkdir(parents=True)
     rows = [{"question": f"What is {n}?", "answer": str(n), "response": f"It is {n}."} for n in range(9)]
     for name in ("svamp_test", "svamp_llama_level1", "svamp_llama_level4"):
         write_jsonl(traces / f"{name}.jsonl", rows)
-    with pytest.raises(SystemExit, match="which is deleted for what is held out"):
-        choose_rates(qwen, traces, "1e-3", tmp_path / "out")
+    choose_rates(qwen, traces, "1e-3", tmp_path / "out")
     monkeypatch.chdir(traces)
     with pytest.raises(SystemExit, match="lies in the working folder"):
         choose_rates(qwen, traces, "1e-3", tmp_path)
     assert len(list(traces.iterdir())) == 3
+
+
+def test_the_best_rate_is_one_of_rates_that_were_tried_alike(tmp_path, capsys):
+    rows = [("short", 1000, 0.1, 0.5, 5e-4), ("short", 1001, 0.1, 0.6, 5e-4), ("short", 1000, 0.1, 0.52, 1e-3)]
+    table = pd.DataFrame(rows, columns=["recipe", "seed", "accuracy", "loss", "lr"])
+    table.assign(family="long", student="s", epochs=1).to_csv(tmp_path / "rates.csv", index=False)
+    with pytest.raises(ValueError, match=r"not all rates of long in rates\.csv were tried with the same"):
+        laptop.best_rate(tmp_path, "s", "long")
+    table[table["seed"] == 1000].assign(family="long", student="s", epochs=1).to_csv(
+        tmp_path / "rates.csv", index=False
+    )
+    assert laptop.best_rate(tmp_path, "s", "long") == 5e-4
+    assert "long: the best of 2 rates, 0.0005, 0.001" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"rates\.csv has no rate of large"):
+        laptop.best_rate(tmp_path, "s", "large")
 
 
 def choose_rates(student: str, folder: Path, rate: str, out: Path | None = None) -> None:

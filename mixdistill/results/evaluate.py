@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -177,10 +178,17 @@ def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[
     if (n, split) != (None, None) and not named:
         what = f"n is {n} and split {split!r}: they are for benchmarks by name"
         raise ValueError(f"{what}, take them off lists of problems")
-    n_ids = len({(problem.source, problem.id) for problem in found})
-    if n_ids < len(found):
-        raise ValueError(f"{len(found)} problems have {n_ids} different ids: give each once")
-    return found
+    return each_once(found)
+
+
+def each_once(problems: list[Problem]) -> list[Problem]:
+    """The problems as they are. Raises ValueError if two have one id, as those of two files of one name may."""
+    ids = Counter((problem.source, problem.id) for problem in problems)
+    if len(ids) < len(problems):
+        (source, which), times = ids.most_common(1)[0]
+        what = f"{len(problems)} problems have {len(ids)} different ids ({which!r} of {source!r} comes {times} times)"
+        raise ValueError(f"{what}: give each once, and files names of their own")
+    return problems
 
 
 def _evaluate(
@@ -207,7 +215,7 @@ def _evaluate(
     rows = files.read_rows(file, owner)
     done = len(rows) // batch_size if len(rows) < len(requests) else len(batches)
     rows = rows[: done * batch_size]
-    if how.get("grading") != GRADING_VERSION:
+    if how.get("grading", 0) < GRADING_VERSION:
         rows = _graded_anew(rows, problems, config)
     files.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further batch
     began = {"engine": engine, "batch_size": batch_size, "thinking": how["thinking"], "grading": GRADING_VERSION}
@@ -279,7 +287,7 @@ def _read_scores(problems: list[Problem], config: Record, folder: Path, owner: s
     rows, n = files.read_rows(folder / "generations.jsonl", owner), config["n_problems"] * config["sampling"]["n"]
     if len(rows) != n:
         raise files.damaged(folder / "generations.jsonl", f"row {len(rows) + 1} of {n} is missing or was changed")
-    if stored.get("grading") != GRADING_VERSION:
+    if stored.get("grading", 0) < GRADING_VERSION:  # and not newer ones, which an older clone leaves as they are
         return _store_anew(folder, stored, rows, _graded_anew(rows, problems, config), owner)
     scores, accuracy = _scores(folder, rows), files.read_json(folder / "scores.json").get("accuracy")
     if not isinstance(accuracy, float) or not math.isclose(accuracy, scores.accuracy):
@@ -290,7 +298,7 @@ def _read_scores(problems: list[Problem], config: Record, folder: Path, owner: s
 def _store_anew(folder: Path, stored: Record, before: list[Record], rows: list[Record], owner: str) -> Scores:
     """Store rows with new grades, the version last, so that a killed process does it again."""
     scores = _scores(folder, rows)
-    n_changed = sum(old["correct"] != new["correct"] for old, new in zip(before, rows, strict=True))
+    n_changed = sum(old != new for old, new in zip(before, rows, strict=True))
     done = "stored"
     try:
         with files.lock(folder):
@@ -299,7 +307,7 @@ def _store_anew(folder: Path, stored: Record, before: list[Record], rows: list[R
             files.write_json(folder / "config.json", stored | {"grading": GRADING_VERSION})
     except OSError as error:  # of a store that can be read only
         done = f"not stored ({error.strerror})"
-    if n_changed or done != "stored":
+    if n_changed:
         what = f"{len(rows)} answers graded by newer rules, {n_changed} otherwise than before, {done}"
         print(f"{folder.parents[1].name}: {what}", flush=True)
     return scores

@@ -32,7 +32,13 @@ FOUND = re.compile(r"^#+ What was found\s*$", re.MULTILINE)  # the heading above
 # Of a grid of arms.
 KEYS = {"STUDENT": "str", "RECIPE": "str", "ALPHA": "float", "SEED": "int"}
 OWN = {"LR": "float", "EPOCHS": "int", "N_TRAIN": "int"}  # which take the place of the scale's
-READ: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+
+
+def _flag(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+READ: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": _flag}
 RESULTS = ["accuracy", "ci_low", "ci_high", "n_problems", "truncated", "no_answer", "mean_tokens"]
 
 
@@ -62,16 +68,20 @@ def sweep_grid(
     made, on = get_scale(scale, n_seeds, students), cluster.check_place(on)
     if notebook is None:
         what, values = "arms", _parsed(grid, KEYS | OWN, "a grid of arms")
+        for name, option in (("SEED", n_seeds), ("STUDENT", students)):
+            if name in values and option:
+                raise ValueError(f"--grid has {name}, and --{name.lower()}s is {option}: give one of the two")
         arms = grid_arms(values, made)
         if on == "local" and not made.pocket:
-            check_machine(replace(made, students=tuple(values.get("STUDENT", made.students))))
+            check_machine(made, arms)
         results = run_arms(arms, made, on=on)
         table = pd.DataFrame([_row(arm, result) for arm, result in zip(arms, results, strict=True)])
     else:
         source = _notebook(notebook)
-        what, types = source.stem, papermill.inspect_notebook(source)
+        what, types = source.stem, _parameters(source)
         given = {"SCALE": scale, "SEEDS": n_seeds, "STUDENTS": students}
-        if lacking := [name for name in ("SEEDS", "STUDENTS") if given[name] and name not in types]:
+        chosen = given | {"SCALE": scale != "pocket"}
+        if lacking := [name for name in given if chosen[name] and name not in types]:
             raise ValueError(f"the notebook {source.name} has no parameter {' and '.join(lacking)}: leave it out")
         values = {name: [value] for name, value in given.items() if name in types}
         known = {name: facts["inferred_type_name"] for name, facts in types.items()}
@@ -83,6 +93,15 @@ def sweep_grid(
     files.replace(path, lambda temporary: table.to_csv(temporary, index=False))
     print(f"Table: {runs.shown(path)}")
     return table
+
+
+def _parameters(source: Path) -> Mapping[str, Any]:
+    """A notebook's parameters, as papermill sees them. Raises ValueError for a file that is no notebook."""
+    try:
+        nbformat.validate(nbformat.read(source, as_version=4))
+        return papermill.inspect_notebook(source)
+    except (ValueError, AttributeError, nbformat.ValidationError) as error:
+        raise ValueError(f"{runs.shown(source)} is no notebook ({str(error).splitlines()[0]}): give another") from None
 
 
 def _print(table: pd.DataFrame) -> None:
@@ -129,10 +148,11 @@ def _parsed(grid: Sequence[str], types: Mapping[str, str], of: str) -> dict[str,
         name, _, listed = text.partition("=")
         if name not in types or name in values or not listed:
             raise ValueError(f"--grid has {text!r}: give NAME=value,value, each NAME once; {of} has {', '.join(types)}")
-        for value in listed.split(","):
+        together = types[name] not in READ and re.fullmatch(r"[\[({].*[\])}]", listed)  # one list or dictionary
+        for value in [listed] if together else listed.split(","):
             try:
                 read = READ.get(types[name], _literal)(value)
-            except ValueError:
+            except (ValueError, KeyError):
                 raise ValueError(f"--grid has {name}={value!r}: {name} is of the type {types[name]}") from None
             if isinstance(read, float):
                 number(f"--grid's {name}", read)
@@ -151,9 +171,11 @@ def _row(arm: Arm, result: Scores | BaseException) -> files.Record:
     row: files.Record = {name.lower(): getattr(arm, name.lower()) for name in KEYS | OWN}
     if isinstance(result, BaseException):
         return row | {"cause": str(result)}
-    folder = result.folder.parents[1]
+    folder, seconds = result.folder.parents[1], None
     found = stats.accuracy_table(result.items.assign(seed=arm.seed), []).to_dict("records")[0]
-    seconds = None if arm.alpha is None else files.read_json(folder / "manifest.json")["seconds"]
+    if arm.alpha is not None:
+        with suppress(files.Damaged):  # the scores are whole, and say so themselves
+            seconds = files.read_json(folder / "manifest.json").get("seconds")
     row |= {name: found[name] for name in RESULTS}
     return row | {"seconds": seconds, "folder": runs.shown(folder), "cause": None}
 
@@ -182,8 +204,13 @@ def _notebook_table(source: Path, combinations: Sequence[dict[str, Any]], on: st
     failed = run_all(todo, on=on)
     for folder, job in jobs.items():
         row = job.given[2] | {"result": None, "seconds": None, "folder": runs.shown(folder), "cause": None}
-        done = job not in failed and (folder / "run.json").is_file()
-        rows.append(row | (files.read_json(folder / "run.json") if done else {"cause": str(failed.get(job, LACKING))}))
+        result = {"cause": str(failed.get(job, LACKING))}
+        if job not in failed and (folder / "run.json").is_file():
+            try:
+                result = files.read_json(folder / "run.json")
+            except files.Damaged as error:
+                result = {"cause": str(error)}
+        rows.append(row | result)
     return pd.DataFrame(rows)
 
 

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from mixdistill.data.problems import BENCHMARKS, HUB
 from mixdistill.data.students import load_tokenizer, n_params, student_source
 from mixdistill.data.tables import FILES, local_path, of_pocket
 from mixdistill.runs import read_json, runs_dir
-from mixdistill.study.scales import PARTS, REVISIONS, Arm, Scale, TraceSet, alpha_arms, control_arms, gap_arms
+from mixdistill.study.scales import REVISIONS, Arm, Scale, TraceSet, alpha_arms, control_arms, gap_arms
 from mixdistill.study.sweep import MANY, evaluation_problems, run_arm, same_work, trace_set
 from mixdistill.study.workers import n_cores
 
@@ -61,17 +61,17 @@ class Plan:
         return "\n".join([*lines, *(f"It can not run here: {obstacle}" for obstacle in self.obstacles)])
 
 
-def plan(scale: Scale) -> Plan:
-    """Count what a scale would run, and look for what keeps it from running on this machine.
+def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
+    """Count what a scale, or these arms of it, would run, and look for what keeps it from running on this machine.
 
     Raises ValueError for a student whose size can not be known without a download.
     """
     instance("scale", scale, Scale)
-    arms, gpus, speeds, rows = all_arms(scale), torch.cuda.device_count(), _measured(), []
+    arms, gpus, speeds, rows = arms or all_arms(scale), torch.cuda.device_count(), _measured(), []
     parts = {part for arm in arms for part in (arm.hard, arm.easy)}
     traces = {part: _examples(getattr(scale, part), scale) for part in parts}
     n, n_problems = min(n for n, _ in traces.values()), sum(_n_problems(name, scale) for name in scale.benchmarks)
-    sizes = {student: _size(student) for student in scale.students}
+    sizes = {student: _size(student) for student in dict.fromkeys(arm.student for arm in arms)}
     on_gpus = gpus > 0 or max(size for size, _ in sizes.values()) >= NEEDS_GPU  # all students of a scale
     if on_gpus and not gpus:  # what a CPU measured says nothing of the GPU that is needed
         speeds, gpus = speeds.iloc[:0], 1
@@ -79,13 +79,15 @@ def plan(scale: Scale) -> Plan:
         full = student in scale.full
         trained = [(arm, arm.alpha) for arm in arms if arm.student == student and arm.alpha is not None]
         n_evaluations = sum(arm.student == student for arm in arms)
-        mean = sum(alpha * traces[a.hard][1] + (1 - alpha) * traces[a.easy][1] for a, alpha in trained) / len(trained)
+        lengths = [alpha * traces[arm.hard][1] + (1 - alpha) * traces[arm.easy][1] for arm, alpha in trained]
+        mean = sum(lengths or [length for _, length in traces.values()]) / len(lengths or traces)
         tokens = scale.epochs * n * len(trained) * mean
         answers = n_problems * n_evaluations * mean  # as long as the traces that a student learns
         rate = gpus * GPU_RATE if on_gpus else n_cores() * CORE_RATE
         at_a_time = n_cores() if not on_gpus else gpus if size < MANY else 1  # arms
         speed = speeds[student] * at_a_time if student in speeds else rate / ((6 if full else 4) * size)
-        row = {"student": student, "parameters": size, "gated": "yes" if student.startswith(GATED) else "no"}
+        row = {"student": student, "parameters": size, "trains": "all weights" if full else "LoRA"}
+        row["gated"] = "yes" if student.startswith(GATED) else "no"
         row |= {"trainings": len(trained), "evaluations": n_evaluations}
         row |= {"training tokens": tokens, "answer tokens": answers, "measured tokens/s": speeds.get(student)}
         row["hours"] = (tokens / speed + 2 * size * answers / rate) / 3600
@@ -94,19 +96,20 @@ def plan(scale: Scale) -> Plan:
         rows.append(row)
     students = pd.DataFrame(rows)
     machine = f"{gpus} GPU{'s' * (gpus > 1)}" if on_gpus else f"{n_cores()} CPU cores"
-    return Plan(scale, students, machine, tuple(_obstacles(scale, students)))
+    return Plan(scale, students, machine, tuple(_obstacles(scale, students, parts)))
 
 
-def check_machine(scale: Scale) -> None:
-    """Refuse a scale that this machine can not run, unless the run store holds all of it: reading needs no GPU.
+def check_machine(scale: Scale, arms: Sequence[Arm] = ()) -> None:
+    """Refuse a scale, or arms of it, that this machine can not run, unless the run store holds all: reading needs no
+    GPU.
 
     Raises ValueError with every reason and what to do.
     """
-    made = plan(scale)
+    made = plan(scale, arms)
     if not made.obstacles:
         return
     with suppress(ValueError):  # a student or data set that is not here: the plan says what is missing
-        if all(run_arm(arm, scale, stored_only=True) for arm in all_arms(scale)):
+        if all(run_arm(arm, scale, stored_only=True) for arm in arms or all_arms(scale)):
             return
     print(f"{replace(made, obstacles=())}\n", flush=True)  # they are in the error
     listed = "\n".join(f"- {obstacle}" for obstacle in made.obstacles)
@@ -132,15 +135,18 @@ def _examples(traces: TraceSet, scale: Scale) -> tuple[int, float]:
 
 
 def _n_problems(benchmark: str, scale: Scale) -> int:
-    if benchmark.startswith("pocket/") or local_path(benchmark).exists():
-        return len(evaluation_problems(benchmark, scale.n_problems, None))
+    if benchmark.startswith("pocket/") or (benchmark not in BENCHMARKS and local_path(benchmark).exists()):
+        return len(evaluation_problems(benchmark, scale.n_problems, None, scale.answer_format))
     return min(N_PROBLEMS.get(benchmark, 1000), scale.n_problems or 10**9)
 
 
 def _measured() -> pd.Series:
     """Tokens a second of training by student, over the finished runs of the store that were not all start-up."""
     size_of = {base: size for size, bases in POCKET_BASES.items() for base in bases}
-    found = [read_json(path.with_name("config.json")) | read_json(path) for path in runs_dir().glob("*/manifest.json")]
+    found = []
+    for path in runs_dir().glob("*/manifest.json"):
+        with suppress(ValueError, OSError):  # a run that is damaged, or another user's, says nothing of speed
+            found.append(read_json(path.with_name("config.json")) | read_json(path))
     runs = pd.DataFrame(found, columns=["student", "tokens", "seconds"]).query("tokens > 100_000")
     sums = runs.groupby(runs["student"].replace(size_of))[["tokens", "seconds"]].sum()
     return sums["tokens"] / sums["seconds"].clip(lower=1)
@@ -158,14 +164,14 @@ def _size(student: str) -> tuple[int, bool]:
     raise ValueError(f"how large is {student!r}? Run `hf download {student} config.json` first, or give a local folder")
 
 
-def _obstacles(scale: Scale, students: pd.DataFrame) -> list[str]:
+def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> list[str]:
     """What keeps these students from running on this machine, each with what to do."""
     files_only = {name: made.file.format(split="test") for name, made in BENCHMARKS.items() if name not in HUB}
     sources = [files_only.get(benchmark, benchmark) for benchmark in scale.benchmarks]
-    sources += [traces.source for part in PARTS if (traces := getattr(scale, part))]
+    sources += [getattr(scale, part).source for part in parts]
     missing = [source for source in sources if source.endswith(FILES) and not local_path(source).exists()]
     found = [f"there is no file {name!r}: put it into the folder $MIXDISTILL_DATA" for name in missing]
-    for student in scale.students:
+    for student in students["student"]:
         if not of_pocket(student) and Path(student_source(student)).exists():
             try:
                 stop_token_id(load_tokenizer(student))  # by its chat template

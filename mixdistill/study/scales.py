@@ -1,6 +1,7 @@
 """The one dial: which students, how much data and how many seeds a study takes."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +60,7 @@ class Scale:
     alpha_student: str  # who is swept
     benchmarks: tuple[str, ...]
     n_seeds: int = 3
-    n_train: int | None = None  # problems, of files the first so many of each trace set; None: all
+    n_train: int | None = None  # problems, of files the first so many that both sets of a mix hold; None: all
     epochs: int = 2
     n_problems: int | None = None  # of each benchmark; None: all
     alphas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the sweep
@@ -99,6 +100,7 @@ class Scale:
             number("one of alphas", alpha, low=0, high=1)
         for name in PARTS:
             instance(name, getattr(self, name), TraceSet, optional=name not in ("long", "short"))
+        self.answer_format  # noqa: B018, refuses sets that differ
         if self.lr is not None:
             number("lr", self.lr, above=0)
         choice("too_long", self.too_long, ("error", "drop"))
@@ -107,6 +109,16 @@ class Scale:
         if real and (pocket := [student for student in self.students if of_pocket(student)]):
             what = f"the scale {self.name!r} has {real[0]}, which {pocket[0]} can not read"
             raise ValueError(f"{what}: pocket students know the pocket world only, give real ones")
+
+    @property
+    def answer_format(self) -> str:
+        """Of the traces, and so how the problems of a test file of one's own are asked and graded."""
+        sets = {part: getattr(self, part) for part in PARTS if getattr(self, part)}
+        formats = {part: "pocket" if made.pocket else made.answer_format for part, made in sets.items()}
+        if len(set(formats.values())) > 1:
+            found = ", ".join(f"{part} {one!r}" for part, one in formats.items())
+            raise ValueError(f"the answer_format of the trace sets is {found}: students are asked in one, give all it")
+        return formats["long"]
 
     @property
     def recipes(self) -> tuple[str, ...]:
@@ -229,7 +241,12 @@ def get_scale(name: str, n_seeds: int = 0, students: str = "") -> Scale:
     for name in filter(of_pocket, names):  # and not one of its bases
         choice("one of students", name, POCKET_BASES)
     swept = scale.alpha_student if scale.alpha_student in names else names[0]
-    return replace(scale, students=names, alpha_student=swept)
+    of_full = {Path(student).name for student in scale.full}  # a copy in a folder is the same student
+    full = tuple(name for name in names if Path(name).name in of_full)
+    if scale.full and (others := [name for name in names if name not in (*full, *scale.students)]):
+        own = f"the scale {scale.name!r} trains all weights of its own smaller students"
+        warnings.warn(f"{own}, and adapters of {', '.join(others)}, which it does not know", stacklevel=2)
+    return replace(scale, students=names, alpha_student=swept, full=full)
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ from datasets import Dataset
 
 from mixdistill import files
 from mixdistill.arguments import instance, number, whole
+from mixdistill.data.chat import render_prompts
 from mixdistill.data.mix import mix
-from mixdistill.data.problems import Problem, load_problems
-from mixdistill.data.students import TINY, n_params
-from mixdistill.data.tables import local_path
+from mixdistill.data.problems import BENCHMARKS, Problem, load_problems, plain_question
+from mixdistill.data.students import TINY, context_of, load_config, load_tokenizer, n_params
+from mixdistill.data.tables import local_path, of_pocket
 from mixdistill.data.traces import load_traces
 from mixdistill.finetuning.finetune import LoRA, finetune
 from mixdistill.finetuning.memory import Placement
-from mixdistill.results.evaluate import Scores, evaluate, untouched
+from mixdistill.results.evaluate import Scores, each_once, evaluate, untouched
 from mixdistill.runs import Run
 from mixdistill.study import cluster
 from mixdistill.study.jobs import Job, Progress
@@ -72,17 +73,54 @@ def run_arms(
     instance("scale", scale, Scale)
     if not arms:
         raise ValueError("there are no arms to run: give at least one, such as those of gap_arms(scale)")
-    for name in scale.benchmarks:  # what is wrong with them is said before anything is trained
-        evaluation_problems(name, scale.n_problems, split)
+    problems = _tests(scale, split)  # what is wrong with them is said before anything is trained
     work = {same_work(arm): arm for arm in arms}
-    found: dict[tuple, Any] = {key: run_arm(arm, scale, split, stored_only=True) for key, arm in work.items()}
+    found = {key: _stored(arm, scale, split) for key, arm in work.items()}
+    if all(isinstance(stored, Exception) for stored in found.values()):
+        raise next(iter(found.values()))
     jobs = {key: _job(arm, scale, split) for key, arm in work.items() if found[key] is None}
+    if on == "local":
+        _check([work[key] for key in jobs], scale, problems)
     print(f"{len(work)} arms: {len(work) - len(jobs)} in the run store, {len(jobs)} to run", flush=True)
     failed = run_all([*jobs.values()], workers, on)
     for key, job in jobs.items():
-        stored = None if job in failed else run_arm(work[key], scale, split, stored_only=True)
-        found[key] = stored or failed.get(job, RuntimeError(LACKING))
+        found[key] = failed.get(job) or _stored(work[key], scale, split) or RuntimeError(LACKING)
     return [found[same_work(arm)] for arm in arms]
+
+
+def _tests(scale: Scale, split: str | None) -> list[Problem]:
+    named = [evaluation_problems(name, scale.n_problems, split, scale.answer_format) for name in scale.benchmarks]
+    return each_once([problem for problems in named for problem in problems])
+
+
+def _stored(arm: Arm, scale: Scale, split: str | None) -> Any:
+    """An arm's scores, None if the store lacks them, or what it says of damaged ones, which stops no other arm."""
+    try:
+        return run_arm(arm, scale, split, stored_only=True)
+    except (files.Damaged, OSError) as error:
+        return error
+
+
+def _check(arms: Sequence[Arm], scale: Scale, problems: list[Problem]) -> None:
+    """Say before anything is trained what a test would say behind it.
+
+    Raises ValueError if a student's context has no room for its answers. Prints how many questions of training are
+    among those of the test.
+    """
+    for student, arm in {arm.student: arm for arm in arms}.items():
+        base, revision = scale.base(arm), REVISIONS.get(student)
+        context = context_of(load_config(base, revision))
+        try:
+            render_prompts(load_tokenizer(base, revision), problems, context, scale.max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"{student}: {error}") from error
+    asked = {plain_question(problem.question) for problem in problems if problem.answer_format != "pocket"}
+    for part in dict.fromkeys(part for arm in arms if arm.alpha is not None for part in (arm.hard, arm.easy)):
+        made = getattr(scale, part)
+        questions = trace_set(made, None, 0)["question"][:] if asked and made and not made.pocket else []
+        if n_known := sum(plain_question(question) in asked for question in questions):
+            what = f"{n_known} of {len(questions)} questions of {made.source!r} are asked in the test, too"
+            print(f"{what}: what is learnt by heart counts as right (drop_overlap leaves them out)", flush=True)
 
 
 def run_all(jobs: Sequence[Job], workers: int | None = None, on: str = "local") -> dict[Job, BaseException]:
@@ -121,7 +159,7 @@ def run_arm(arm: Arm, scale: Scale, split: str | None = None, stored_only: bool 
     run = trained(arm, scale, stored_only)
     if run is None:
         return None
-    problems = [evaluation_problems(name, scale.n_problems, split) for name in scale.benchmarks]
+    problems = _tests(scale, split)
     shown = _shows_progress()
     return evaluate(run, problems, max_new_tokens=scale.max_new_tokens, progress=shown, stored_only=stored_only)
 
@@ -167,12 +205,10 @@ def training_set(arm: Arm, scale: Scale) -> Dataset:
             f"the scale {scale.name!r} has no trace set for {' and '.join(missing)}, which {arm.recipe!r} needs: "
             f"use one of {', '.join(scale.recipes)}, or give it one with replace(scale, {missing[0]}=TraceSet(...))"
         )
-    n = arm.n_train or scale.n_train
-    hard, easy = (trace_set(getattr(scale, part), n, arm.seed) for part in (arm.hard, arm.easy))
-    made = mix(hard, easy, number("alpha", arm.alpha), arm.seed)
-    if arm.n_train and len(made) < arm.n_train:
-        raise ValueError(f"n_train is {arm.n_train}: there are traces of {len(made)} problems, ask for no more")
-    return made
+    n, sets = arm.n_train or scale.n_train, [getattr(scale, part) for part in (arm.hard, arm.easy)]
+    # Files may hold the same problems in another order, so the first of them are taken of those that both hold.
+    hard, easy = (trace_set(made, n if of_pocket(made.source) else None, arm.seed) for made in sets)
+    return mix(hard, easy, number("alpha", arm.alpha), arm.seed, n)
 
 
 def trace_set(traces: TraceSet, n: int | None, seed: int) -> Dataset:
@@ -181,10 +217,14 @@ def trace_set(traces: TraceSet, n: int | None, seed: int) -> Dataset:
     return _kept(_traces, _stamp(traces.source), traces, n, seed)
 
 
-def evaluation_problems(benchmark: str, n: int | None, split: str | None) -> list[Problem]:
-    """`load_problems`, read once as long as nothing on disk changes."""
-    stamp = _stamp(benchmark, os.environ.get("MIXDISTILL_DATA", ""))
-    return _kept(load_problems, stamp, benchmark, n=n, split=split)
+def evaluation_problems(
+    benchmark: str, n: int | None, split: str | None, answer_format: str | None = None
+) -> list[Problem]:
+    """`load_problems`, read once as long as nothing on disk changes; `answer_format` is for files of one's own."""
+    known, folder = BENCHMARKS.get(benchmark), os.environ.get("MIXDISTILL_DATA", "")
+    own = {} if known or of_pocket(benchmark) else {"answer_format": answer_format}
+    file = os.path.join(folder, known.file.format(split=split or "test")) if known else benchmark
+    return _kept(load_problems, _stamp(file), benchmark, n=n, split=split, **own)
 
 
 @lru_cache(maxsize=256)
@@ -193,10 +233,10 @@ def _kept(read: Callable[..., Any], stamp: tuple, *arguments: Any, **options: An
     return read(*arguments, **options)
 
 
-def _stamp(*sources: str) -> tuple:
-    """Sizes and times of local files and of those in folders; empty for what is not on disk."""
-    paths = [local_path(source) for source in sources if source]
-    found = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
+def _stamp(source: str) -> tuple:
+    """Size and time of a local file, or of those in a folder; empty for what is not on disk."""
+    path = local_path(source)
+    found = [file for file in (path, *path.rglob("*")) if file.is_file()]
     return tuple((str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino) for file in found for stat in [file.stat()])
 
 
