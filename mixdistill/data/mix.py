@@ -43,12 +43,12 @@ def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0, n: int | None
     Arguments:
         hard, easy: trace sets (`load_traces`), at most one trace a problem.
         seed: which problems are hard.
-        n: the first so many of the common problems; None means all.
+        n: at most the first so many of the common problems; None means all.
 
     Returns: the traces in the order of `hard`, with the columns of a trace set and `role`, `hard` or `easy`.
 
-    Raises ValueError: alpha outside 0..1, no trace sets, no common problem or fewer than `n`, several traces of one
-    problem, one `problem_id` for two questions, or another `answer_format` in hard than in easy.
+    Raises ValueError: alpha outside 0..1, no trace sets, no common problem, several traces of one problem, one
+    `problem_id` for two questions, or another `answer_format` in hard than in easy.
     """
     alpha, seed = number("alpha", alpha, low=0, high=1), whole("seed", seed, low=0)
     n = whole("n", n, optional=True)
@@ -71,8 +71,6 @@ def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0, n: int | None
             f"{len(unlike)} of {len(common)} problems have the answer_format {of_hard!r} in hard, {of_easy!r} in easy"
         )
         raise ValueError(f"{what}: their prompts would tell which trace follows, load both with the same one")
-    if n is not None and len(common) < n:
-        raise ValueError(f"n is {n}: hard and easy have {len(common)} problems in common, ask for no more")
     if len(hard) + len(easy) > 2 * len(common):
         left_out = f"{len(hard) - len(common)} only in hard, {len(easy) - len(common)} only in easy"
         warnings.warn(f"mix uses the {len(common)} problems in both sets; left out: {left_out}", stacklevel=2)

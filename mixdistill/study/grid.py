@@ -68,9 +68,6 @@ def sweep_grid(
     made, on = get_scale(scale, n_seeds, students), cluster.check_place(on)
     if notebook is None:
         what, values = "arms", _parsed(grid, KEYS | OWN, "a grid of arms")
-        for name, option in (("SEED", n_seeds), ("STUDENT", students)):
-            if name in values and option:
-                raise ValueError(f"--grid has {name}, and --{name.lower()}s is {option}: give one of the two")
         arms = grid_arms(values, made)
         if on == "local" and not made.pocket:
             check_machine(made, arms)

@@ -208,7 +208,10 @@ def training_set(arm: Arm, scale: Scale) -> Dataset:
     n, sets = arm.n_train or scale.n_train, [getattr(scale, part) for part in (arm.hard, arm.easy)]
     # Files may hold the same problems in another order, so the first of them are taken of those that both hold.
     hard, easy = (trace_set(made, n if of_pocket(made.source) else None, arm.seed) for made in sets)
-    return mix(hard, easy, number("alpha", arm.alpha), arm.seed, n)
+    made = mix(hard, easy, number("alpha", arm.alpha), arm.seed, n)
+    if arm.n_train and len(made) < arm.n_train:
+        raise ValueError(f"n_train is {arm.n_train}: there are traces of {len(made)} problems, ask for no more")
+    return made
 
 
 def trace_set(traces: TraceSet, n: int | None, seed: int) -> Dataset:

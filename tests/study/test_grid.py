@@ -13,7 +13,7 @@ from conftest import REPO
 from mixdistill import get_scale
 from mixdistill.__main__ import main
 from mixdistill.data.pocket.bases import POCKET_BASES
-from mixdistill.study.grid import _printed, grid_arms, sweep_grid
+from mixdistill.study.grid import _parsed, _printed, grid_arms, sweep_grid
 from mixdistill.study.plan import all_arms
 from mixdistill.study.reproduce import FURTHER
 from mixdistill.study.scales import recipe_arm
@@ -177,6 +177,26 @@ def test_a_scheduler_that_takes_the_machine_back_stops_a_sweep_as_an_interrupt_d
 
 
 @pytest.mark.parametrize(
+    ("value", "read"), [("x=True,false", [True, False]), ("x=[1,2]", [[1, 2]]), ("y=1,a", [1, "a"]), ("z=[a,b]", None)]
+)
+def test_values_have_the_type_of_their_name(value, read):
+    types = {"x": "bool" if "rue" in value else "list", "y": "None", "z": "str"}
+    assert _parsed([value], types, "a notebook")[value[0]] == (read or ["[a", "b]"])
+
+
+@pytest.mark.parametrize("text", ["{}", "no JSON", '{"cells": [{"cell_type": "code"}], "nbformat": 4}'])
+def test_a_file_that_is_no_notebook_is_refused(text, tmp_path):
+    (tmp_path / "x.ipynb").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.ipynb is no notebook \(.*\): give another"):
+        sweep_grid("smoke", notebook=str(tmp_path / "x.ipynb"))
+
+
+def test_bad_flags_are_refused():
+    with pytest.raises(ValueError, match="FAST='7': FAST is of the type bool"):
+        _parsed(["FAST=7"], {"FAST": "bool"}, "a notebook")
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--grid", "STUDENTS=pocket/xs"], "--grid has 'STUDENTS=pocket/xs': give NAME=value,value"),
@@ -184,6 +204,8 @@ def test_a_scheduler_that_takes_the_machine_back_stops_a_sweep_as_an_interrupt_d
         (["--notebook", "03_mix_distillation", "--grid", "ALPHA=nan"], "--grid's ALPHA is nan: it is a finite number"),
         (["--grid", "ALPHA=1.5"], "alpha is 1.5: it is a finite number, at least 0, at most 1"),
         (["--grid", "STUDENT=pocket/huge", "SEED=0"], "unknown student 'pocket/huge'"),
+        (["--grid", "STUDENT=pocket/xs", "--grid", "ALPHA=much"], "--grid has ALPHA='much'"),
+        (["--notebook", "setup.cfg"], "there is no notebook 'setup.cfg'"),
         (["--grid", "RECIPE=longest"], "RECIPE is 'longest': use one of untouched, short"),
         (["--grid", "ALPHA=0", "RECIPE=long"], "the grid has ALPHA and RECIPE"),
         (["--grid", "SEED"], "--grid has 'SEED': give NAME=value,value"),

@@ -81,6 +81,9 @@ def test_what_the_store_has_measured_is_the_speed(store, monkeypatch):
     arm = recipe_arm("pocket/xs", "long", 0)
     manifest = trained(arm, smoke).manifest
     speed = manifest["tokens"] / max(1, manifest["seconds"])
+    other = store / "another-run" / "manifest.json"  # which is damaged
+    other.parent.mkdir()
+    other.write_text('{"tokens": ')
     measured = plan(smoke).students.set_index("student")["measured tokens/s"]
     assert measured["pocket/xs"] == pytest.approx(speed)
     assert measured.isna()["pocket/s"]
@@ -173,6 +176,8 @@ def test_a_student_whose_size_is_not_known_is_refused():
         (["plan", "gpu"], 1, "It can not run here: there is no CUDA GPU"),
         (["plan", "galaxy"], f"error: scale is 'galaxy': use one of {', '.join(SCALES)}", ""),
         (["plan", "--seeds", "-2"], "error: n_seeds is -2: it is a whole number, at least 0", ""),
+        (["sweep", "--seed", "5"], 2, ""),
+        (["plan", "gpu", "--scale", "smoke"], "error: the scale is 'gpu' and --scale 'smoke': give one of the two", ""),
         (["figures", "--scale", "smoke", "--seeds", "1"], "the tables of no figure: mixdistill reproduce, with", ""),
     ],
 )

@@ -94,6 +94,9 @@ def test_the_paper_scale_has_the_ten_students_and_trains_all_weights_below_14b()
     }
     assert set(gpu.students) < set(paper.students)
     assert gpu.full == ()  # LoRA at every size: arms share their method
+    with pytest.warns(UserWarning, match=r"'paper' trains all weights .* adapters of models/mine, which it"):
+        own = get_scale("paper", students="models/mine,here/Qwen2.5-0.5B-Instruct,Qwen/Qwen2.5-14B-Instruct")
+    assert own.full == ("here/Qwen2.5-0.5B-Instruct",)
 
 
 @pytest.mark.parametrize("name", SCALES)

@@ -54,6 +54,52 @@ def test_a_failing_arm_costs_no_other(store, capfd):
     assert run_arm(arms[1], SMOKE, stored_only=True) is not None
 
 
+def test_a_damaged_evaluation_costs_no_other_arm(store):
+    arms = [Arm("pocket/xs", "short", 0.0, seed) for seed in range(2)]
+    (run_arm(arms[0], SMOKE).folder / "generations.jsonl").write_text("{}")
+    with pytest.raises(RuntimeError, match=r"1 of 2 arms failed; the first, pocket/xs short seed 0: .* is damaged"):
+        sweep(arms, SMOKE)
+    assert run_arm(arms[1], SMOKE, stored_only=True) is not None
+    with pytest.raises(ValueError, match="is damaged"):
+        sweep(arms[:1], SMOKE)
+
+
+def test_what_the_test_would_say_is_said_before_any_training(real_scale, tmp_path, store):
+    arms = [recipe_arm(real_scale.students[0], "short", 0)]
+    with pytest.raises(ValueError, match=r"toy-qwen: 5 of 5 prompts .* exceed the student's context of 512"):
+        sweep(arms, replace(real_scale, max_new_tokens=512))
+    (tmp_path / "b").mkdir()
+    twin = write_jsonl(tmp_path / "b" / "test.jsonl", [{"question": "What is 1?", "answer": "1"}])
+    with pytest.raises(ValueError, match=r"6 problems have 5 different ids \('test.jsonl/0' .* comes 2 times\)"):
+        sweep(arms, replace(real_scale, benchmarks=(*real_scale.benchmarks, str(twin))))
+    assert not list(store.rglob("config.json"))
+
+
+def test_questions_of_training_in_the_test_are_counted(real_scale, tmp_path, capfd):
+    known = write_jsonl(tmp_path / "known.jsonl", [{"question": "what is  3 plus 30", "answer": "33"}])
+    sweep([recipe_arm(real_scale.students[0], "short", 0)], replace(real_scale, benchmarks=(str(known),)))
+    assert re.search(r"1 of 12 questions of '.*short\.jsonl' are asked in the test, too", capfd.readouterr().out)
+
+
+def test_a_test_file_is_asked_as_the_traces_are(tmp_path):
+    traces = write_jsonl(
+        tmp_path / "t.jsonl", [{"question": f"{n} + 1?", "response": f"#### {n + 1}"} for n in range(9)]
+    )
+    other = write_jsonl(
+        tmp_path / "u.jsonl", [{"question": f"{8 - n} + 1?", "response": f"#### {9 - n}"} for n in range(9)]
+    )
+    tests = write_jsonl(tmp_path / "v.jsonl", [{"question": "1 + 2?", "answer": "1 + 2 = 3\n#### 3"}])
+    sets = {part: TraceSet(str(file), answer_format="gsm8k") for part, file in (("long", traces), ("short", other))}
+    scale = replace(get_scale("gpu"), large=None, small=None, benchmarks=(str(tests),), n_train=4, **sets)
+    assert scale.answer_format == "gsm8k"
+    asked = evaluation_problems(str(tests), None, None, scale.answer_format)
+    assert [(problem.answer_format, problem.answer) for problem in asked] == [("gsm8k", "1 + 2 = 3\n#### 3")]
+    made = training_set(recipe_arm("pocket/xs", "mix_long", 0), scale)
+    assert made["question"][:] == ["0 + 1?", "1 + 1?", "2 + 1?", "3 + 1?"]
+    with pytest.raises(ValueError, match="the answer_format of the trace sets is long 'math', short 'gsm8k'"):
+        replace(scale, long=TraceSet(str(traces)))
+
+
 def test_an_arm_that_another_holds_is_looked_at_again_at_the_end(store, capfd):
     arms = [Arm("pocket/xs", "short", 0.0, seed) for seed in range(2)]
     folder, holding = run_arm(arms[0], SMOKE).folder.parents[1], threading.Event()
