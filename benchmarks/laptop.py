@@ -26,6 +26,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from datasets import Dataset
+from scipy.special import stdtrit
 
 from mixdistill import Run, files
 from mixdistill.arguments import number, whole
@@ -257,25 +258,48 @@ def save(items: pd.DataFrame, name: str, out: Path) -> None:
     items[KEPT].to_csv(out / f"{name}_items.csv.gz", index=False)
     tables = {name: stats.accuracy_table(items, ["student", "params", "benchmark", "recipe"])}
     if name != "levels":  # whose recipes have names of their own
-        gaps = stats.gap_table(items, by_benchmark=True)
-        needed = [
-            problems_for_2_points(items[items["benchmark"] == row.benchmark], row.contrast) for row in gaps.itertuples()
-        ]
-        tables[f"{name}_gaps"] = gaps.assign(problems_for_2_points=needed)
+        tables[f"{name}_gaps"] = gaps_and_what_decides_them(items)
     for title, table in tables.items():
         table.round(6).to_csv(out / f"{title}.csv", index=False)
         print(table.round(3).to_string(index=False), flush=True)
 
 
-def problems_for_2_points(items: pd.DataFrame, contrast: str) -> int:
-    """Test problems that, with these seeds, tell a difference of 2 points from 0 in four of five studies (at 5%)."""
-    left, rights = stats.CONTRASTS[contrast]
-    answers = items.astype({"correct": float}).pivot_table(
-        index="problem_id", columns=["recipe", "seed"], values="correct"
-    )
-    right = answers[rights].mean().groupby("recipe").mean().idxmax()
-    differences = (answers[left] - answers[right]).mean(axis=1)
-    return math.ceil(differences.var() * ((1.96 + 0.84) / 0.02) ** 2)
+def gaps_and_what_decides_them(items: pd.DataFrame) -> pd.DataFrame:
+    """The gaps of every benchmark, those against the untouched student too, and `problems_for_2_points`."""
+    gaps = stats.gap_table(items, by_benchmark=True)
+    of = dict(tuple(items.groupby(["student", "benchmark", "recipe"], sort=False)))
+    pairs = [
+        (of[row.student, row.benchmark, stats.CONTRASTS[row.contrast][0]], of[row.student, row.benchmark, row.baseline])
+        for row in gaps.itertuples()
+    ]
+    rows = []
+    for (student, benchmark, recipe), part in of.items():
+        once = of.get((student, benchmark, "untouched"))
+        if recipe == "untouched" or once is None:
+            continue
+        untouched = pd.concat([once.assign(seed=seed) for seed in part["seed"].unique()])  # the same beside every seed
+        facts = {"student": student, "params": part["params"].iloc[0], "benchmark": benchmark}
+        facts |= {"contrast": f"{recipe}-untouched", "baseline": "untouched"}
+        rows.append(facts | stats.gap(part, untouched).columns("delta") | stats.counts(part))
+        pairs.append((part, untouched))
+    needed = [problems_for_2_points(left, right) for left, right in pairs]
+    table = pd.concat([gaps, pd.DataFrame(rows)], ignore_index=True)
+    return table.assign(problems_for_2_points=pd.array(needed, dtype="Int64"))
+
+
+def problems_for_2_points(left: pd.DataFrame, right: pd.DataFrame) -> int | None:
+    """Test problems that, with these seeds, tell a difference of 2 points from 0 in four of five studies (at 5%); None
+    where the seeds alone differ too much: no number of problems takes that away."""
+    found = stats.gap(left, right)
+    answers = (stats.replicates(left) - stats.replicates(right)).to_numpy(float).T  # [problems, seeds]
+    n, n_seeds = answers.shape
+    of_seeds = 0.0
+    if n_seeds > 1:
+        rest = answers - answers.mean(0) - answers.mean(1, keepdims=True) + answers.mean()
+        of_rest = (rest**2).sum() / ((n - 1) * (n_seeds - 1))
+        of_seeds = max(0.0, (answers.mean(0).var(ddof=1) - of_rest / n) / n_seeds)
+    room = (0.02 / (stdtrit(found.df, 0.975) + stdtrit(found.df, 0.8))) ** 2 - of_seeds
+    return math.ceil((found.se**2 - of_seeds) * n / room) if room > 0 else None
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import REPO, write_jsonl
 
 from benchmarks import decode, laptop
+from mixdistill.results import stats
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -174,6 +176,33 @@ def test_the_best_rate_is_one_of_rates_that_were_tried_alike(tmp_path, capsys):
     assert "long: the best of 2 rates, 0.0005, 0.001" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"rates\.csv has no rate of large"):
         laptop.best_rate(tmp_path, "s", "large")
+
+
+def answers(recipe: str, n: int, rate: float, of_seed: float = 0.0) -> pd.DataFrame:
+    """Three seeds' answers to n problems that differ in how hard they are, and seeds in how much they know."""
+    draw = np.random.default_rng([n, len(recipe)])
+    ease, luck = draw.normal(0, 0.4, n), of_seed * np.array([-1, 0, 1])
+    rows = [(seed, f"{i}", draw.random() < rate + ease[i] + luck[seed]) for seed in range(3) for i in range(n)]
+    table = pd.DataFrame(rows, columns=["seed", "problem_id", "correct"])
+    how = {"finish_reason": "stop", "reason": "equal", "loop": False, "n_tokens": 9, "sample": 0}
+    return table.assign(student="s", params=5, benchmark="svamp", recipe=recipe, **how)
+
+
+def test_so_many_problems_tell_two_points_from_0_and_no_number_where_seeds_differ_more():
+    few = laptop.problems_for_2_points(answers("long", 600, 0.5), answers("short", 600, 0.5))
+    found = stats.gap(answers("long", few, 0.5), answers("short", few, 0.5))
+    assert found.se == pytest.approx(0.02 / 2.9, rel=0.3)
+    assert laptop.problems_for_2_points(answers("long", 600, 0.5, of_seed=0.2), answers("short", 600, 0.5)) is None
+
+
+def test_recipes_are_compared_with_the_untouched_student_which_was_asked_once():
+    untouched = answers("untouched", 50, 0.2).query("seed == 0")
+    items = pd.concat([untouched, answers("short", 50, 0.6), answers("long", 50, 0.5)])
+    table = laptop.gaps_and_what_decides_them(items).set_index("contrast")
+    assert list(table.index) == ["long-short", "short-untouched", "long-untouched"]
+    means = items.groupby("recipe")["correct"].mean()
+    assert table.loc["long-untouched", "delta"] == pytest.approx(means["long"] - means["untouched"])
+    assert (table["ci_low"] < table["delta"]).all()
 
 
 def choose_rates(student: str, folder: Path, rate: str, out: Path | None = None) -> None:
