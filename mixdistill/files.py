@@ -52,7 +52,7 @@ def lock(folder: Path, wait: bool | None = None) -> Iterator[None]:
     with storing(folder):
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         _take_turn(path, ours, waits.get() if wait is None else wait)
-    threading.Thread(target=_renew, args=(path, released), daemon=True).start()
+    threading.Thread(target=_renew, args=(path, ours, released), daemon=True).start()
     try:
         yield
     finally:
@@ -115,9 +115,11 @@ def _is_gone(pid: int) -> bool:
         return False
 
 
-def _renew(path: Path, released: threading.Event) -> None:
+def _renew(path: Path, ours: str, released: threading.Event) -> None:
     while not released.wait(STALE / 6):
         with contextlib.suppress(OSError):  # a network file system has hiccups
+            if path.read_text() != ours:  # another took it over, while this machine slept
+                return
             later = max(time.time_ns(), path.stat().st_mtime_ns + 10**9)  # also where the clock stands still
             try:
                 os.utime(path, ns=(later, later))

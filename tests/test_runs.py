@@ -299,8 +299,17 @@ def test_a_lock_is_renewed_where_the_clock_stands_still(tmp_path, monkeypatch):
     path.touch()
     released = threading.Event()
     released.wait = lambda seconds: times.append(path.stat().st_mtime_ns) or next(rounds)
-    files._renew(path, released)
+    files._renew(path, path.read_text(), released)
     assert len(set(times)) == 3
+
+
+def test_a_lock_that_another_took_over_is_renewed_no_more(tmp_path):
+    path, released = tmp_path / ".lock", threading.Event()
+    path.write_text(FOREIGN)
+    os.utime(path, (0, 0))
+    released.wait = lambda seconds: False
+    files._renew(path, "ours", released)
+    assert path.stat().st_mtime == 0
 
 
 def test_a_lock_that_is_a_link_is_refused_and_its_target_left(tmp_path, monkeypatch):

@@ -124,7 +124,8 @@ def render_traces(
     bare = [row for row, said in enumerate(responses) if opens and not any(t["end"] for t in THOUGHT.finditer(said))]
     if bare:
         tag = THINK_TAG.findall(prompt)[-1]
-        empty = "\n" * prompt.endswith("\n") + f"{tag[0]}/{tag[1:]}\n\n"
+        end = tag.replace("START_", "END_") if "START_" in tag else f"{tag[0]}/{tag[1:]}"
+        empty = "\n" * prompt.endswith("\n") + f"{end}\n\n"
         without = set(bare)
         responses = [empty + said if row in without else said for row, said in enumerate(responses)]
         what = f"{len(bare)} of {len(responses)} responses do not end the thought that the prompt opens"

@@ -67,6 +67,7 @@ def launch(arguments: dict[str, Any], processes: int) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         write_arguments(Path(folder), arguments)
+        (Path(folder) / "parent").write_text(str(os.getpid()))
         try:
             elastic_launch(config, sys.executable)("-m", "mixdistill.finetuning.gpus", folder)
         except ChildFailedError as error:
@@ -79,8 +80,10 @@ def main() -> None:
     """What each process that `launch` starts runs."""
     from mixdistill.finetuning.finetune import finetune  # which imports this module
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    finetune(**read_arguments(Path(sys.argv[1])))
+    folder = Path(sys.argv[1])
+    parent = int((folder / "parent").read_text())
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    finetune(**read_arguments(folder))
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -89,9 +92,8 @@ def main() -> None:
     os._exit(0)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """End this process when the one that started it is gone: nobody else would, and it would hold GPU and lock."""
-    parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -30,6 +30,7 @@ LOOP_WINDOW = 1500  # tokens of the tail that are looked at
 
 # The rows of a batch that a model was seen to have memory for, where that was not all of them.
 _rows_that_fit: WeakKeyDictionary[torch.nn.Module, int] = WeakKeyDictionary()
+_blind_to_padding: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -129,17 +130,18 @@ def _share_a_batch(model: torch.nn.Module, longest: int) -> bool:
     return _padding_is_nothing(model) if boundary is None else longest <= boundary
 
 
-@lru_cache(maxsize=8)
 @torch.inference_mode()
 def _padding_is_nothing(model: torch.nn.Module) -> bool:
     """Whether padding on the left changes nothing: seen on two steps of a short row, alone and beside a longer one."""
-    rows = [[1, 2, 3, 4, 5] * 5, [5, 2, 4, 1, 3]]
-    alone, beside = (_two_steps(model, given)[-1] for given in (rows[1:], rows))
-    bound = 1e-3 if model.dtype == torch.float32 else 3e-2
-    if same := bool((alone - beside).abs().max() <= bound * alone.abs().max()):
-        return same
-    print(f"{model.config.model_type}: padding changes the answers, so rows are decoded one at a time", flush=True)
-    return False
+    if model not in _blind_to_padding:
+        rows = [[1, 2, 3, 4, 5] * 5, [5, 2, 4, 1, 3]]
+        alone, beside = (_two_steps(model, given)[-1] for given in (rows[1:], rows))
+        bound = 1e-3 if model.dtype == torch.float32 else 3e-2
+        same = _blind_to_padding[model] = bool((alone - beside).abs().max() <= bound * alone.abs().max())
+        if not same:
+            kind = model.config.model_type
+            print(f"{kind}: padding changes the answers, so rows are decoded one at a time", flush=True)
+    return _blind_to_padding[model]
 
 
 def _two_steps(model: torch.nn.Module, prompts: Sequence[list[int]]) -> torch.Tensor:
@@ -181,10 +183,9 @@ def completion(
 ) -> Completion:
     """The completion that an engine's new tokens make; what follows the first stop token is padding."""
     end = next((i for i, token in enumerate(tokens) if token in stops), None)
-    said = list(tokens[:end])
+    said, silent = list(tokens[:end]), _silent(tokenizer)
     # A tag that begins or ends a thought may be a special token: without it, a thought would pass for an answer.
-    kept = [token for token in said if token not in _silent(tokenizer)]
-    response = tokenizer.decode(kept, skip_special_tokens=False)
+    response = tokenizer.decode([token for token in said if token not in silent], skip_special_tokens=False)
     reason = "length" if end is None else "stop"
     return Completion(response, len(said) + (end is not None), reason, is_loop(said), **how)
 

@@ -24,7 +24,7 @@ Complete = Callable[..., list[Completion]]  # as `generate.complete`, without it
 def divides(n: int, config: PreTrainedConfig) -> bool:
     """Whether vLLM can share a model out to `n` GPUs: its heads, keys and values (or copies of them), and its MLPs."""
     text = config.get_text_config(decoder=True)
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", 1)
     kv = getattr(text, "num_key_value_heads", None) or heads
     return heads % n == 0 and (kv % n == 0 or n % kv == 0) and getattr(text, "intermediate_size", 0) % n == 0
 

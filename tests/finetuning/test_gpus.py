@@ -169,8 +169,9 @@ def test_a_script_trains_with_shared_weights_and_after_memory_ran_out_in_one(mon
 
 
 def test_a_process_ends_when_the_one_that_started_it_is_gone(tmp_path):
-    follow = "from mixdistill.finetuning.gpus import _end_with_parent; print('up', flush=True); _end_with_parent()"
-    parent = f"{sys.executable} -c {shlex.quote(follow)} & echo $!; wait"
+    follow = "import sys; from mixdistill.finetuning.gpus import _end_with_parent; print('up', flush=True); "
+    follow += "_end_with_parent(int(sys.argv[1]))"
+    parent = f"{sys.executable} -c {shlex.quote(follow)} $$ & echo $!; wait"
     with subprocess.Popen(["sh", "-c", parent], stdout=subprocess.PIPE, text=True) as started:
         pid, up = int(started.stdout.readline()), started.stdout.readline()
         assert up == "up\n"

@@ -9,12 +9,22 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 from mixdistill import LoRA, Sampling, evaluate, finetune, load_problems, load_traces
 from mixdistill.data.chat import prompt_ids
 from mixdistill.data.students import load_tokenizer
-from mixdistill.generation.vllm_engine import open_vllm
+from mixdistill.generation.vllm_engine import divides, open_vllm
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv", "width", "fits"),
+    [(14, 2, 4864, [1, 2]), (28, 4, 18944, [1, 2, 4]), (12, 2, 8960, [1, 2, 4]), (32, 8, 14336, [1, 2, 4, 8])],
+    ids=["qwen2.5-0.5b", "qwen2.5-7b", "qwen2.5-1.5b", "llama-3.1-8b"],
+)
+def test_a_model_is_shared_out_to_as_many_gpus_as_its_heads_keys_and_widths_allow(heads, kv, width, fits):
+    config = Qwen2Config(num_attention_heads=heads, num_key_value_heads=kv, intermediate_size=width)
+    assert [n for n in range(1, 9) if divides(n, config)] == fits
 
 
 @dataclass
