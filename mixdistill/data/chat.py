@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mixdistill import arguments, files
 from mixdistill.data import template_worker
-from mixdistill.data.final_answers import THOUGHT
+from mixdistill.data.final_answers import THOUGHT, ends_thought
 from mixdistill.data.pocket.tokenizer import CHAT_TEMPLATE
 from mixdistill.data.problems import PROMPTS, Problem
 
@@ -28,10 +28,8 @@ LONGEST = 16_000  # new tokens, where no limit is given: the paper's
 # What a template may do to a question, it does to this one: text, blank lines, mathematics, HTML, quotes.
 QUESTION = "Probe 7:  is\n\n  $\\frac{1}{2} <\t2$ <b>&amp;</b> {x} 'a' \"b\" naïve 你好?"
 RESPONSE = "Probe response 8"
-THINK_TAG = re.compile(r"[<\[]/?\|?[\w:/]*think\w*\|?[>\]]", re.IGNORECASE)  # <think>, </think>, [THINK], <seed:think>
-END_TAG = re.compile(r"[<\[]\|?(?:/|end_)", re.IGNORECASE)  # how one begins that ends a thought
 # Opened or empty, at the end of a prompt; Gemma 4 has tags of its own.
-THINK_BLOCK = re.compile(rf"\s*(({THINK_TAG.pattern}|<\|channel>thought|<channel\|>)\s*)+\Z", re.IGNORECASE)
+THINK_BLOCK = re.compile(rf"\s*(({THOUGHT.pattern}|<\|channel>thought|<channel\|>)\s*)+\Z")
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,8 @@ def opens_thinking(tokenizer: Tokenizer, thinking: bool | None = None) -> bool:
 
 def _opens(prompt: str) -> bool:
     block = THINK_BLOCK.search(prompt)
-    tags = THINK_TAG.findall(block[0]) if block else []
-    return bool(tags) and not END_TAG.match(tags[-1])  # GLM 4.7's prompt may be a lone </think>
+    tags = THOUGHT.findall(block[0]) if block else []
+    return bool(tags) and not ends_thought(tags[-1])  # GLM 4.7's prompt may be a lone </think>
 
 
 def prompt_fingerprint(tokenizer: Tokenizer, thinking: bool | None = None) -> str:
@@ -121,9 +119,9 @@ def render_traces(
     prompt = format_of(tokenizer, thinking).prompt  # what is wrong with the template is no fault of a row
     questions, responses, answer_formats = (traces[name][:] for name in ("question", "response", "answer_format"))
     block, opens = THINK_BLOCK.search(prompt), _opens(prompt)
-    bare = [row for row, said in enumerate(responses) if opens and not any(t["end"] for t in THOUGHT.finditer(said))]
+    bare = [row for row, said in enumerate(responses) if opens and not THOUGHT.search(said)]
     if bare:
-        tag = THINK_TAG.findall(prompt)[-1]
+        tag = THOUGHT.findall(prompt)[-1]
         end = tag.replace("START_", "END_") if "START_" in tag else f"{tag[0]}/{tag[1:]}"
         empty = "\n" * prompt.endswith("\n") + f"{end}\n\n"
         without = set(bare)
@@ -133,7 +131,7 @@ def render_traces(
     again = [row for row, said in enumerate(responses) if block and not opens and THOUGHT.match(said.lstrip())]
     if again:
         what = f"{len(again)} of {len(responses)} responses begin a thought (the first: rows {again[:5]})"
-        raise ValueError(f"{what}, and the prompt has just ended one: leave thinking at None, or take the thoughts out")
+        raise ValueError(f"{what}, and the prompt has just ended one: thinking=True, or take the thoughts out")
     examples = []
     for row, (question, response, answer_format) in enumerate(zip(questions, responses, answer_formats, strict=True)):
         try:
@@ -212,7 +210,7 @@ def _format_of(tokenizer: Tokenizer, template: str, thinking: bool | None) -> Fo
     # R1's template opens a think block in the prompt and leaves it out of the turn; Gemma 4's closes it, too.
     kept = prompt if full.startswith(prompt) else THINK_BLOCK.sub("", prompt)
     before, found, after = full.removeprefix(kept).partition(RESPONSE)
-    if not THINK_TAG.sub("", before).strip() and (kept != prompt or THINK_TAG.search(before)):
+    if not THOUGHT.sub("", before).strip() and (kept != prompt or THOUGHT.search(before)):
         before = ""  # an empty block, with which Qwen3 shows a turn without thinking
     opened = kept != prompt and _opens(prompt)
     if not found or not full.startswith(kept) or (before and opened) or QUESTION not in prompt:
@@ -223,7 +221,7 @@ def _format_of(tokenizer: Tokenizer, template: str, thinking: bool | None) -> Fo
     written = template + full.replace(QUESTION, "").replace(RESPONSE, "")
     names = {token.content for token in added if token.special or token.content in written}
     # Think tags are no control tokens: traces write them on purpose.
-    control = tuple(sorted(token for token in names if not THINK_TAG.fullmatch(token)))
+    control = tuple(sorted(token for token in names if not THOUGHT.fullmatch(token)))
     if not any(token in after for token in control):  # GLM-4 ends a turn with the token that begins the user's next one
         (followed,) = _rendered(tokenizer, template, thinking, [QUESTION, RESPONSE, QUESTION])
         after = followed.rpartition(RESPONSE)[2].partition(QUESTION)[0]
@@ -269,7 +267,7 @@ def _plain(tokenizer: Tokenizer, form: Format, name: str, text: str) -> str:
 
 def _continued(prompt: str, response: str) -> str:
     """The response behind a prompt: without its `<think>` and the blanks after it, where the prompt ends with them."""
-    tag = re.match(rf"\s*({THINK_TAG.pattern})", response, re.IGNORECASE)
+    tag = re.match(rf"\s*({THOUGHT.pattern})", response, re.IGNORECASE)
     if tag is None or not prompt.rstrip().endswith(tag.group(1)):
         return response
     return response[tag.end() :].removeprefix(prompt[len(prompt.rstrip()) :])

@@ -12,8 +12,11 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 EMPTY = re.compile(
     r"[\s.?_]*|\\?[lc]?dots|(?:\\text\s*\{)?\s*(?:(?:your|the|final)(?: |\\?_))*(?:answer|result|number)\s*\}?", re.I
 )
-# Where a thought begins or ends: <think>, </think>, [THINK], <seed:think>, <|END_THINKING|>.
-THOUGHT = re.compile(r"[<\[](?P<end>\|?(?:/|end_))?\|?(?:\w+[:_])?think(?:ing)?\|?[>\]]", re.I)
+# Where a thought begins or ends: <think>, </think>, [THINK], <seed:think>, <think_fast>, <|END_THINKING|>; no [think]
+# of prose, and nothing behind a word, such as an index or a type.
+THOUGHT = re.compile(
+    r"(?<!\w)(?:<\|?/?\|?(?:\w+:)?(?:START_|END_)?(?:think(?:ing)?|THINK(?:ING)?)(?:_\w+)?\|?>|\[/?THINK\])"
+)
 RUN_ON = re.compile(
     r"Question(?: \d+)?:|^[^\w\n]*(?:Problem|User|Human|Q)(?: \d+)?:|<\|(?:im_end|eot_id|endoftext)\|>|</s>", re.M
 )
@@ -123,7 +126,7 @@ def final_answer(response: str, answer_format: str, strict: bool = False) -> str
         found = re.findall(r"(?<!\S)answer(?=\s+(\S+))", response)
         return found[-1] if found else None
     *_, last = None, *THOUGHT.finditer(response)
-    if last and not last["end"]:
+    if last and not ends_thought(last[0]):
         return None  # it was cut while it thought
     text = response[last.end() :] if last else response
     marked, unmarked = (_last_box, _unboxed) if answer_format == "math" else (_marked_number, _last_number)
@@ -210,13 +213,18 @@ def _marked_number(text: str) -> str | None:
     return found[1] if found and is_counted(found[2].strip().lower()) else plain  # 5 red apples are 5
 
 
+def ends_thought(tag: str) -> bool:
+    """Whether a tag as `THOUGHT` finds it ends a thought."""
+    return tag[1:3].count("/") > 0 or "END_" in tag or tag.rstrip("|>").endswith("_end")
+
+
 def math_gold(text: str) -> str | None:
     """What a `math` gold answer says: itself, or of a worked solution what its last box holds. None if that never
     closes, and for a solution that marks its answer by `####`, which is a `gsm8k` one.
     """
-    if "####" in text:
-        return None
-    return (_last_box(text) or None) if BOX.search(text) else text
+    if BOX.search(text):
+        return _last_box(text) or None
+    return None if "####" in text else text
 
 
 def gold_number(text: str) -> str | None:

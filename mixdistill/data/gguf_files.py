@@ -58,7 +58,8 @@ def scale_positions(name: str | Path, path: Path, config: PreTrainedConfig) -> N
         scaled = rope | LLAMA3 | {"rope_type": "llama3", "factor": factors.max().item()}
         if torch.allclose(factors, _llama3_factors(scaled, len(factors)), rtol=1e-3):
             config.rope_parameters, factors = scaled, None
-    kind = fields.get("scaling.type", "none")
+    factor = fields.get("scaling.factor", fields.get("scale_linear", 0))  # without a type it is linear
+    kind = fields.get("scaling.type") or ("none" if factor in (0, 1) else "linear")
     # Gemma 2 27B divides by the width of its heads, which the file does not say; transformers takes that of 9B.
     other = config.model_type == "gemma2" and config.num_hidden_layers == 46
     if tensors or factors is not None or kind != "none" or other:

@@ -19,7 +19,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedTokenizerBase
 
 from mixdistill import arguments
-from mixdistill.data.chat import THINK_TAG
+from mixdistill.data.final_answers import THOUGHT
 from mixdistill.data.students import TINY, Student, check_ids, rope_boundary
 from mixdistill.generation.decode import Progress, decode, is_plain, pad_left
 from mixdistill.generation.sampling import Choose, Sampling, chooser
@@ -195,7 +195,7 @@ def _silent(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The special tokens that a response is shown without."""
     names = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
     added = ((token_id, token.content) for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
-    return frozenset(token_id for token_id, name in [*names, *added] if not THINK_TAG.fullmatch(name))
+    return frozenset(token_id for token_id, name in [*names, *added] if not THOUGHT.fullmatch(name))
 
 
 def is_loop(tokens: Sequence[int]) -> bool:

@@ -26,7 +26,9 @@ def divides(n: int, config: PreTrainedConfig) -> bool:
     text = config.get_text_config(decoder=True)
     heads = getattr(text, "num_attention_heads", 1)
     kv = getattr(text, "num_key_value_heads", None) or heads
-    return heads % n == 0 and (kv % n == 0 or n % kv == 0) and getattr(text, "intermediate_size", 0) % n == 0
+    width = getattr(text, "intermediate_size", None) or 0
+    widths = width if isinstance(width, list | tuple) else [width]  # Gemma 3n has one a layer
+    return heads % n == 0 and (kv % n == 0 or n % kv == 0) and all(width % n == 0 for width in widths)
 
 
 def open_vllm(

@@ -95,7 +95,7 @@ def equal(gold: str, answer: str) -> bool:
     return _verdicts([(_gold_text("gold", gold), _gold_text("answer", answer))]) == ["equal"]
 
 
-def _gold_text(name: str, value: object, answer_format: str = "math") -> str:
+def _gold_text(name: str, value: object, answer_format: str = "pocket") -> str:
     if isinstance(value, numbers.Rational) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool) and math.isfinite(value):

@@ -301,12 +301,12 @@ def _store_anew(folder: Path, stored: Record, before: list[Record], rows: list[R
     n_changed = sum(old != new for old, new in zip(before, rows, strict=True))
     done = "stored"
     try:
-        with files.lock(folder):
+        with files.lock(folder, wait=False):
             files.append_rows(folder / "generations.jsonl", rows, owner, at=0)
             files.write_json(folder / "scores.json", _summary(scores))
             files.write_json(folder / "config.json", stored | {"grading": GRADING_VERSION})
-    except OSError as error:  # of a store that can be read only
-        done = f"not stored ({error.strerror})"
+    except (OSError, files.Held) as error:  # a store that can be read only, or that another writes
+        done = f"not stored ({getattr(error, 'strerror', None) or error})"
     if n_changed:
         what = f"{len(rows)} answers graded by newer rules, {n_changed} otherwise than before, {done}"
         print(f"{folder.parents[1].name}: {what}", flush=True)

@@ -145,8 +145,7 @@ def _parsed(grid: Sequence[str], types: Mapping[str, str], of: str) -> dict[str,
         name, _, listed = text.partition("=")
         if name not in types or name in values or not listed:
             raise ValueError(f"--grid has {text!r}: give NAME=value,value, each NAME once; {of} has {', '.join(types)}")
-        together = types[name] not in READ and re.fullmatch(r"[\[({].*[\])}]", listed)  # one list or dictionary
-        for value in [listed] if together else listed.split(","):
+        for value in listed.split(",") if types[name] in READ else _pieces(listed):
             try:
                 read = READ.get(types[name], _literal)(value)
             except (ValueError, KeyError):
@@ -155,6 +154,13 @@ def _parsed(grid: Sequence[str], types: Mapping[str, str], of: str) -> dict[str,
                 number(f"--grid's {name}", read)
             values.setdefault(name, []).append(read)
     return values
+
+
+def _pieces(listed: str) -> list[str]:
+    """The values between commas, of which lists and the like have some of their own."""
+    with suppress(ValueError, SyntaxError):
+        return [repr(value) for value in ast.literal_eval(f"[{listed}]")]
+    return listed.split(",")
 
 
 def _literal(text: str) -> Any:

@@ -68,7 +68,7 @@ def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
     """
     instance("scale", scale, Scale)
     arms, gpus, speeds, rows = arms or all_arms(scale), torch.cuda.device_count(), _measured(), []
-    parts = {part for arm in arms for part in (arm.hard, arm.easy)}
+    parts = {part for arm in arms for part in (arm.hard, arm.easy) if getattr(scale, part)}  # running says what lacks
     traces = {part: _examples(getattr(scale, part), scale) for part in parts}
     n, n_problems = min(n for n, _ in traces.values()), sum(_n_problems(name, scale) for name in scale.benchmarks)
     sizes = {student: _size(student) for student in dict.fromkeys(arm.student for arm in arms)}
@@ -79,7 +79,8 @@ def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
         full = student in scale.full
         trained = [(arm, arm.alpha) for arm in arms if arm.student == student and arm.alpha is not None]
         n_evaluations = sum(arm.student == student for arm in arms)
-        lengths = [alpha * traces[arm.hard][1] + (1 - alpha) * traces[arm.easy][1] for arm, alpha in trained]
+        there = [(arm, alpha) for arm, alpha in trained if {arm.hard, arm.easy} <= traces.keys()]
+        lengths = [alpha * traces[arm.hard][1] + (1 - alpha) * traces[arm.easy][1] for arm, alpha in there]
         mean = sum(lengths or [length for _, length in traces.values()]) / len(lengths or traces)
         tokens = scale.epochs * n * len(trained) * mean
         answers = n_problems * n_evaluations * mean  # as long as the traces that a student learns

@@ -76,12 +76,12 @@ def run_arms(
     problems = _tests(scale, split)  # what is wrong with them is said before anything is trained
     work = {same_work(arm): arm for arm in arms}
     found = {key: _stored(arm, scale, split) for key, arm in work.items()}
-    if all(isinstance(stored, Exception) for stored in found.values()):
-        raise next(iter(found.values()))
     jobs = {key: _job(arm, scale, split) for key, arm in work.items() if found[key] is None}
     if on == "local":
         _check([work[key] for key in jobs], scale, problems)
-    print(f"{len(work)} arms: {len(work) - len(jobs)} in the run store, {len(jobs)} to run", flush=True)
+    n_damaged = sum(isinstance(stored, Exception) for stored in found.values())
+    damaged = f" ({n_damaged} of them can not be read)" if n_damaged else ""
+    print(f"{len(work)} arms: {len(work) - len(jobs)} in the run store{damaged}, {len(jobs)} to run", flush=True)
     failed = run_all([*jobs.values()], workers, on)
     for key, job in jobs.items():
         found[key] = failed.get(job) or _stored(work[key], scale, split) or RuntimeError(LACKING)

@@ -27,7 +27,10 @@ BOXED = [
     (r"<seed:think>\boxed{5}</seed:think>\boxed{6}", "6"),
     (r"<|START_THINKING|>\boxed{5}<|END_THINKING|>\boxed{6}", "6"),
     (r"<think>\boxed{4}</think> Wait. <think> \boxed{5}", None),
+    (r"<think_fast>\boxed{4}</think_fast>\boxed{6}", "6"),
     (r"I [rethink] it: \boxed{5}", "5"),
+    (r"[Thinking] Let me compute. So \boxed{5}", "5"),
+    (r"See [think](http://x.y): dp[i_think] = a[think], List<think> x. \boxed{5}", "5"),
 ]
 UNBOXED = [
     ("The answer is 42.", "42"),

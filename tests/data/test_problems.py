@@ -250,7 +250,7 @@ def test_answers_of_gsm8k_are_numbers_in_digits(tmp_path):
 
 
 def test_a_worked_solution_is_a_math_gold_by_its_box_and_refused_where_it_marks_a_number(tmp_path):
-    golds = ("so $x=2$ and \\boxed{\\frac12}.", "\\boxed{5}", "7", "$3$")
+    golds = ("#### Step 1\n$x=2$ and \\boxed{\\frac12}.", "\\boxed{5}", "7", "$3$")
     file = write_jsonl(tmp_path / "t.jsonl", [{"question": f"q{gold}", "answer": gold} for gold in golds])
     assert [problem.answer for problem in load_problems(file)] == ["\\frac12", "5", "7", "$3$"]
     for gold in ("2 + 3 = 5\n#### 5", "so \\boxed{5"):

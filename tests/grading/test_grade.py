@@ -159,6 +159,12 @@ def test_a_worked_solution_is_a_math_gold_by_its_box():
         grade("It is \\boxed{42}.", "6 * 7 = 42\n#### 42")
 
 
+@pytest.mark.parametrize("answer", ["\\boxed{answer}", "\\boxed{}", "5 ####", "so \\boxed{5"])
+def test_two_answers_of_students_are_compared_whatever_they_are(answer):
+    assert not equal("5", answer)
+    assert equal(answer, answer)
+
+
 NUMBERS = [
     "5 apples",
     "9 (apples)",

@@ -177,7 +177,8 @@ def test_a_scheduler_that_takes_the_machine_back_stops_a_sweep_as_an_interrupt_d
 
 
 @pytest.mark.parametrize(
-    ("value", "read"), [("x=True,false", [True, False]), ("x=[1,2]", [[1, 2]]), ("y=1,a", [1, "a"]), ("z=[a,b]", None)]
+    ("value", "read"),
+    [("x=True,false", [True, False]), ("x=[1,2],[3]", [[1, 2], [3]]), ("y=1,a", [1, "a"]), ("z=[a,b]", None)],
 )
 def test_values_have_the_type_of_their_name(value, read):
     types = {"x": "bool" if "rue" in value else "list", "y": "None", "z": "str"}
