@@ -79,9 +79,10 @@ def load_traces(
     if set(COLUMNS) <= table.keys():
         made = {name: table[name] for name in COLUMNS}
         for name, given in (("answer_format", answer_format), ("style", style)):
-            if given and set(made[name]) != {given}:
+            others = [value for value in made[name] if given and value != given]
+            if others:
                 what = f"{name} is {given!r}, and {source!r} is a saved trace set, with a column {name} of its own"
-                raise ValueError(f"{what}, such as {made[name][0]!r}: leave it out, or say which columns to read")
+                raise ValueError(f"{what}, such as {others[0]!r}: leave it out, or say which columns to read")
     else:
         questions, responses = table[names["question"]], table[names["response"]]
         ids = table[names["problem_id"]] if "problem_id" in names else map(_text_id, questions)

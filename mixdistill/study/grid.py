@@ -97,7 +97,7 @@ def _parameters(source: Path) -> Mapping[str, Any]:
     try:
         nbformat.validate(nbformat.read(source, as_version=4))
         return papermill.inspect_notebook(source)
-    except (ValueError, AttributeError, nbformat.ValidationError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
         raise ValueError(f"{runs.shown(source)} is no notebook ({str(error).splitlines()[0]}): give another") from None
 
 

@@ -70,19 +70,21 @@ def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
     arms, gpus, speeds, rows = arms or all_arms(scale), torch.cuda.device_count(), _measured(), []
     parts = {part for arm in arms for part in (arm.hard, arm.easy) if getattr(scale, part)}  # running says what lacks
     traces = {part: _examples(getattr(scale, part), scale) for part in parts}
-    n, n_problems = min(n for n, _ in traces.values()), sum(_n_problems(name, scale) for name in scale.benchmarks)
+    n = min((n for n, _ in traces.values()), default=0)
+    n_problems = sum(_n_problems(name, scale) for name in scale.benchmarks)
     sizes = {student: _size(student) for student in dict.fromkeys(arm.student for arm in arms)}
     on_gpus = gpus > 0 or max(size for size, _ in sizes.values()) >= NEEDS_GPU  # all students of a scale
     if on_gpus and not gpus:  # what a CPU measured says nothing of the GPU that is needed
         speeds, gpus = speeds.iloc[:0], 1
     for student, (size, here) in sizes.items():
         full = student in scale.full
-        trained = [(arm, arm.alpha) for arm in arms if arm.student == student and arm.alpha is not None]
-        n_evaluations = sum(arm.student == student for arm in arms)
-        there = [(arm, alpha) for arm, alpha in trained if {arm.hard, arm.easy} <= traces.keys()]
-        lengths = [alpha * traces[arm.hard][1] + (1 - alpha) * traces[arm.easy][1] for arm, alpha in there]
-        mean = sum(lengths or [length for _, length in traces.values()]) / len(lengths or traces)
-        tokens = scale.epochs * n * len(trained) * mean
+        own = [arm for arm in arms if arm.student == student]
+        trained = [(a, a.alpha) for a in own if a.alpha is not None and {a.hard, a.easy} <= traces.keys()]
+        lengths = [alpha * traces[arm.hard][1] + (1 - alpha) * traces[arm.easy][1] for arm, alpha in trained]
+        examples = [(arm.epochs or scale.epochs) * min(n, arm.n_train or n) for arm, _ in trained]
+        tokens = sum(length * times for length, times in zip(lengths, examples, strict=True))
+        n_evaluations, lengths = len(own), lengths or [length for _, length in traces.values()]
+        mean = sum(lengths) / max(1, len(lengths))
         answers = n_problems * n_evaluations * mean  # as long as the traces that a student learns
         rate = gpus * GPU_RATE if on_gpus else n_cores() * CORE_RATE
         at_a_time = n_cores() if not on_gpus else gpus if size < MANY else 1  # arms

@@ -55,6 +55,15 @@ def test_hours_are_6nd_or_with_lora_4nd_at_the_rate_that_it_states():
     assert "4e+14 FLOP/s a GPU" in str(plan(get_scale("gpu")))
 
 
+def test_a_plan_of_arms_counts_their_own_epochs_and_problems():
+    smoke, arm = get_scale("smoke", 1), recipe_arm("pocket/xs", "short", 0)
+    once, more = (
+        plan(smoke, [one]).students["training tokens"][0] for one in (arm, replace(arm, epochs=6, n_train=16))
+    )
+    assert more == pytest.approx(3 * once)
+    assert plan(smoke, [recipe_arm("pocket/xs", "large_teacher", 0)]).students["trainings"].tolist() == [0]
+
+
 def test_a_plan_counts_the_arms_of_all_notebooks_once():
     students = plan(get_scale("gpu")).students.set_index("student")
     assert students.loc[SEVEN_B, "trainings"] == 3 * 6
