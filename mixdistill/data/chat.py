@@ -117,23 +117,10 @@ def render_traces(
     """
     arguments.choice("too_long", too_long, ("error", "drop"))
     prompt = format_of(tokenizer, thinking).prompt  # what is wrong with the template is no fault of a row
-    questions, responses, answer_formats = (traces[name][:] for name in ("question", "response", "answer_format"))
-    block, opens = THINK_BLOCK.search(prompt), _opens(prompt)
-    bare = [row for row, said in enumerate(responses) if opens and not THOUGHT.search(said)]
-    if bare:
-        tag = THOUGHT.findall(prompt)[-1]
-        end = tag.replace("START_", "END_") if "START_" in tag else f"{tag[0]}/{tag[1:]}"
-        empty = "\n" * prompt.endswith("\n") + f"{end}\n\n"
-        without = set(bare)
-        responses = [empty + said if row in without else said for row, said in enumerate(responses)]
-        what = f"{len(bare)} of {len(responses)} responses do not end the thought that the prompt opens"
-        warnings.warn(f"{what}: they get an empty one ({empty.strip()} before the response)", stacklevel=2)
-    again = [row for row, said in enumerate(responses) if block and not opens and THOUGHT.match(said.lstrip())]
-    if again:
-        what = f"{len(again)} of {len(responses)} responses begin a thought (the first: rows {again[:5]})"
-        raise ValueError(f"{what}, and the prompt has just ended one: thinking=True, or take the thoughts out")
+    responses = _with_thoughts_ended(prompt, traces["response"][:])
     examples = []
-    for row, (question, response, answer_format) in enumerate(zip(questions, responses, answer_formats, strict=True)):
+    columns = (traces["question"][:], responses, traces["answer_format"][:])
+    for row, (question, response, answer_format) in enumerate(zip(*columns, strict=True)):
         try:
             examples.append(replace(render(tokenizer, question, response, answer_format, thinking), row=row))
         except ValueError as error:
@@ -144,6 +131,24 @@ def render_traces(
         what = f"{n_long} of {len(examples)} examples have more than {max_tokens} tokens (the longest {longest})"
         raise ValueError(f"{what}: raise max_tokens up to the student's context, or leave them out (too_long='drop')")
     return kept
+
+
+def _with_thoughts_ended(prompt: str, responses: list[str]) -> list[str]:
+    """Responses as `render_traces` says. Raises ValueError if some begin a thought where the prompt has ended one."""
+    if not (block := THINK_BLOCK.search(prompt)):
+        return responses
+    if not _opens(prompt):
+        if again := [row for row, said in enumerate(responses) if THOUGHT.match(said.lstrip())]:
+            what = f"{len(again)} of {len(responses)} responses begin a thought (the first: rows {again[:5]})"
+            raise ValueError(f"{what}, and the prompt has just ended one: thinking=True, or take the thoughts out")
+        return responses
+    tag = THOUGHT.findall(block[0])[-1]
+    end = tag.replace("START_", "END_") if "START_" in tag else f"{tag[0]}/{tag[1:]}"
+    empty = "\n" * prompt.endswith("\n") + f"{end}\n\n"
+    if n_bare := sum(not THOUGHT.search(said) for said in responses):
+        what = f"{n_bare} of {len(responses)} responses do not end the thought that the prompt opens"
+        warnings.warn(f"{what}: they get an empty one ({end} before the response)", stacklevel=3)
+    return [said if THOUGHT.search(said) else empty + said for said in responses]
 
 
 def render_prompts(

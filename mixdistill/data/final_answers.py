@@ -215,7 +215,7 @@ def _marked_number(text: str) -> str | None:
 
 def ends_thought(tag: str) -> bool:
     """Whether a tag as `THOUGHT` finds it ends a thought."""
-    return tag[1:3].count("/") > 0 or "END_" in tag or tag.rstrip("|>").endswith("_end")
+    return "/" in tag[1:3] or "END_" in tag or tag.rstrip("|>").endswith("_end")
 
 
 def math_gold(text: str) -> str | None:

@@ -1,6 +1,5 @@
 """What transformers does not read of a `.gguf` file by itself: how a text is split, and how positions are scaled."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mixdistill.data.student_files import refused
 
@@ -55,9 +55,11 @@ def scale_positions(name: str | Path, path: Path, config: PreTrainedConfig) -> N
         rope["rope_theta"] = float(fields["freq_base"])
     factors = tensors.pop("rope_freqs.weight", None)
     if factors is not None and rope.get("rope_type") == "default":
-        scaled = rope | LLAMA3 | {"rope_type": "llama3", "factor": factors.max().item()}
-        if torch.allclose(factors, _llama3_factors(scaled, len(factors)), rtol=1e-3):
-            config.rope_parameters, factors = scaled, None
+        config.rope_parameters = rope | LLAMA3 | {"rope_type": "llama3", "factor": factors.max().item()}
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+        plain = rope["rope_theta"] ** (-torch.arange(len(factors)) / len(factors))
+        if torch.allclose(plain / factors, scaled, rtol=1e-3):  # llama.cpp divides the frequencies by them
+            factors = None
     factor = fields.get("scaling.factor", fields.get("scale_linear", 0))  # without a type it is linear
     kind = fields.get("scaling.type") or ("none" if factor in (0, 1) else "linear")
     # Gemma 2 27B divides by the width of its heads, which the file does not say; transformers takes that of 9B.
@@ -65,12 +67,3 @@ def scale_positions(name: str | Path, path: Path, config: PreTrainedConfig) -> N
     if tensors or factors is not None or kind != "none" or other:
         what = f"its positions are scaled in a way that is not read from a .gguf file (rope.scaling.type {kind!r})"
         raise refused(name, f"{what}: take its folder in Hugging Face form")
-
-
-def _llama3_factors(rope: dict[str, Any], n: int) -> torch.Tensor:
-    """By what llama.cpp divides the rotary frequencies of Llama 3, from transformers' parameters."""
-    original = rope["original_max_position_embeddings"]
-    turns = original * rope["rope_theta"] ** (-torch.arange(n) / n) / (2 * math.pi)  # within the original context
-    smooth = (turns - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"])
-    smooth = smooth.clamp(0, 1)
-    return 1 / ((1 - smooth) / rope["factor"] + smooth)

@@ -67,9 +67,8 @@ def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0, n: int | None
     unlike = [problem for problem, (of_hard, of_easy) in formats.items() if of_hard != of_easy]
     if unlike:
         of_hard, of_easy = formats[unlike[0]]
-        what = (
-            f"{len(unlike)} of {len(common)} problems have the answer_format {of_hard!r} in hard, {of_easy!r} in easy"
-        )
+        where = f"for {len(unlike)} of {len(common)} problems"
+        what = f"answer_format is {of_hard!r} in hard and {of_easy!r} in easy {where}"
         raise ValueError(f"{what}: their prompts would tell which trace follows, load both with the same one")
     if len(hard) + len(easy) > 2 * len(common):
         left_out = f"{len(hard) - len(common)} only in hard, {len(easy) - len(common)} only in easy"

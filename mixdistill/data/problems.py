@@ -42,7 +42,7 @@ GOLDS: dict[str, tuple[Callable[[str], str | None], str]] = {
         math_gold,
         "a math answer stands alone, or in the box of a solution; one behind #### has answer_format='gsm8k'",
     ),
-    "pocket": (str, "it is a text"),
+    "pocket": (str, ""),
 }
 FIELDS = ("question", "answer", "id", "level", "subject")  # of a problem, that are columns of a data set
 

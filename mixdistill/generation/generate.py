@@ -193,9 +193,8 @@ def completion(
 @lru_cache(maxsize=64)
 def _silent(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The special tokens that a response is shown without."""
-    names = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-    added = ((token_id, token.content) for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
-    return frozenset(token_id for token_id, name in [*names, *added] if not THOUGHT.fullmatch(name))
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(at for at, token in added if token.special and not THOUGHT.fullmatch(token.content))
 
 
 def is_loop(tokens: Sequence[int]) -> bool:

@@ -73,7 +73,7 @@ def run_arms(
     instance("scale", scale, Scale)
     if not arms:
         raise ValueError("there are no arms to run: give at least one, such as those of gap_arms(scale)")
-    problems = _tests(scale, split)  # what is wrong with them is said before anything is trained
+    problems = each_once(_tests(scale, split))  # what is wrong with them is said before anything is trained
     work = {same_work(arm): arm for arm in arms}
     found = {key: _stored(arm, scale, split) for key, arm in work.items()}
     jobs = {key: _job(arm, scale, split) for key, arm in work.items() if found[key] is None}
@@ -90,7 +90,7 @@ def run_arms(
 
 def _tests(scale: Scale, split: str | None) -> list[Problem]:
     named = [evaluation_problems(name, scale.n_problems, split, scale.answer_format) for name in scale.benchmarks]
-    return each_once([problem for problems in named for problem in problems])
+    return [problem for problems in named for problem in problems]
 
 
 def _stored(arm: Arm, scale: Scale, split: str | None) -> Any:

@@ -75,7 +75,7 @@ def test_integer_ids_become_text_and_only_the_columns_of_traces_are_kept(traces)
 def test_two_answer_formats_are_refused(traces):
     hard, easy = traces
     others = easy.map(lambda row: row | {"answer_format": "gsm8k", "response": "#### 5"})
-    with pytest.raises(ValueError, match="have the answer_format 'pocket' in hard, 'gsm8k' in easy: their prompts"):
+    with pytest.raises(ValueError, match="is 'pocket' in hard and 'gsm8k' in easy for 37 of 37 problems"):
         mix(hard, others, 0.2)
 
 

@@ -2,14 +2,12 @@
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from conftest import REPO
@@ -17,7 +15,7 @@ from safetensors.torch import load_file
 
 from mixdistill import LoRA, Placement, finetune, load_student, load_traces
 from mixdistill.finetuning.checkpoints import load_trained
-from mixdistill.finetuning.gpus import launch, write_arguments
+from mixdistill.finetuning.gpus import _end_with_parent, launch, write_arguments
 from mixdistill.runs import Run, runs_dir
 
 # 13 examples of unequal length in steps of 4: the last step of an epoch has one, and one process has nothing to do.
@@ -168,17 +166,14 @@ def test_a_script_trains_with_shared_weights_and_after_memory_ran_out_in_one(mon
     assert_equal(trained_run(copies), copies, "adapter/adapter_model.safetensors")
 
 
-def test_a_process_ends_when_the_one_that_started_it_is_gone(tmp_path):
-    follow = "import sys; from mixdistill.finetuning.gpus import _end_with_parent; print('up', flush=True); "
-    follow += "_end_with_parent(int(sys.argv[1]))"
-    parent = f"{sys.executable} -c {shlex.quote(follow)} $$ & echo $!; wait"
-    with subprocess.Popen(["sh", "-c", parent], stdout=subprocess.PIPE, text=True) as started:
-        pid, up = int(started.stdout.readline()), started.stdout.readline()
-        assert up == "up\n"
-        assert psutil.pid_exists(pid)
-        started.kill()
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.1)
+def test_a_process_ends_when_the_one_that_started_it_is_gone(monkeypatch):
+    parents = iter([5, 5, 1])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit):
+        _end_with_parent(5)
+    assert list(parents) == []
 
 
 def test_a_process_that_fails_says_why(qwen, train):
