@@ -77,7 +77,7 @@ def run_arms(
     work = {same_work(arm): arm for arm in arms}
     found = {key: _stored(arm, scale, split) for key, arm in work.items()}
     jobs = {key: _job(arm, scale, split) for key, arm in work.items() if found[key] is None}
-    if on == "local":
+    if jobs and on == "local":
         _check([work[key] for key in jobs], scale, problems)
     n_damaged = sum(isinstance(stored, Exception) for stored in found.values())
     damaged = f" ({n_damaged} of them can not be read)" if n_damaged else ""
