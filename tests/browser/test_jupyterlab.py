@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 SCREENSHOTS = Path(os.environ.get("MIXDISTILL_SCREENSHOTS", REPO / "runs" / "browser"))
 NARROW = 760  # pixels, of a window beside another one
-NOTEBOOKS = ("00_tour", "02_learnability_gap", "03_mix_distillation")
+NOTEBOOKS = ("00_tour", "03_mix_distillation")
 READ = ("02_learnability_gap", "04_mechanism")  # as they are committed
 SMALLEST = {'SCALE: str = "pocket"': 'SCALE: str = "smoke"', "SEEDS: int = 0": "SEEDS: int = 1"}
 SETTINGS = {"@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}  # every cell is in the page

@@ -15,13 +15,13 @@ import nbformat
 import psutil
 import pytest
 from conftest import REPO
-from publish import with_results
+from publish import publish_notebook, with_results
 from test_notebooks import check_tables
 
 from mixdistill.__main__ import run
 from mixdistill.study import reproduce
 from mixdistill.study.grid import sweep_grid
-from mixdistill.study.reproduce import execute
+from mixdistill.study.reproduce import NOTEBOOKS, execute
 
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
 REPRODUCE = [sys.executable, "-m", "mixdistill", "reproduce", "--scale", "smoke", "--seeds", "1"]
@@ -30,7 +30,7 @@ TRAIN = """
 from mixdistill import evaluate, finetune, load_traces
 from mixdistill.finetuning import finetune as training
 training.CHECKPOINT_EVERY = 10
-run = finetune("pocket/s", load_traces("pocket/long", n=96), epochs=8, progress=False)
+run = finetune("pocket/s", load_traces("pocket/long", n=48), epochs=8, progress=False)
 evaluate(run, ["pocket/easy"], n=20, batch_size=4, progress=False)
 """
 
@@ -86,6 +86,7 @@ def undisturbed(tmp_path_factory) -> tuple[Path, str]:
     store, before, said = tmp_path_factory.mktemp("undisturbed"), published(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setenv("MIXDISTILL_RUNS", str(store))
+        patch.chdir(store)  # nothing depends on the working directory
         assert run(GIVEN) == 0
     assert published() == before  # a smaller run replaces nothing that is published
     return store, said.getvalue()
@@ -105,6 +106,16 @@ def test_it_shows_progress_and_ends_with_the_gaps_and_the_figures(undisturbed):
     assert "(one seed)" in output
     check_tables(store / "figures" / "smoke_n_seeds=1" / "data", n_students=2, n_seeds=1, n_problems=24)
     assert "Done in" in output
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_an_executed_notebook_is_fit_to_be_published(name, undisturbed, tmp_path):
+    executed = undisturbed[0] / "notebooks" / "smoke_n_seeds=1" / f"{name}.ipynb"
+    outputs = [output for cell in nbformat.read(executed, 4).cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [output["text"] for output in outputs if output.get("name") == "stderr"]
+    publish_notebook(executed, tmp_path / "published.ipynb")  # refuses paths of this machine
+    assert str(Path.home()) not in (tmp_path / "published.ipynb").read_text()
 
 
 def test_a_second_call_executes_no_notebook_until_something_has_changed(undisturbed, monkeypatch, capsys):
