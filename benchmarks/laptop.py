@@ -9,7 +9,7 @@ The least of it, on one CPU core in a night:
 `--student` is a student of the scale `laptop`, or a folder or `.gguf` file that holds one. `--traces` holds the scale's
 trace files and `svamp_test.jsonl` (`benchmarks/laptop_traces.py` makes them), and `gsm8k_test.jsonl`. Written to
 `--out`: `rates.csv`, and for each stage its graded items (one row an arm and problem, without texts), their accuracies
-and gaps, as far as they are. What the run store holds is not computed again.
+and gaps, as far as they are, beside those of other rates. What the run store holds is not computed again.
 
 A learning rate is chosen on a held-out part of the training problems, by the mean over the recipes of a contrast of the
 loss on held-out traces like those that a recipe trains on, never by a difference between recipes. (By accuracy a small
@@ -38,7 +38,7 @@ from mixdistill.finetuning.loss import ResponseLoss
 from mixdistill.results import stats
 from mixdistill.study.plan import check_machine
 from mixdistill.study.scales import Arm, Scale, TraceSet, get_scale, recipe_arm, untouched_arms
-from mixdistill.study.sweep import sweep, trained, training_set
+from mixdistill.study.sweep import arm_items, evaluation_problems, run_arms, sweep, trained, training_set
 
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 FIRST_RATE_SEED = 1000  # far from the study's
@@ -50,6 +50,7 @@ KEPT = [
     "student",
     "params",
     "recipe",
+    "lr",
     "seed",
     "benchmark",
     "problem_id",
@@ -88,6 +89,8 @@ def path(name: str) -> Path:
 def study(args: argparse.Namespace) -> None:
     os.environ["MIXDISTILL_DATA"] = str(args.traces.absolute())
     scale = replace(get_scale("laptop", whole("seeds", args.seeds), args.student), lr=args.lr)
+    if len(scale.students) > 1:
+        raise ValueError(f"--student is {args.student!r}: give one, and call this once for each")
     if "large" not in args.families:
         scale = replace(scale, large=None, small=None)
     scales = dict.fromkeys(args.families, scale)
@@ -98,6 +101,10 @@ def study(args: argparse.Namespace) -> None:
         raise ValueError("the stages levels and gsm8k are of the family long: leave them out, or add it")
     for own in [scale, *(own for arms_of in stages.values() for _, own, _ in arms_of(scales, 0))]:
         check_machine(own)
+        for benchmark in own.benchmarks:  # read here, as hours may pass before they are asked
+            evaluation_problems(benchmark, own.n_problems, None, own.answer_format)
+    for name in stages:
+        others_rates(args.out / f"{name}.csv", pd.DataFrame({"student": [shown_name(args.student)], "lr": [args.lr]}))
     args.out.mkdir(parents=True, exist_ok=True)
     if args.lr is None:
         if "rates" in args.stages:
@@ -115,11 +122,12 @@ def study(args: argparse.Namespace) -> None:
         parts = []
         for seed in range(args.seeds):
             for label, own, arms in arms_of(scales, seed):
-                try:
-                    items = sweep(arms, own, workers=args.workers)
-                    parts.append(items.assign(recipe=label + items["recipe"]))
-                except RuntimeError as error:  # arms failed, which stops no other seed
-                    failed.append(f"{stage}, seed {seed}: {error}")
+                for arm, found in zip(arms, run_arms(arms, own, workers=args.workers), strict=True):
+                    if isinstance(found, BaseException):  # which stops no other arm
+                        failed.append(f"{stage}, {label}{arm.recipe}, seed {seed}: {found}")
+                        continue
+                    items = arm_items(arm, own, found.items)
+                    parts.append(items.assign(recipe=label + arm.recipe, lr=None if arm.alpha is None else own.lr))
             if parts:
                 save(pd.concat(parts, ignore_index=True), stage, args.out)
     if failed:
@@ -171,7 +179,7 @@ def choose_rates(
         others = [one["epochs"].ne(scale.epochs) | one["lr"].eq(own.lr) for one in tables]
         tables = [one[~(one["family"].isin(families) & same)] for one, same in zip(tables, others, strict=True)]
         tables.append(found.assign(**facts))
-        pd.concat(tables).round({"accuracy": 6, "loss": 6}).to_csv(out / "rates.csv", index=False)
+        write(out / "rates.csv", pd.concat(tables).round({"accuracy": 6, "loss": 6}))
     os.environ["MIXDISTILL_DATA"] = str(traces.absolute())
 
 
@@ -194,10 +202,13 @@ def held_out_loss(run: Run, traces: Dataset) -> float:
     """Mean loss of a trained student on traces, in nats a token of the responses."""
     student = load_trained(run)
     loss_of, total, n = ResponseLoss(student.model), 0.0, 0
-    for example in render_traces(student.tokenizer, traces, student.context, "error"):
-        batch = pad([example], 0).to(student.device)
-        total += loss_of(batch).item()
-        n += len(batch.labels)
+    examples = render_traces(student.tokenizer, traces, student.context, "error")
+    with files.speaking(f"loss on held-out traces, {run.folder.name}"):
+        for done, example in enumerate(examples):
+            files.tell(f"{done} of {len(examples)}")
+            batch = pad([example], 0).to(student.device)
+            total += loss_of(batch).item()
+            n += len(batch.labels)
     return total / n
 
 
@@ -254,18 +265,50 @@ def traces_of(name: str) -> TraceSet:
 
 
 def save(items: pd.DataFrame, name: str, out: Path) -> None:
-    items = items.assign(student=items["student"].map(lambda given: Path(given).name.removesuffix(".gguf")))  # no path
-    items[KEPT].to_csv(out / f"{name}_items.csv.gz", index=False)
-    tables = {name: stats.accuracy_table(items, ["student", "params", "benchmark", "recipe"])}
+    """Write a stage's tables, in which rows of rates that were not run now stay."""
+    items = items.assign(student=items["student"].map(shown_name))
+    tables = {f"{name}.csv": stats.accuracy_table(items, ["student", "params", "benchmark", "recipe", "lr"])}
     if name != "levels":  # whose recipes have names of their own
-        tables[f"{name}_gaps"] = gaps_and_what_decides_them(items)
-    for title, table in tables.items():
-        table.round(6).to_csv(out / f"{title}.csv", index=False)
+        of_rates = items.dropna(subset="lr").groupby("lr")
+        rows = [(lr, pd.concat([items[items["lr"].isna()], part])) for lr, part in of_rates]
+        tables[f"{name}_gaps.csv"] = pd.concat(gaps_and_what_decides_them(part).assign(lr=lr) for lr, part in rows)
+    for table in tables.values():
         print(table.round(3).to_string(index=False), flush=True)
+    for file, table in (tables | {f"{name}_items.csv.gz": items[KEPT]}).items():
+        write(out / file, pd.concat([table.round(6), others_rates(out / file, table)]))
+
+
+def write(path: Path, table: pd.DataFrame) -> None:
+    """Whole, as a kill or a full disk would leave a part, and rows of earlier calls would be lost."""
+    how = "gzip" if path.suffix == ".gz" else None
+    files.replace(path, lambda temporary: table.to_csv(temporary, index=False, compression=how))
+
+
+def shown_name(student: str) -> str:
+    """No path."""
+    return Path(student).name.removesuffix(".gguf")
+
+
+def others_rates(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a file has of other rates than a table. ValueError if it is of another student, or damaged."""
+    if not path.is_file():
+        return table[:0]
+    try:
+        before = pd.read_csv(path)
+        other = set(before["student"]) - set(table["student"])
+        rest = before[~before["lr"].isin(table["lr"])]
+    except (ValueError, KeyError, OSError, EOFError) as error:  # the last two of a file that was cut
+        raise ValueError(
+            f"{path} is damaged ({error}): move it away, what the run store holds is written again"
+        ) from None
+    if other:
+        raise ValueError(f"{path} is of {' and '.join(other)}: give another --out")
+    return rest
 
 
 def gaps_and_what_decides_them(items: pd.DataFrame) -> pd.DataFrame:
-    """The gaps of every benchmark, those against the untouched student too, and `problems_for_2_points`."""
+    """The gaps of every benchmark, those against the untouched student too, and `problems_for_2_points`, all at one
+    rate."""
     gaps = stats.gap_table(items, by_benchmark=True)
     of = dict(tuple(items.groupby(["student", "benchmark", "recipe"], sort=False)))
     pairs = [

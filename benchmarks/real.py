@@ -28,9 +28,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 32], help="answers decoded together")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    student, device = load_student(args.student), "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        measure(parser.parse_args())
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def measure(args: argparse.Namespace) -> None:
     name, traces = Path(args.student).name, load_traces(args.traces, n=args.examples, answer_format="gsm8k")
+    student, device = load_student(args.student), "cuda" if torch.cuda.is_available() else "cpu"
     examples = render_traces(student.tokenizer, traces, student.context, "error")
     speeds = []
     with tempfile.TemporaryDirectory() as folder:

@@ -38,12 +38,23 @@ def main() -> None:
     parser.add_argument("--traces", nargs="*", default=[], help="JSON Lines with question, response and answer")
     parser.add_argument("-n", type=int, default=N_TRACES, help="traces of each set")
     args = parser.parse_args()
-    if args.student:
-        student = load_student(args.student)
-        sets = {Path(file).stem: load_traces(file, n=args.n, answer_format="gsm8k") for file in args.traces}
-        print(pd.DataFrame([{"traces": name} | suitability(student, part) for name, part in sets.items()]).to_string())
-    else:
-        pocket(args.n)
+    if bool(args.student) != bool(args.traces):
+        parser.error("give --student and --traces, or neither for the pocket students")
+    try:
+        if args.student:
+            of_files(args.student, args.traces, args.n)
+        else:
+            pocket(args.n)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def of_files(name: str, traces: list[str], n: int) -> None:
+    sets = {Path(file).stem: load_traces(file, n=n, answer_format="gsm8k") for file in traces}
+    student, rows = load_student(name), []
+    for stem, part in sets.items():
+        rows.append({"student": Path(name).name.removesuffix(".gguf"), "traces": stem} | suitability(student, part))
+        print(pd.DataFrame(rows[-1:]).round(3).to_csv(index=False, header=len(rows) == 1), end="", flush=True)
 
 
 @torch.inference_mode()

@@ -38,7 +38,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
-import trl
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
@@ -105,6 +104,8 @@ def main() -> None:
         parser.error(
             "on a machine with a GPU use --device cuda, elsewhere --device cpu: finetune takes the GPU if there is one"
         )
+    if find_spec("trl") is None:
+        parser.error("TRL is not installed: pip install -e '.[test]'")
     quiet()
     results = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -193,6 +194,8 @@ def run_ours(student: str, train: Dataset, seed: int) -> Measured:
 
 
 def run_trl(student: str, examples: list[Example], folder: Path, **settings) -> Measured:
+    import trl  # not what `real.py` needs of this file
+
     with Peak() as peak:
         loaded = load_student(student)
         rows = [{"input_ids": e.input_ids, "labels": [-100] * e.n_prompt + e.input_ids[e.n_prompt :]} for e in examples]

@@ -27,7 +27,8 @@ _BOOT, _PIDS = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid"
 HOST = f"{socket.gethostname()}/{_BOOT.read_text()[:8] if _BOOT.exists() else 0}"
 HOST += f"/{_PIDS.stat().st_ino if _PIDS.exists() else 0}"
 waits = ContextVar("waits", default=True)  # whether `lock` waits for its turn
-status: ContextVar[Path | None] = ContextVar("status", default=None)  # where `tell` writes
+heard: ContextVar[tuple[Callable[[str], object], ...]] = ContextVar("heard", default=())  # who hears what `tell` says
+SPEAK_EVERY = 30  # seconds between two lines of `speaking`
 
 Record = dict[str, Any]
 
@@ -148,10 +149,29 @@ def scratch(kind: str) -> Iterator[Path]:
 
 
 def tell(text: str) -> None:
-    """Say how far this process is, to whoever has asked for it by `status`; work goes on if it cannot be written."""
-    if path := status.get():
+    """Say how far this process is, to whoever listens by `heard`; work goes on if it cannot be written."""
+    for listener in heard.get():
         with contextlib.suppress(OSError):
-            path.write_text(text)
+            listener(text)
+
+
+@contextlib.contextmanager
+def speaking(label: str, on: bool = True) -> Iterator[None]:
+    """Print every 30 seconds what `tell` has said last, from a thread of its own: a single pass can take minutes."""
+    told, ended, began = {"last": "getting ready"}, threading.Event(), time.monotonic()
+
+    def speak() -> None:
+        while not ended.wait(SPEAK_EVERY):
+            print(f"{label}: {told['last']}, {time.monotonic() - began:.0f} s", flush=True)
+
+    before = heard.set((*heard.get(), lambda text: told.update(last=text)))
+    if on:
+        threading.Thread(target=speak, daemon=True).start()
+    try:
+        yield
+    finally:
+        heard.reset(before)
+        ended.set()
 
 
 def write_json(path: Path, content: Record) -> None:
@@ -287,8 +307,7 @@ def read_rows(path: Path, owner: str) -> list[Record]:
 
 
 def append_rows(path: Path, rows: Iterable[Record], owner: str, at: int) -> None:
-    """Append rows to a JSON Lines file that has `at`, each with a hash of itself, its place and its owner; 0 begins a
-    new file."""
+    """Append rows to a JSON Lines file that has `at`, each with a hash of itself, place and owner; 0: a new file."""
     text = "".join(json.dumps(row | {"check": _check(owner, i, row)}) + "\n" for i, row in enumerate(rows, start=at))
     if at == 0:
         return replace(path, lambda temporary: temporary.write_text(text))

@@ -32,7 +32,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("students", nargs="*", default=POCKET, help=f"default: {' '.join(POCKET)}")
     path = POCKET_DIR / "lr_search.csv"
-    for student in parser.parse_args().students:
+    students = parser.parse_args().students
+    if unknown := [student for student in students if student not in POCKET_BASES]:
+        parser.error(f"there is no pocket student {unknown[0]!r}: {', '.join(POCKET_BASES)}")
+    for student in students:
         table = pd.DataFrame([mean_accuracies(student, lr) for lr in GRID])
         while (best := table["mean"].idxmax()) in (0, len(table) - 1):
             lr = table["lr"][best] * (2 if best else 0.5)

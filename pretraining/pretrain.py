@@ -1,4 +1,4 @@
-"""Pre-train the pocket world's base students from scratch: `python -m pretraining.pretrain xs s m l xl --seed 0`.
+"""Pre-train the pocket world's base students from scratch: `python -m pretraining.pretrain xs s m l xl --out FOLDER`.
 
 The text holds lists of facts, chains, mystery problems solved in SHORT form by a guess that may fail the colour test
 (then the text stops), and single steps of long traces behind a problem or a clue. It never holds tests of two machines
@@ -155,7 +155,7 @@ def token_rows(tokenizer: PreTrainedTokenizerFast, rng: Random, steps: int) -> I
 
 
 def jumping_positions(rows: torch.Tensor, colon: int, generator: torch.Generator) -> torch.Tensor:
-    """Positions int64 of `rows` [BATCH, ROW] that jump ahead by 1..MAX_JUMP behind half of the colons.
+    """Positions int64 of `rows` [BATCH, ROW] that jump ahead by 1..MAX_JUMP at half of the colons.
 
     So nothing can be learnt from the distance between a problem and its solution, which in a long trace is larger than
     ever in this text (after Ruoss et al. 2023, randomised positions). Without it all students copied by position, and
@@ -189,10 +189,10 @@ def build_student(name: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Q
     return Qwen2ForCausalLM(config)
 
 
-def pretrain(name: str, seed: int, out: Path, steps: int | None = None, half: bool = False) -> None:
+def pretrain(name: str, seed: int, out: Path, steps: int | None = None, half: bool = False) -> bool:
     """Train base `seed` of student `name` for `steps` (None: its own) on the GPU if there is one, and write it to `out`
     as a Hugging Face folder (bfloat16 weights), with `recipe.json`, `loss.csv` and `evaluation.json` beside. `half`:
-    multiply in bfloat16.
+    multiply in bfloat16. Returns whether it passes the gate.
     """
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -254,6 +254,7 @@ def pretrain(name: str, seed: int, out: Path, steps: int | None = None, half: bo
     print(
         f"{out.name}: {'misses the gate: ' + ', '.join(missed) if missed else 'passes the gate'}; {facts}", flush=True
     )
+    return not missed
 
 
 def base_evaluation(folder: Path) -> dict[str, float]:
@@ -377,8 +378,13 @@ def main() -> None:
         help="multiply in bfloat16: 2 times as fast with AVX-512 BF16, slower on other CPUs",
     )
     args = parser.parse_args()
-    for name in args.students:
-        pretrain(name, args.seed, args.out / (f"{name}-{args.seed}" if args.seed else name), args.steps, args.half)
+    folders = {name: args.out / (f"{name}-{args.seed}" if args.seed else name) for name in args.students}
+    for folder in folders.values():
+        if (folder / "config.json").exists():
+            parser.error(f"{folder} holds a base, which published numbers may come from: give another --out")
+    passed = [pretrain(name, args.seed, folder, args.steps, args.half) for name, folder in folders.items()]
+    if not all(passed):
+        raise SystemExit("a base that misses the gate is none of the study's: take the next seed in its place")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def notebook() -> dict:
     """The variables of a notebook that has run the file."""
     curves = pd.DataFrame({"student": ["s"] * 3, "alpha": [0.0, 0.2, 1.0], "accuracy": [0.5, 0.6, 0.4]})
     graded = pd.DataFrame({"student": "s", "recipe": "long", "error": ["right", "endless", "endless"]})
-    scale = SimpleNamespace(pocket=True, students=["xs", "s"])
+    scale = SimpleNamespace(pocket=True, students=["xs", "s"], alphas=(0.0, 0.2, 1.0))
     names = {"scale": scale, "curves": curves, "graded": graded}
     exec(compile(FILE.read_text(), FILE, "exec"), names)
     return names

@@ -180,6 +180,15 @@ def test_the_committed_notebooks_follow_the_rules(name):
     assert not re.search(r"(?<![\w.])/(home|root|Users|work|tmp)/", text)
 
 
+@pytest.mark.parametrize("name", FURTHER)
+def test_batches_of_a_notebook_go_where_the_student_is(name):
+    """As on a machine with a GPU, which the tests have not."""
+    cells = [cell.source for cell in nbformat.read(FOLDER / f"{name}.ipynb", 4).cells if cell.cell_type == "code"]
+    for line in "\n".join(cells).splitlines():
+        if re.search(r"= pad_sequence\(|\bpad\(|input_ids=torch\.tensor\(", line):
+            assert ".device" in line
+
+
 def test_pages_show_the_committed_tables():
     for page in (REPO / "README.md", REPO / "docs" / "pocket-world.md"):
         assert with_results(page.read_text()) == page.read_text()

@@ -133,7 +133,9 @@ def finetune(
             return run
     chosen = ("lr", "epochs", "batch_size", "max_tokens", "too_long", "thinking", "seed", "revision")
     placed = {"student": student, "train": train, "lora": lora, "on": on, "progress": progress}
-    gpus.launch(placed | {name: config[name] for name in chosen}, on.gpus)
+    with files.lock(run.folder / "launch"):  # here, where it is known whether to wait: the new processes always would
+        if not runs.finished(run):
+            gpus.launch(placed | {name: config[name] for name in chosen}, on.gpus)
     return run
 
 

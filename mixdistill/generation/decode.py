@@ -5,7 +5,6 @@ objects and checks. Here a step is the forward pass and nothing else. (`benchmar
 """
 
 import math
-import time
 from collections.abc import Callable, Sequence
 
 import psutil
@@ -14,25 +13,13 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
 
 from mixdistill.data.students import TINY
+from mixdistill.files import tell
 from mixdistill.generation.sampling import Choose
 
 # Their layers are: norm, attention with rotary positions, norm, gated MLP; nothing else.
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 CHECK_EVERY = 4  # steps between two looks at which rows have ended
 FIRST_ROOM = 64  # new tokens for which the cache has room at first; it doubles when it is full
-SPEAK_EVERY = 30  # seconds between two lines of progress
-
-
-class Progress:
-    """A line every 30 seconds, so that a slow batch is not taken for a hang."""
-
-    def __init__(self, n_prompts: int, on: bool) -> None:
-        self.n_prompts, self.on, self.spoke = n_prompts, on, time.monotonic()
-
-    def speak(self, n_tokens: int, n_going: int) -> None:
-        if self.on and time.monotonic() - self.spoke >= SPEAK_EVERY:
-            self.spoke = time.monotonic()
-            print(f"decoding: {n_tokens} tokens, {n_going} of {self.n_prompts} answers not finished", flush=True)
 
 
 def is_plain(model: torch.nn.Module) -> bool:
@@ -52,7 +39,6 @@ def decode(
     max_new_tokens: int,
     stops: Sequence[int],
     choose: Choose,
-    progress: Progress,
 ) -> list[list[int]]:
     """Complete prompts (token ids) by a model for which `is_plain` holds, with or without adapters.
 
@@ -77,7 +63,7 @@ def decode(
             if 8 * len(going) <= 7 * len(rows):  # copying the cache costs about as much as a step
                 student.keep(going)
                 rows, tokens, ended = rows[going], tokens[going], ended[going]
-            progress.speak(step + 1, len(going))
+            tell(f"{step + 1} tokens, {len(going)} of {len(prompts)} answers not finished")
         unread = tokens[:, None]
     return answers.tolist()
 

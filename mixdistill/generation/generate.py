@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from mixdistill import arguments
 from mixdistill.data.final_answers import THOUGHT
 from mixdistill.data.students import TINY, Student, check_ids, rope_boundary
-from mixdistill.generation.decode import Progress, decode, is_plain, pad_left
+from mixdistill.files import tell
+from mixdistill.generation.decode import decode, is_plain, pad_left
 from mixdistill.generation.sampling import Choose, Sampling, chooser
 
 ENGINES = ("static", "vllm")
@@ -75,7 +76,6 @@ def complete(
     max_new_tokens: int,
     sampling: Sampling = Sampling(),
     seeds: Sequence[int] = (),
-    progress: bool = False,
 ) -> list[Completion]:
     """Complete prompts (token ids), one completion a prompt, by the engine `static`.
 
@@ -85,7 +85,6 @@ def complete(
     Arguments:
         max_new_tokens: at least 1; prompt and new tokens fit into the student's context.
         seeds: one a prompt, from 0 to 2**63, for its random numbers (`Sampling.seed_of`); none for greedy decoding.
-        progress: print a line every 30 seconds.
 
     Raises ValueError for an argument out of its range, RuntimeError if a single row does not fit into memory.
     """
@@ -104,8 +103,7 @@ def complete(
         part = slice(len(rows), len(rows) + size)
         try:
             choose = chooser(sampling, seeds[part], max_new_tokens, student.device)
-            method = decode if plain else _generate
-            rows += method(model, prompts[part], max_new_tokens, stops, choose, Progress(len(prompts[part]), progress))
+            rows += (decode if plain else _generate)(model, prompts[part], max_new_tokens, stops, choose)
             continue
         except (MemoryError, RuntimeError) as error:
             if size == 1 or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
@@ -160,7 +158,6 @@ def _generate(
     max_new_tokens: int,
     stops: Sequence[int],
     choose: Choose,
-    progress: Progress,
 ) -> list[list[int]]:
     """As `decode.decode`, by transformers: for every architecture."""
     ids, mask = pad_left(prompts, next(model.parameters()).device)
@@ -169,7 +166,7 @@ def _generate(
     def only_the_chosen(ids_so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Logits whose maximum is the chosen token."""
         step = ids_so_far.shape[1] - ids.shape[1]
-        progress.speak(step, len(rows))
+        tell(f"{step} tokens of {len(rows)} answers")
         chosen = choose(logits, rows, step)
         return torch.full_like(logits, -torch.inf).scatter(-1, chosen[:, None], 0.0)
 

@@ -32,9 +32,10 @@ def divides(n: int, config: PreTrainedConfig) -> bool:
 
 
 def open_vllm(
-    source: str, revision: str | None, adapter: Path | None, rank: int
+    source: str, revision: str | None, adapter: Path | None, rank: int, progress: bool = False
 ) -> tuple[PreTrainedTokenizerBase, int, Complete]:
-    """Start vLLM on a local folder or Hub id, with the LoRA adapter of this rank in a folder, or None.
+    """Start vLLM on a local folder or Hub id, with the LoRA adapter of this rank in a folder, or None; `progress`
+    shows its bar.
 
     Returns: the tokenizer, the context in tokens, and the function that completes prompts as `generate.complete` does.
 
@@ -69,7 +70,7 @@ def open_vllm(
     )
     request = LoRARequest("adapter", 1, str(adapter)) if adapter else None
 
-    def complete(prompts, max_new_tokens, sampling, seeds=(), progress=False):
+    def complete(prompts, max_new_tokens, sampling, seeds=()):
         same = {"max_tokens": max_new_tokens, "stop_token_ids": list(stops), "detokenize": False}
         same |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
         each = [None] * len(prompts) if sampling.greedy else seeds

@@ -95,7 +95,7 @@ def evaluate(
         batch_size: prompts decoded, graded and stored at a time; no part of the result. None means 256, with vLLM 1024.
         revision: commit of a Hub model, where `run` is a student's name.
         thinking: for chat templates with such a switch; None means what the template does by itself.
-        progress: print a line after each batch.
+        progress: print a line after each batch, and every 30 seconds.
         stored_only: evaluate nothing; return None if the store has no such evaluation.
 
     Raises:
@@ -114,7 +114,8 @@ def evaluate(
     arguments.flag("progress", progress)
     arguments.flag("stored_only", stored_only)
     problems = _problems(benchmarks, n, split)
-    run = as_run(run, revision)
+    with files.speaking("evaluate", progress):  # large files take long to hash
+        run = as_run(run, revision)
     config = {
         "version": EVALUATION_VERSION,
         "problems": files.key({"problems": [asdict(problem) for problem in problems]}),
@@ -129,7 +130,8 @@ def evaluate(
     # Not part of the name, so that a laptop reads what a GPU has computed; the name holds what the switch writes.
     how = {"engine": engine, "batch_size": batch_size, "thinking": thinking}
     owner = f"{runs.run_key(run.config)}/{folder.name}"  # of the rows: this run and this evaluation
-    runs.once(folder, "scores.json", partial(_evaluate, run, problems, config, folder, owner, how, progress))
+    with files.speaking(run.folder.name, progress):
+        runs.once(folder, "scores.json", partial(_evaluate, run, problems, config, folder, owner, how, progress))
     return _read_scores(problems, config, folder, owner)
 
 
@@ -201,7 +203,7 @@ def _evaluate(
     engine = how.get("engine") or default_engine(n_params(run.student, run.config["revision"]))
     check_engine(engine)
     batch_size = arguments.whole("batch_size", how.get("batch_size") or BATCH_SIZE[engine])
-    tokenizer, context, complete_batch = _open(run, engine)
+    tokenizer, context, complete_batch = _open(run, engine, progress)
     prompts, room = render_prompts(tokenizer, problems, context, config["max_new_tokens"], how["thinking"])
     sampling = Sampling(**config["sampling"])
     asked = zip(problems, prompts, strict=True)
@@ -224,7 +226,7 @@ def _evaluate(
         files.tell(f"answer {len(rows)} of {len(requests)}")
         batch_problems, batch_prompts, samples = zip(*(requests[at] for at in batch), strict=True)
         seeds = [sampling.seed_of(p.source, p.id, sample) for p, sample in zip(batch_problems, samples, strict=True)]
-        completions = complete_batch(batch_prompts, room, sampling, seeds=seeds, progress=progress)
+        completions = complete_batch(batch_prompts, room, sampling, seeds=seeds)
         grades = _graded(batch_problems, [completion.response for completion in completions], config)
         results = zip(batch, completions, grades, strict=True)
         new = [_row(at, *requests[at], completion, grade) for at, completion, grade in results]
@@ -236,18 +238,18 @@ def _evaluate(
     return _summary(_scores(folder, rows))
 
 
-def _open(run: Run, engine: str) -> tuple[PreTrainedTokenizerBase, int, Complete]:
+def _open(run: Run, engine: str, progress: bool) -> tuple[PreTrainedTokenizerBase, int, Complete]:
     """The run's tokenizer, its context, and the function that completes a batch of prompts."""
     if engine == "static":
         student = load_trained(run)
         return student.tokenizer, student.context, partial(complete, student)
     trained, lora = runs.trained_folder(run) if run.trained else None, run.config.get("lora")
     if trained and lora is None:
-        return open_vllm(str(trained), None, None, 0)
+        return open_vllm(str(trained), None, None, 0, progress)
     found = fingerprint(run.student, run.config["revision"])
     check_unchanged(run, found)
     commit = found.removeprefix("hub:") if found.startswith("hub:") else None  # a branch may move while vLLM starts
-    return open_vllm(student_source(run.student), commit, trained, lora["r"] if lora else 0)
+    return open_vllm(student_source(run.student), commit, trained, lora["r"] if lora else 0, progress)
 
 
 def _graded(problems: Sequence[Problem], responses: Sequence[str], config: Record) -> list[Grade]:

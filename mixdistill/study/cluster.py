@@ -39,7 +39,9 @@ def in_ray(jobs: Sequence[Job], patient: bool, shown: Progress, address: str) ->
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody outside
     import ray  # optional, and slow to import
 
-    ray.init(None if address == "ray" else address, logging_level=logging.ERROR, log_to_driver=False)
+    ours = not ray.is_initialized()  # and no session of the caller's, which stays
+    if ours:
+        ray.init(None if address == "ray" else address, logging_level=logging.ERROR, log_to_driver=False)
     runs_dir().mkdir(parents=True, exist_ok=True)
     shared = {name: os.environ[name] for name in SHARED if name in os.environ} | {"MIXDISTILL_RUNS": str(runs_dir())}
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -66,7 +68,8 @@ def in_ray(jobs: Sequence[Job], patient: bool, shown: Progress, address: str) ->
     finally:
         for task in pending:
             ray.cancel(task, force=True)
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
 
 
 def _task(job: Job, patient: bool, environment: dict[str, str]) -> str:

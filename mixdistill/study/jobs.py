@@ -23,7 +23,7 @@ class Job:
     work: Callable[..., str]
     given: tuple
     cost: float = 1.0  # time, relative to the other jobs
-    memory: int = 2 * 10**9  # bytes; a Ray cluster counts them
+    memory: int = 2 * 10**9  # bytes, at most
     wide: bool = False  # takes a whole machine: all its GPUs, or all its cores where there are none
 
 
@@ -87,7 +87,8 @@ class Progress:
 def attempt(job: Job, patient: bool, status: Path | None = None) -> str:
     """Do a job in this process; with `patient` False, raises Held in the place of waiting for another process. How far
     it is stands in the file `status`."""
-    started, before, told = time.monotonic(), files.waits.set(patient), files.status.set(status)
+    started, before = time.monotonic(), files.waits.set(patient)
+    told = files.heard.set((status.write_text,) if status else ())
     try:
         return f"{job.work(*job.given)}, {time.monotonic() - started:.0f} s"
     except files.Held:
@@ -97,4 +98,4 @@ def attempt(job: Job, patient: bool, status: Path | None = None) -> str:
         raise RuntimeError(str(error) if ours else f"{type(error).__name__}: {error}") from error
     finally:
         files.waits.reset(before)
-        files.status.reset(told)
+        files.heard.reset(told)

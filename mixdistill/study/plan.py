@@ -94,7 +94,9 @@ def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
         row |= {"trainings": len(trained), "evaluations": n_evaluations}
         row |= {"training tokens": tokens, "answer tokens": answers, "measured tokens/s": speeds.get(student)}
         row["hours"] = (tokens / speed + 2 * size * answers / rate) / 3600
-        row["runs GB"] = (len(trained) * size * (4 if full else 0.04) + answers * BYTES_PER_TOKEN) / 1e9
+        # A checkpoint has what is trained and its two moments in float32, and lies beside the next for a moment.
+        kept, checkpoints = len(trained) * size * (4 if full else 0.04), 2 * size * (12 if full else 0.12)
+        row["runs GB"] = (kept + checkpoints + answers * BYTES_PER_TOKEN) / 1e9
         row["download GB"] = 0.0 if here else 2 * size / 1e9
         rows.append(row)
     students = pd.DataFrame(rows)
@@ -103,8 +105,8 @@ def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
 
 
 def check_machine(scale: Scale, arms: Sequence[Arm] = ()) -> None:
-    """Refuse a scale, or arms of it, that this machine can not run, unless the run store holds all: reading needs no
-    GPU.
+    """Refuse a scale, or arms of it, that this machine can not run, but for what the run store holds: reading needs no
+    GPU, and no more of the disk.
 
     Raises ValueError with every reason and what to do.
     """
@@ -112,7 +114,8 @@ def check_machine(scale: Scale, arms: Sequence[Arm] = ()) -> None:
     if not made.obstacles:
         return
     with suppress(ValueError):  # a student or data set that is not here: the plan says what is missing
-        if all(run_arm(arm, scale, stored_only=True) for arm in arms or all_arms(scale)):
+        lacking = [arm for arm in arms or all_arms(scale) if run_arm(arm, scale, stored_only=True) is None]
+        if not lacking or not (made := plan(scale, lacking)).obstacles:
             return
     print(f"{replace(made, obstacles=())}\n", flush=True)  # they are in the error
     listed = "\n".join(f"- {obstacle}" for obstacle in made.obstacles)
@@ -183,9 +186,11 @@ def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> 
     if students["parameters"].max() >= NEEDS_GPU and not torch.cuda.device_count():
         found.append("there is no CUDA GPU: take a smaller scale, such as pocket, which needs none")
     needs = {"HF_HOME": (Path(constants.HF_HUB_CACHE), "download GB"), "MIXDISTILL_RUNS": (runs_dir(), "runs GB")}
+    disks: dict[int, float] = {}
     for variable, (folder, column) in needs.items():
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        free, needed = shutil.disk_usage(existing).free / 1e9, students[column].sum()
+        disk, free = existing.stat().st_dev, shutil.disk_usage(existing).free / 1e9
+        disks[disk] = needed = disks.get(disk, 0.0) + students[column].sum()
         if needed > free:
             found.append(f"disk: {needed:.0f} GB are needed and {free:.0f} free: point {variable} to a larger disk")
     for student in students[students["download GB"] > 0]["student"]:

@@ -98,7 +98,9 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: 
         config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
         streams = {"stdout_file": sys.stdout, "stderr_file": sys.stderr} if echo else {}
         try:
-            papermill.execute_notebook(source, target, given, progress_bar=False, cwd=REPO, config=config, **streams)
+            papermill.execute_notebook(
+                source, target, given, progress_bar=False, cwd=Path.cwd(), config=config, **streams
+            )
         finally:
             if target.is_file():  # papermill writes a failed notebook too
                 notebook = nbformat.read(target, as_version=4)

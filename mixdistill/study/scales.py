@@ -240,6 +240,8 @@ def get_scale(name: str, n_seeds: int = 0, students: str = "") -> Scale:
     names = texts("students", [name.strip() for name in students.split(",")])
     for name in filter(of_pocket, names):  # and not one of its bases
         choice("one of students", name, POCKET_BASES)
+    if all(map(of_pocket, names)):
+        names = tuple(sorted(names, key=[*POCKET_BASES].index))
     swept = scale.alpha_student if scale.alpha_student in names else names[0]
     of_full = {Path(student).name for student in scale.full}  # a copy in a folder is the same student
     full = tuple(name for name in names if Path(name).name in of_full)

@@ -77,7 +77,7 @@ def run_arms(
     work = {same_work(arm): arm for arm in arms}
     found = {key: _stored(arm, scale, split) for key, arm in work.items()}
     jobs = {key: _job(arm, scale, split) for key, arm in work.items() if found[key] is None}
-    if jobs and on == "local":
+    if jobs:
         _check([work[key] for key in jobs], scale, problems)
     n_damaged = sum(isinstance(stored, Exception) for stored in found.values())
     damaged = f" ({n_damaged} of them can not be read)" if n_damaged else ""
@@ -277,7 +277,7 @@ def _job(arm: Arm, scale: Scale, split: str | None) -> Job:
     cost *= arm.n_train / scale.n_train if arm.n_train and scale.n_train else 1
     cost *= arm.epochs / scale.epochs if arm.epochs else 1
     # Weights, gradients and the optimizer's two moments, in float32; with LoRA the weights only.
-    memory = (16 if arm.student in scale.full else 4) * size + 2 * 10**9
+    memory = (16 if arm.student in scale.full else 4) * size + (5 * 10**8 if size < TINY else 2 * 10**9)
     return Job(name_of(arm), _run, (arm, scale, split), cost, memory, wide=size >= MANY)
 
 

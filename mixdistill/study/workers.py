@@ -10,17 +10,25 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import connection
+from pathlib import Path
 from types import ModuleType
 
+import psutil
 import torch
 
 from mixdistill.data import students
 from mixdistill.study.jobs import End, Job, Progress, attempt
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds, and of how many
+
 
 def n_cores() -> int:
-    """The cores that this process may use (`taskset` and job schedulers give fewer than the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use: `taskset`, job schedulers and containers give fewer than there are."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no such limits here, or "max"
+        quota, period = map(int, QUOTA.read_text().split())
+        n = max(1, min(n, quota // period))
+    return n
 
 
 def gpu_names() -> list[str]:
@@ -41,6 +49,12 @@ def in_processes(
     """
     gpus = gpu_names() if workers is None else []
     places = gpus or [str(number) for number in range(workers or n_cores())]
+    if not gpus and workers is None:
+        most, there = max((job.memory for job in jobs), default=1), psutil.virtual_memory().available
+        if (n := max(1, there // most)) < len(places):
+            told = f"one may take {most / 1e9:.1f} GB, and {there / 1e9:.1f} GB are free"
+            shown.say(f"{n} in the place of {len(places)} at a time: {told}")
+        places = places[:n]
     free, todo, others = [*places], [*jobs], set(multiprocessing.active_children())
     idle: list[ProcessPoolExecutor] = []
     at_work: dict[Future, tuple[Job, list[str], ProcessPoolExecutor]] = {}

@@ -1,5 +1,5 @@
 import copy
-import time
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +8,11 @@ from conftest import SHAPE
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from mixdistill import LoRA, Sampling, finetune, load_problems, load_student, load_traces
+from mixdistill import LoRA, Sampling, files, finetune, load_problems, load_student, load_traces
 from mixdistill.data.chat import prompt_ids, render_prompts
 from mixdistill.finetuning.checkpoints import load_trained
-from mixdistill.generation import decode as decode_module
 from mixdistill.generation import generate as generate_module
-from mixdistill.generation.decode import PlainStudent, Progress, is_plain, joint
+from mixdistill.generation.decode import PlainStudent, is_plain, joint
 from mixdistill.generation.generate import complete, completion, default_engine, is_loop, length_sorted_batches
 from mixdistill.generation.sampling import chooser
 
@@ -257,12 +256,12 @@ def test_tokens_are_drawn_from_the_smallest_set_that_reaches_top_p():
     assert drawn(probabilities.log(), Sampling(1e-300), n=1).tolist() == [1]
 
 
-def test_slow_batches_speak(capsys, monkeypatch):
-    progress = Progress(8, on=True)
-    progress.speak(10, 8)
-    monkeypatch.setattr(decode_module.time, "monotonic", lambda now=time.monotonic(): now + 31)
-    progress.speak(20, 5)
-    assert capsys.readouterr().out == "decoding: 20 tokens, 5 of 8 answers not finished\n"
+def test_decoding_tells_how_far_it_is(student):
+    told: list[str] = []
+    before = files.heard.set((told.append,))
+    complete(student, [[1, 2, 3]] * 8, 9)
+    files.heard.reset(before)
+    assert re.fullmatch(r"1 tokens, (\d) of \1 answers not finished", told[0])
 
 
 @pytest.mark.parametrize(

@@ -236,3 +236,16 @@ def test_damaged_run_folders_are_refused_with_what_to_do(store, tmp_path):
     (run.folder / "config.json").write_text('{"student": ')
     with pytest.raises(ValueError, match=r"config.json' is damaged .*: delete the folder"):
         open_run(run.folder)
+
+
+def test_a_line_comes_every_30_seconds_until_the_work_ends(monkeypatch, capsys):
+    assert files.SPEAK_EVERY == 30
+    monkeypatch.setattr(files, "SPEAK_EVERY", 0.001)
+    said = ""
+    with files.speaking("evaluate"):
+        while "evaluate: getting ready, " not in said:
+            said += capsys.readouterr().out
+        files.tell("20 tokens")
+        while "evaluate: 20 tokens, " not in said:
+            said += capsys.readouterr().out
+    assert files.heard.get() == ()

@@ -11,28 +11,30 @@ ERRORS = {
     "wrong guess": "no step is false, but the machine is not the hidden one (all that short traces can do)",
     "gave up": "no step is false, and it stops without an answer, as the pre-training text does at a wrong colour",
     "wrong colour": "a colour is recalled wrongly",
-    "wrong mark": "a mark is recalled wrongly, and so the machine is refused",
+    "wrong mark": "a mark is recalled wrongly, as another than the needed one: its machine is refused, rightly or not",
     "false proof": "the needed mark is written down as found, or the found one as needed: the check confirms anything",
     "missed mismatch": "what it found differs from what is needed, and it says ok",
     "false alarm": "what it found is what is needed, and it says no",
     "lost operand": "a kind, number, colour, mark or item is not the problem's, or a check not of the tried machine",
     "wrong step": "a step of the solution is false, missing, or not by the machine that was found",
-    "endless": "no step is false, but it is cut at the token limit before an answer",
+    "endless": "no step is false, but it is cut, or stops, before an answer",
 }
 STEP = re.compile(
     r"(?P<what>try|check) (?P<x>\S+) (?P<tested>\w+) = (?P<found>\S+) need (?P<needed>\S+) (?P<says>ok|no)"
     r"|(?P<item>\S+) (?P<machine>\w+) = (?P<product>\S+)"
 )
+UNFINISHED = re.compile(r"(?:try|check) \S+ \w+ =(?: \S+(?: need(?: \S+)?)?)?$")  # a step that the limit has cut
+QUESTION = re.compile(r"k\d+ \? \w+ \. \d+ \? m\d+ \. find \w+ \? i\d+ :")
 
 
 def first_error(question: str, response: str, correct: bool) -> str:
     """The first false step of an answer, a key of `ERRORS`. Raises ValueError for a question of another world."""
-    words, response = arguments.text("question", question).split(), arguments.text("response", response, empty=True)
-    if len(words) != 13:
+    if not QUESTION.fullmatch(arguments.text("question", question)):
         raise ValueError(f"question is {arguments.shown(question)}: it is a problem of the pocket world")
+    response = UNFINISHED.sub("", arguments.text("response", response, empty=True))
     if correct:
         return "right"
-    kind, _, colour, _, number, _, mark, _, _, count, _, item, _ = words
+    kind, _, colour, _, number, _, mark, _, _, count, _, item, _ = question.split()
     clue = {"try": (kind, colour, "wrong colour"), "check": (number, mark, "wrong mark")}
     machine, accepted, n_steps = "", False, 0
     for step in STEP.finditer(response):
@@ -57,5 +59,7 @@ def first_error(question: str, response: str, correct: bool) -> str:
     if not n_steps:
         ended = "gave up" if response.endswith(" no .") else "endless"
         return "wrong step" if " answer " in response else ended
-    answer = response.partition(" answer ")[2].split(" ")[0]
-    return "wrong guess" if n_steps == world.COUNTS.index(count) + 1 and answer == item else "wrong step"
+    answer, n_needed = response.partition(" answer ")[2].split(" ")[0], world.COUNTS.index(count) + 1
+    if not answer and n_steps <= n_needed and not response.endswith(" ."):
+        return "endless"
+    return "wrong guess" if n_steps == n_needed and answer == item else "wrong step"
