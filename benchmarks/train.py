@@ -131,16 +131,19 @@ def compare(name: str, steps: int, rounds: int, longest: int, folder: Path) -> d
     """Measure the three on one student; see the module's docstring."""
     student = name if name in POCKET else random_student(name, folder)
     train = pocket_traces(steps) if name in POCKET else long_traces(steps, longest)
-    loaded = load_student(student)
+    loaded = load_student(student, device="cpu")  # where it leaves the GPU to the three
     examples = render_traces(loaded.tokenizer, train, loaded.context, "error")
     n_tokens = sum(len(e.input_ids) for e in examples)
-    best = max(
-        trl_settings(examples), key=lambda setting: run_trl(student, examples, folder, **setting).tokens_per_second
-    )
+
+    def by_trl(setting: dict) -> Measured:
+        return fitting(lambda: run_trl(student, examples, folder, **setting))
+
+    tried = [(by_trl(setting).tokens_per_second, setting) for setting in trl_settings(examples)]
+    _, best = max(tried, key=lambda pair: -1 if math.isnan(pair[0]) else pair[0])
     contestants = {
         "ours": lambda seed: run_ours(student, train, seed),
-        "trl": lambda seed: run_trl(student, examples, folder, **best),
-        "bare": lambda seed: run_bare(student, examples),
+        "trl": lambda seed: by_trl(best),
+        "bare": lambda seed: fitting(lambda: run_bare(student, examples)),
     }
     run_ours(student, train, 10_000)  # to warm up; TRL has been
     found = {key: [] for key in contestants}
@@ -156,13 +159,26 @@ def compare(name: str, steps: int, rounds: int, longest: int, folder: Path) -> d
         "time_over_bare": round(median(b / a for a, b in zip(speed["ours"], speed["bare"], strict=True)), 3),
     }
     for key, values in found.items():
-        row[f"{key}_tokens_per_second"] = round(median(m.tokens_per_second for m in values))
-        row[f"{key}_peak_mb"] = round(median(m.peak_bytes for m in values) / 1e6)
+        for measure, unit in (("tokens_per_second", 1), ("peak_bytes", 1e6)):
+            middle = median(getattr(m, measure) for m in values) / unit
+            name = "peak_mb" if measure == "peak_bytes" else measure
+            row[f"{key}_{name}"] = middle if math.isnan(middle) else round(middle)
     if torch.cuda.is_available():
         peaks = [peak for part, peak in PEAK_FLOPS.items() if part in torch.cuda.get_device_name()]
         flops = flops_per_token(get_peft_model(loaded.model, lora_config()))
         row["ours_mfu"] = round(row["ours_tokens_per_second"] * flops / peaks[0], 3) if peaks else None
     return row
+
+
+def fitting(run: Callable[[], Measured]) -> Measured:
+    """What a run measures; nothing where memory runs out, as without checkpointing at 16k tokens."""
+    try:
+        return run()
+    except torch.OutOfMemoryError:
+        pass
+    gc.collect()  # out of the except clause, so that the traceback no longer holds the batch
+    torch.cuda.empty_cache()
+    return Measured(math.nan, math.nan)
 
 
 def flops_per_token(model: torch.nn.Module) -> int:
@@ -417,7 +433,7 @@ def table(results: dict[str, dict]) -> str:
         f"{row['ours_peak_mb']}, {row['trl_peak_mb']}, {row['bare_peak_mb']} |"
         for name, row in results.items()
     ]
-    return "\n".join([head, "|---" + "|---:" * 6 + "|", *rows])
+    return "\n".join([head, "|---" + "|---:" * 6 + "|", *rows]).replace("nan", "out of memory")
 
 
 def line(name: str, row: dict) -> str:
@@ -426,7 +442,8 @@ def line(name: str, row: dict) -> str:
 
 
 def geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
+    there = [value for value in values if not math.isnan(value)]
+    return math.exp(sum(map(math.log, there)) / len(there)) if there else math.nan
 
 
 def quiet() -> None:

@@ -34,7 +34,7 @@ from mixdistill import arguments, files
 from mixdistill.files import Record, damaged, key, present, read_json
 
 REPO = Path(__file__).parents[1]
-VERSIONS = ("mixdistill", "torch", "transformers", "peft", "datasets")
+VERSIONS = ("mixdistill", "torch", "transformers", "peft", "datasets", "math-verify", "sympy")
 one_at_a_time = threading.RLock()  # transformers loads, and torch draws, for one thread of a process
 
 

@@ -205,6 +205,23 @@ def test_recipes_are_compared_with_the_untouched_student_which_was_asked_once():
     assert (table["ci_low"] < table["delta"]).all()
 
 
+def test_tables_of_a_stage_keep_the_rows_of_other_rates_and_are_of_one_student(tmp_path):
+    part = [answers(recipe, 9, rate) for recipe, rate in (("untouched", 0.2), ("short", 0.6), ("long", 0.5))]
+    items = pd.concat(part).assign(answer="1", n_tokens=5).query("recipe != 'untouched' or seed == 0")
+    for lr in (5e-4, 2e-3, 5e-4):
+        rates = np.where(items["recipe"] == "untouched", np.nan, lr)
+        laptop.save(items.assign(lr=rates), "svamp", tmp_path)
+    table, gaps = pd.read_csv(tmp_path / "svamp.csv"), pd.read_csv(tmp_path / "svamp_gaps.csv")
+    assert table["lr"].fillna(0).tolist() == [0, 5e-4, 5e-4, 2e-3, 2e-3]
+    assert gaps["lr"].tolist() == [5e-4] * 3 + [2e-3] * 3
+    assert len(pd.read_csv(tmp_path / "svamp_items.csv.gz")) == 9 + 2 * 2 * 27
+    with pytest.raises(ValueError, match=r"svamp\.csv is of s: give another --out"):
+        laptop.others_rates(tmp_path / "svamp.csv", pd.DataFrame({"student": ["other"], "lr": [5e-4]}))
+    (tmp_path / "svamp.csv").write_text("x")
+    with pytest.raises(ValueError, match="is damaged"):
+        laptop.others_rates(tmp_path / "svamp.csv", table)
+
+
 def choose_rates(student: str, folder: Path, rate: str, out: Path | None = None) -> None:
     of = ["--student", student, "--traces", str(folder), "--out", str(out or folder / "out"), "--families", "long"]
     how = ["--stages", "rates", "--rate-seeds", "1", "--rates", rate, "--workers", "1", "--seeds", "1"]

@@ -40,7 +40,12 @@ NUMBER = (
     rf"(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s(?:{'|'.join(SCALES)})\b)?"
 )
 POWER = r"(?:(?:e|(?: ?(?:\\times|\\cdot|\u00d7|\*) ?10)? ?\^ ?)\{?[-+]?\d+\}?)?"  # 5e3, 5 * 10^3, 10^6
-MARKED = re.compile(rf"####(?:[\s*:$({{~]|\b(?:the|final|answer|is|total)\b)*({NUMBER})", re.I)
+# The number behind ####, unless it numbers a heading: "#### 1. Eggs left", "#### 2-day total".
+MARKED = re.compile(
+    rf"####(?:[\s*:$({{~]|\b(?:the|final|answer|is|total)\b)*((?>{NUMBER}))"
+    r"(?![.):-]\**[ \t]*[A-Za-z][^\n]*\n\s*\S)",
+    re.I,
+)
 VALUE = re.compile(
     r"(?P<sign>[-+]? ?)(?:\\?\$ ?)?(?:(?P<whole>\d+)(?: |(?= ?\\frac)) ?(?=\S+/|\\frac))?"
     r"(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d{1,4})?)(?: ?/ ?(?P<divisor>-?[\d.]+))?|"
@@ -210,7 +215,9 @@ def _marked_number(text: str) -> str | None:
         return found[1].strip() if found else None
     plain = re.sub(rf"\\(?:text|mathrm)\s*\{{([^{{}}]*)\}}|\\?%$|(?<=\d) ?{CHINESE}$", r" \1", box).strip()
     found = re.fullmatch(r"([-+]?\\?\$?[\d.,/]+) ?([A-Za-z ]{3,})\.?", plain)
-    return found[1] if found and is_counted(found[2].strip().lower()) else plain  # 5 red apples are 5
+    if found and is_counted(found[2].strip().lower()):  # 5 red apples are 5
+        return found[1]
+    return gold_number(box) or plain  # 18\text{ m}, which is no product
 
 
 def ends_thought(tag: str) -> bool:

@@ -95,7 +95,7 @@ def complete(
     check_ids(student, prompts)
     model, stops = student.model, sorted(student.model.generation_config.eos_token_id)
     plain = is_plain(model)
-    size = _rows_that_fit.get(model, len(prompts))
+    size = min(_rows_that_fit.get(model, len(prompts)), len(prompts))
     if not plain and len(prompts) > 1 and not _share_a_batch(model, max(map(len, prompts)) + max_new_tokens):
         size = 1
     rows: list[list[int]] = []
@@ -111,7 +111,7 @@ def complete(
             reason = str(error).splitlines()[0]
         # Out of the except clause, so that the traceback no longer holds the batch.
         clear_device_cache(garbage_collection=True)
-        size = _rows_that_fit[model] = min(size, len(prompts)) // 2
+        size = _rows_that_fit[model] = size // 2
         print(f"memory ran out with {2 * size} completions at a time ({reason}): now {size} at a time", flush=True)
     how = {
         "engine": "static" if plain else "static, generate",

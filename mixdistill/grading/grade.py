@@ -26,10 +26,10 @@ from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, number_v
 from mixdistill.data.problems import GOLDS
 
 # Raised whenever the same completion may get another grade than before: stored ones are graded anew.
-GRADING_VERSION = 1
-SECONDS = 4.0  # of processor time for the comparison of one answer; twice as much by the clock
+GRADING_VERSION = 2
+SECONDS = 4.0  # of processor time for the comparison of one answer; 15 times as much by the clock
 MAX_CHARS = 2000  # no final answer is that long; longer ones are equal only if they are the same text
-N_WORKERS = min(8, os.cpu_count() or 1)
+N_WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -43,7 +43,7 @@ class Grade:
     - `no_answer`: the completion holds none;
     - `unparsable`: not the same text, and gold or answer could not be read as mathematics;
     - `limit`: gold or answer has more than 2,000 characters and they are not the same text, or their comparison ran out
-      of its 4 seconds of processor time, 8 seconds by the clock, or 2 GB.
+      of its 4 seconds of processor time, a minute by the clock, or 2 GB.
     """
 
     correct: bool

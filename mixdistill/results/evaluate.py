@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from mixdistill import arguments, files, runs
 from mixdistill.data.chat import opens_thinking, prompt_fingerprint, render_prompts
 from mixdistill.data.problems import Problem, load_problems
-from mixdistill.data.students import fingerprint, load_tokenizer, n_params, student_source
+from mixdistill.data.students import fingerprint, load_config, load_tokenizer, n_params, student_source
 from mixdistill.files import Record
 from mixdistill.finetuning.checkpoints import check_unchanged, load_trained
 from mixdistill.finetuning.finetune import TRAINING_VERSION
 from mixdistill.generation.generate import Completion, check_engine, complete, default_engine, length_sorted_batches
 from mixdistill.generation.sampling import Sampling
-from mixdistill.generation.vllm_engine import Complete, open_vllm
+from mixdistill.generation.vllm_engine import Complete, open_vllm, why_not
 from mixdistill.grading.grade import GRADING_VERSION, Grade, grade_all
 from mixdistill.results import stats
 from mixdistill.runs import Run
@@ -200,7 +200,7 @@ def _evaluate(
     path, file = folder / "config.json", folder / "generations.jsonl"
     if files.present(path):  # an evaluation goes on as it began
         how = _read_config(folder, config) | {"thinking": how["thinking"]}
-    engine = how.get("engine") or default_engine(n_params(run.student, run.config["revision"]))
+    engine = how.get("engine") or _default_engine(run)
     check_engine(engine)
     batch_size = arguments.whole("batch_size", how.get("batch_size") or BATCH_SIZE[engine])
     tokenizer, context, complete_batch = _open(run, engine, progress)
@@ -236,6 +236,12 @@ def _evaluate(
             print(f"{run.folder.name}: {number}/{len(batches)} batches decoded", flush=True)
     files.write_json(folder / "manifest.json", {"max_new_tokens": room} | runs.machine())
     return _summary(_scores(folder, rows))
+
+
+def _default_engine(run: Run) -> str:
+    student, revision, lora = run.student, run.config["revision"], run.config.get("lora")
+    unserved = why_not(student, load_config(student, revision), lora["r"] if lora else 0)
+    return "static" if unserved else default_engine(n_params(student, revision))
 
 
 def _open(run: Run, engine: str, progress: bool) -> tuple[PreTrainedTokenizerBase, int, Complete]:

@@ -272,26 +272,37 @@ def known_marks(table: pd.DataFrame) -> Figure:
 
 
 def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
-    """One student by recipe, and the gaps between recipes, a row each (svamp.csv, svamp_gaps.csv)."""
-    require(table, "student", "benchmark", "recipe", "accuracy", *INTERVAL, *COUNTS)
-    require(gaps, "contrast", "delta", *INTERVAL, *COUNTS)
+    """One student by recipe, and the gaps between recipes, a row each; the markers of all learning rates but the first
+    are hollow (svamp.csv, svamp_gaps.csv)."""
+    require(table, "student", "benchmark", "recipe", "lr", "accuracy", *INTERVAL, *COUNTS)
+    require(gaps, "contrast", "lr", "delta", *INTERVAL, *COUNTS)
     gaps = gaps[gaps["contrast"].isin(STYLE)]
-    layout = {"figsize": (10, 0.5 * len(table) + 1.4), "layout": "constrained"}
-    figure, (left, right) = plt.subplots(1, 2, **layout)
+    rates = [*gaps["lr"].unique()]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4 + 0.4 * len(rates)), layout="constrained")
     for axes, rows, name, x in ((left, table, "recipe", "accuracy"), (right, gaps, "contrast", "delta")):
-        for y, (_, row) in enumerate(rows.round(6).iterrows()):
+        names = [*rows[name].unique()]
+        for _, row in rows.round(6).iterrows():
             color, marker, _ = STYLE[choice(f"a {name}", row[name], STYLE)]
             ends = [[row[x] - row["ci_low"]], [row["ci_high"] - row[x]]]
-            axes.errorbar(row[x], y, xerr=ends, c=color, marker=marker, ms=7, capsize=4)
-        axes.set_yticks(range(len(rows)), [STYLE[of][2] for of in rows[name]])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+            at = (
+                rates.index(row["lr"]) if row["lr"] in rates else (len(rates) - 1) / 2
+            )  # the untouched student has none
+            y = names.index(row[name]) + 0.3 * (at - (len(rates) - 1) / 2)
+            face = "white" if row["lr"] in rates[1:] else color
+            axes.errorbar(row[x], y, xerr=ends, c=color, marker=marker, mfc=face, ms=7, capsize=4)
+        axes.set_yticks(range(len(names)), [STYLE[of][2] for of in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+    if len(rates) > 1:
+        for lr, face in zip(rates, ["0.3", *["white"] * len(rates)], strict=False):
+            right.plot([], [], "o", c="0.3", mfc=face, label=f"learning rate {lr:g}")
+        right.legend(fontsize=9)
     left.set(xlim=(0, None), xlabel="accuracy")
     left.set_title(f"{table['student'].iloc[0].split('/')[-1]} on {table['benchmark'].iloc[0]}")
     right.set(xlabel="difference in accuracy, points", title="Differences, paired by problem")
     right.axvline(0, color="black", lw=0.8)
     show_percent(left.xaxis)
     show_points(right.xaxis)
-    once = ", ".join(STYLE[recipe][2] for recipe in table.loc[table["n_seeds"] == 1, "recipe"])
+    once = ", ".join(STYLE[recipe][2] for recipe in table.loc[table["n_seeds"] == 1, "recipe"].unique())
     mixed = once and table["n_seeds"].max() > 1
     return noted(
         figure, gaps, f"bars: 95% intervals over seeds and problems, of one model ({once}: one seed)" if mixed else ""

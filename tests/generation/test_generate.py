@@ -12,7 +12,7 @@ from mixdistill import LoRA, Sampling, files, finetune, load_problems, load_stud
 from mixdistill.data.chat import prompt_ids, render_prompts
 from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.generation import generate as generate_module
-from mixdistill.generation.decode import PlainStudent, is_plain, joint
+from mixdistill.generation.decode import PlainStudent, attend, is_plain, joint
 from mixdistill.generation.generate import complete, completion, default_engine, is_loop, length_sorted_batches
 from mixdistill.generation.sampling import chooser
 
@@ -254,6 +254,16 @@ def test_tokens_are_drawn_from_the_smallest_set_that_reaches_top_p():
     shares = torch.bincount(drawn(probabilities.log(), Sampling(0.5)), minlength=4) / 20_000
     assert torch.allclose(shares, probabilities**2 / 0.3, atol=0.02)
     assert drawn(probabilities.log(), Sampling(1e-300), n=1).tolist() == [1]
+
+
+def test_scores_keep_their_digits_in_bfloat16():
+    """As those of Qwen2, whose keys have a large bias."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, n, 16).bfloat16() for heads, n in ((4, 1), (2, 9), (2, 9)))
+    k = k + 100
+    exact = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), enable_gqa=True)
+    found = attend(q, k, v, None, 0.25).view(exact.shape)
+    torch.testing.assert_close(found.double(), exact, atol=0.02, rtol=0)
 
 
 def test_decoding_tells_how_far_it_is(student):

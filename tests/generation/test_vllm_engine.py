@@ -1,6 +1,7 @@
 """vLLM needs an NVIDIA GPU. Here a stand-in with its interface (as of 0.30) decodes with transformers, which tests what
 is ours: what vLLM is asked for, and what becomes of its answers."""
 
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from mixdistill import LoRA, Sampling, evaluate, finetune, load_problems, load_traces
 from mixdistill.data.chat import prompt_ids
 from mixdistill.data.students import load_tokenizer
-from mixdistill.generation.vllm_engine import divides, open_vllm
+from mixdistill.generation.vllm_engine import divides, open_vllm, why_not
 
 
 @pytest.mark.parametrize(
@@ -141,8 +142,36 @@ def test_the_tokenizer_is_the_students_own(qwen):
     assert context == 512
 
 
+def test_it_starts_with_room_for_the_longest_answer_and_does_not_run_the_callers_script(qwen, monkeypatch):
+    """Whole contexts of 131,072 tokens would not fit a card of 24 GB."""
+    made, main = [], sys.modules["__main__"]
+    init = LLM.__init__
+    monkeypatch.setattr(
+        LLM, "__init__", lambda self, **how: (made.append((how, sys.modules["__main__"])), init(self, **how))[1]
+    )
+    tokenizer, _, complete = open_vllm(qwen, None, None, 0)
+    assert not made
+    prompts = [prompt_ids(tokenizer, question, "math") for question in ("What is 1 plus 2?", "2?")]
+    complete(prompts, 7, Sampling())
+    complete(prompts[1:], 7, Sampling())
+    ((how, seen),) = made
+    assert how["max_model_len"] == len(prompts[0]) + 7
+    assert seen is not main is sys.modules["__main__"]
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+
+
+def test_what_vllm_would_read_otherwise_than_it_was_trained_is_for_static():
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 4096}
+    long = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(rope_parameters=rope))
+    assert "LongRoPE" in why_not("phi", long, 0)
+    assert why_not("model.gguf", Qwen2Config(), 0) == "a .gguf file"
+    assert why_not("model", Qwen2Config(), 64) == ""
+
+
 def test_a_rank_that_vllm_does_not_serve_is_refused(qwen, tmp_path):
-    with pytest.raises(ValueError, match="does not serve an adapter of rank 1024, only folders and ranks up to 512"):
+    with pytest.raises(
+        ValueError, match=r"does not serve an adapter of rank 1024 \(at most 512\): use engine='static'"
+    ):
         open_vllm(qwen, None, tmp_path, 1024)
 
 

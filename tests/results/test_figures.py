@@ -85,12 +85,26 @@ def test_a_student_on_one_benchmark_has_a_row_a_recipe_in_the_words_of_all_figur
     assert [Path(path).stem for path in redraw(tmp_path)] == ["svamp"]
     table = pd.read_csv(tmp_path / "data" / "svamp.csv")
     axes, _ = figures.recipes(table, pd.read_csv(tmp_path / "data" / "svamp_gaps.csv")).axes
-    shown = [
-        (label.get_text(), line[0].get_xdata()[0])
-        for label, line in zip(axes.get_yticklabels(), axes.containers, strict=True)
-    ]
     of = {"untouched": "untouched", "short": "short CoT", "long": "long CoT", "mix_long": "Mix-Long"}
-    assert shown == [(of[recipe], value) for recipe, value in zip(table["recipe"], table["accuracy"], strict=True)]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [of[recipe] for recipe in table["recipe"].unique()]
+    shown = [(round(line[0].get_ydata()[0]), line[0].get_xdata()[0]) for line in axes.containers]
+    expected = zip(table["recipe"], table["accuracy"], strict=True)
+    assert shown == [(labels.index(of[recipe]), value) for recipe, value in expected]
+
+
+def test_learning_rates_stand_beside_each_other_and_all_but_the_first_are_hollow():
+    table, gaps = (pd.read_csv(FIGURES / "laptop" / "data" / f"{name}.csv") for name in ("svamp", "svamp_gaps"))
+    table, gaps = table[~(table["lr"] < 5e-4) & ~(table["lr"] > 5e-4)], gaps[gaps["lr"] == 5e-4]
+    twice = [pd.concat([rows.assign(lr=rows["lr"] * 4), rows[rows["lr"].notna()]]) for rows in (table, gaps)]
+    axes, right = figures.recipes(*twice).axes
+    ys = [line[0].get_ydata()[0] for line in axes.containers]
+    assert len({round(y, 3) for y in ys}) == len(ys) == 7
+    assert [line[0].get_markerfacecolor() == "white" for line in axes.containers] == [False] * 4 + [True] * 3
+    assert [text.get_text() for text in right.get_legend().get_texts()] == [
+        "learning rate 0.002",
+        "learning rate 0.0005",
+    ]
 
 
 @pytest.mark.parametrize(
