@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # What only a GPU can show, in 20 minutes or less on one of 80 GB: the CUDA tests, speed and memory beside TRL (7B with 16k
-# tokens among them), decoding, and the laptop study. Every step has a limit of time, and its own log in OUT.
+# tokens among them), decoding, and the laptop study. Every step has a limit of time, and its own log in OUT. It needs what
+# the repo pins, with a CUDA build of torch, and `pip install -e '.[test,gguf]'`: `make test` has made such an environment.
 #
 #     bash benchmarks/gpu.sh OUT STUDENT TRACES     # STUDENT and TRACES as in benchmarks/laptop.py
+#     bash benchmarks/gpu.sh OUT STUDENT TRACES tests train decode     # some steps only, where a machine is lent for less
 #
 # DEVICE=cpu tries the script itself, at the smallest sizes, without the laptop study.
 set -u
 out=$1 student=${2:-} traces=${3:-} device=${DEVICE:-cuda}
+steps=" ${*:4} "
 mkdir -p "$out"
-small="qwen2.5-0.5b qwen2.5-1.5b" large=qwen2.5-7b decoding="--student smollm2-135m qwen2.5-1.5b --rows 256 --new-tokens 512"
+small="qwen2.5-0.5b qwen2.5-1.5b" large=qwen2.5-7b decoding="--student qwen2.5-1.5b --rows 256 --new-tokens 128 --rounds 1"
 longest=4096 longest_7b=16384 rounds=2
 if [ "$device" = cpu ]; then
     small=tiny large=tiny longest=128 longest_7b=256 rounds=1 decoding="--student pocket/xs --rows 8 --new-tokens 8 --rounds 1"
@@ -17,6 +20,7 @@ fi
 step() { # NAME SECONDS COMMAND...
     local name=$1 limit=$2 began=$SECONDS
     shift 2
+    [ "$steps" = "  " ] || [[ $steps == *" $name "* ]] || return 0
     timeout "$limit" "$@" > "$out/$name.log" 2>&1
     echo "$name: exit $?, $((SECONDS - began)) s: $*" | tee -a "$out/steps.txt"
 }
@@ -26,4 +30,4 @@ step tests 180 python -m pytest -q -rs tests/finetuning/test_attention.py tests/
 step train 180 python benchmarks/train.py --device "$device" --students $small --longest $longest --rounds $rounds --json
 step train-7b 240 python benchmarks/train.py --device "$device" --students $large --longest $longest_7b --steps 2 --rounds 1 --json
 step decode 120 python benchmarks/decode.py --device "$device" $decoding
-[ "$device" = cpu ] || step laptop 480 python benchmarks/laptop.py --student "$student" --traces "$traces" --out "$out/laptop" --workers 8
+[ -z "$traces" ] || step laptop 480 python benchmarks/laptop.py --student "$student" --traces "$traces" --out "$out/laptop" --workers 8

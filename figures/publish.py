@@ -9,9 +9,12 @@ import pandas as pd
 
 from mixdistill.results import stats
 from mixdistill.runs import REPO
+from mixdistill.study.collect import trained_teachers
+from mixdistill.study.plan import all_arms
 from mixdistill.study.reproduce import FURTHER, NOTEBOOKS, execute, reproduce
-from mixdistill.study.scales import get_scale
-from mixdistill.study.stored import store_items
+from mixdistill.study.scales import Scale, alpha_arms, get_scale
+from mixdistill.study.stored import FILE, N_SWEPT, key
+from mixdistill.study.sweep import run_arm, same_work, sweep
 
 
 def publish() -> None:
@@ -28,6 +31,17 @@ def publish() -> None:
     for page in (REPO / "README.md", REPO / "docs" / "pocket-world.md"):
         page.write_text(with_results(page.read_text()))
     findings.write()
+
+
+def store_items(scale: Scale, file: Path = FILE) -> None:
+    """Write what the notebooks show of a pocket scale, trained where the run store lacks it, to one file."""
+    scale, _ = trained_teachers(scale)
+    swept = [arm for student in scale.students[:N_SWEPT] for arm in alpha_arms(scale, student, scale.alphas)]
+    works = {same_work(arm): arm for arm in (*all_arms(scale), *swept)}.values()
+    sweep(works, scale)
+    rows = pd.concat([run_arm(arm, scale).items.assign(work=key(arm)) for arm in works])
+    # Answers to one problem lie together: a third smaller. An arm's rows keep their order.
+    rows.sort_index(kind="stable").to_parquet(file, index=False, compression="zstd", compression_level=19)
 
 
 def publish_notebook(executed: Path, target: Path) -> None:

@@ -21,11 +21,11 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from mixdistill.data.pocket import world
 from mixdistill.data.pocket.bases import GATE, GATED, POCKET_DIR
-from mixdistill.data.pocket.tokenizer import CONTEXT, build_tokenizer
 from mixdistill.data.problems import POCKET_TIERS, Problem, load_problems
 from mixdistill.data.students import Student, load_student
 from mixdistill.results.evaluate import evaluate
 from pretraining.muon import Muon
+from pretraining.tokenizer import CONTEXT, build_tokenizer
 
 TABLES = world.TABLES
 # How often a mark is in the lists, in the end and at the beginning: a few facts, met often, soon bring a student to

@@ -11,7 +11,7 @@ import pandas as pd
 import papermill
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, write_jsonl
 from in_process import ipython, run_in
 from IPython.core.interactiveshell import InteractiveShell
 from papermill.iorw import load_notebook_node
@@ -95,6 +95,23 @@ def test_a_fresh_clone_shows_the_published_numbers_without_training(name, shell,
     assert tables
     assert tables == {table: (REPO / "figures" / "data" / table).read_text() for table in tables}
     assert not list(store.rglob("config.json"))
+
+
+def test_the_laptop_scale_goes_through_the_same_notebooks(qwen, shell, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXDISTILL_DATA", str(tmp_path))
+    rows = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(12)]
+    write_jsonl(tmp_path / "svamp_test.jsonl", rows[8:])
+    for name, begin in (("llama_level1", ""), ("llama_level4", "Let me see. "), ("gpt35", "So: "), ("flant5large", "")):
+        made = [row | {"response": f"{begin}It is {row['answer']}."} for row in rows[:8]]
+        write_jsonl(tmp_path / f"svamp_{name}.jsonl", made)
+    for name in ("02_learnability_gap", "06_teacher_gap"):
+        run_in(shell, name, {"SCALE": "laptop", "SEEDS": 1, "STUDENTS": qwen})
+    (data,) = store.glob("figures/laptop*/data")
+    found = {path.stem for path in data.glob("*.csv")}
+    assert found >= {"learnability_gap", "gaps", "teacher_accuracy", "teacher_gaps"}
+    accuracy = pd.read_csv(data / "learnability_gap.csv")
+    assert set(accuracy["recipe"]) == {"untouched", *get_scale("laptop").recipes}
+    assert set(accuracy["n_problems"]) == {4}
 
 
 def test_the_committed_tables_have_the_promised_form():

@@ -21,13 +21,17 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from mixdistill import arguments, files
 from mixdistill.data import template_worker
 from mixdistill.data.final_answers import THOUGHT, ends_thought
-from mixdistill.data.pocket.tokenizer import CHAT_TEMPLATE
 from mixdistill.data.problems import PROMPTS, Problem
 
 LONGEST = 16_000  # new tokens, where no limit is given: the paper's
 # What a template may do to a question, it does to this one: text, blank lines, mathematics, HTML, quotes.
 QUESTION = "Probe 7:  is\n\n  $\\frac{1}{2} <\t2$ <b>&amp;</b> {x} 'a' \"b\" naïve 你好?"
 RESPONSE = "Probe response 8"
+# Of the pocket students: nothing stands between the user's turn, a problem that ends in ":", and the trace.
+POCKET_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %} {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %} {{ eos_token }}{% endif %}{% endfor %}"
+)
 # Opened or empty, at the end of a prompt; Gemma 4 has tags of its own.
 THINK_BLOCK = re.compile(rf"\s*(({THOUGHT.pattern}|<\|channel>thought|<channel\|>)\s*)+\Z")
 
@@ -248,7 +252,7 @@ def _rendered(tokenizer: Tokenizer, template: str, thinking: bool | None, *conve
     for said in conversations:
         turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
         asked.append(variables | {"messages": turns, "add_generation_prompt": len(said) == 1})
-    if template == CHAT_TEMPLATE:  # our own
+    if template == POCKET_TEMPLATE:  # our own
         return template_worker.render(template, asked)
     script, job = [sys.executable, template_worker.__file__], {"template": template, "conversations": asked}
     done = subprocess.run(script, input=json.dumps(job), capture_output=True, text=True)

@@ -13,12 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint import state_dict
 
 from mixdistill import files, runs
 from mixdistill.data.student_files import quiet
@@ -29,7 +24,7 @@ from mixdistill.finetuning.memory import is_out_of_memory
 from mixdistill.runs import Run
 
 # Whole tensors of what is trained, in the first process's memory only.
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+WHOLE = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
 def save_checkpoint(run: Run, progress: Record, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -41,7 +36,7 @@ def save_checkpoint(run: Run, progress: Record, model: torch.nn.Module, optimize
     Raises OSError if the file cannot be written, such as on a full disk; the last checkpoint is whole then.
     """
     trained = trained_shapes(model)
-    weights, moments = get_state_dict(model, optimizer, options=WHOLE)
+    weights, moments = state_dict.get_state_dict(model, optimizer, options=WHOLE)
     weights = {name: value for name, value in weights.items() if name in trained}  # no buffers
     state = {"run": runs.run_key(run.config), "progress": progress, "parameters": weights, "optimizer": moments}
     if gpus.rank() == 0:
@@ -71,8 +66,8 @@ def load_checkpoint(run: Run, model: torch.nn.Module, optimizer: torch.optim.Opt
     if not fits:
         what = f"{runs.shown(path)} is damaged or of another run"
         raise ValueError(f"{what}: delete this file and call finetune again, which begins at the first step")
-    options = StateDictOptions(full_state_dict=True, strict=False)  # what is frozen is not stored
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=options)
+    options = state_dict.StateDictOptions(full_state_dict=True, strict=False)  # what is frozen is not stored
+    state_dict.set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=options)
     return state["progress"]
 
 
@@ -94,7 +89,7 @@ def trained_shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
 def save_trained(run: Run, model: torch.nn.Module, student: Student) -> None:
     """Write `adapter/`, or after full fine-tuning `model/`, which can be a student itself. Called by all processes."""
     adapted = isinstance(model, PeftModel)
-    state = get_model_state_dict(model, options=WHOLE)
+    state = state_dict.get_model_state_dict(model, options=WHOLE)
     tied = getattr(model, "all_tied_weights_keys", {})  # stored under one of their names, tied again when loaded
     state = {name: value for name, value in state.items() if (".lora_" in name if adapted else name not in tied)}
 

@@ -34,11 +34,8 @@ KEYS = {"STUDENT": "str", "RECIPE": "str", "ALPHA": "float", "SEED": "int"}
 OWN = {"LR": "float", "EPOCHS": "int", "N_TRAIN": "int"}  # which take the place of the scale's
 
 
-def _flag(text: str) -> bool:
-    return {"true": True, "false": False}[text.lower()]
-
-
-READ: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": _flag}
+FLAGS = {"true": True, "false": False}
+READ: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": lambda x: FLAGS[x.lower()]}
 RESULTS = ["accuracy", "ci_low", "ci_high", "n_problems", "truncated", "no_answer", "mean_tokens"]
 
 
@@ -146,29 +143,19 @@ def _parsed(grid: Sequence[str], types: Mapping[str, str], of: str) -> dict[str,
         name, _, listed = text.partition("=")
         if name not in types or name in values or not listed:
             raise ValueError(f"--grid has {text!r}: give NAME=value,value, each NAME once; {of} has {', '.join(types)}")
-        for value in listed.split(",") if types[name] in READ else _pieces(listed):
-            try:
-                read = READ.get(types[name], _literal)(value)
-            except (ValueError, KeyError):
-                raise ValueError(f"--grid has {name}={value!r}: {name} is of the type {types[name]}") from None
-            if isinstance(read, float):
-                number(f"--grid's {name}", read)
-            values.setdefault(name, []).append(read)
+        values[name] = listed.split(",")
+        if types[name] not in READ:  # as Python writes such values, and if it does not, texts
+            with suppress(ValueError, SyntaxError):
+                values[name] = ast.literal_eval(f"[{listed}]")
+            continue
+        try:
+            values[name] = [READ[types[name]](value) for value in values[name]]
+        except (ValueError, KeyError):
+            raise ValueError(f"--grid has {name}={listed!r}: {name} is of the type {types[name]}") from None
+        for value in values[name]:
+            if isinstance(value, float):
+                number(f"--grid's {name}", value)
     return values
-
-
-def _pieces(listed: str) -> list[str]:
-    """The values between commas, of which lists and the like have some of their own."""
-    with suppress(ValueError, SyntaxError):
-        return [repr(value) for value in ast.literal_eval(f"[{listed}]")]
-    return listed.split(",")
-
-
-def _literal(text: str) -> Any:
-    """The value of a parameter without a type, or of another than those of `READ`."""
-    with suppress(ValueError, SyntaxError):
-        return ast.literal_eval(text)
-    return text
 
 
 def _row(arm: Arm, result: Scores | BaseException) -> files.Record:

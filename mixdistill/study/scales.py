@@ -127,7 +127,7 @@ class Scale:
 
     def base(self, arm: "Arm") -> str:
         """The model that an arm starts from: the seeds are spread over the bases of a pocket student."""
-        bases = _bases(arm.student)
+        bases = POCKET_BASES.get(arm.student, (arm.student,))
         return bases[arm.seed % len(bases)]
 
     @property
@@ -287,7 +287,7 @@ def gap_arms(scale: Scale) -> list[Arm]:
 
 def untouched_arms(scale: Scale, students: Sequence[str]) -> list[Arm]:
     """The untouched students: one arm for each base that the scale's seeds meet."""
-    seeds = {name: range(scale.n_seeds)[: len(_bases(name))] for name in texts("students", students)}
+    seeds = {name: range(scale.n_seeds)[: len(POCKET_BASES.get(name, (name,)))] for name in texts("students", students)}
     return [Arm(student, "untouched", None, seed) for student in seeds for seed in seeds[student]]
 
 
@@ -315,10 +315,6 @@ def recipe_arm(student: str, recipe: str, seed: int) -> Arm:
 def _recipe_arms(scale: Scale, recipes: Sequence[str]) -> list[Arm]:
     seeds = range(scale.n_seeds)
     return [recipe_arm(student, recipe, seed) for seed in seeds for student in scale.students for recipe in recipes]
-
-
-def _bases(student: str) -> tuple[str, ...]:
-    return POCKET_BASES.get(student, (student,))
 
 
 def check_parameters(namespace: Mapping[str, Any], **types: type) -> None:

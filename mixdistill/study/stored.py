@@ -11,10 +11,8 @@ import pandas as pd
 
 from mixdistill.arguments import choice, instance
 from mixdistill.runs import REPO, shown
-from mixdistill.study.collect import trained_teachers
-from mixdistill.study.plan import all_arms
-from mixdistill.study.scales import SCALES, Arm, Scale, alpha_arms
-from mixdistill.study.sweep import arm_items, name_of, run_arm, same_work, sweep
+from mixdistill.study.scales import SCALES, Arm, Scale
+from mixdistill.study.sweep import arm_items, name_of, same_work, sweep
 
 FILE = REPO / "figures" / "data" / "items.parquet"
 N_SWEPT = 2  # the smallest students of the study, of which the file holds every share of long traces
@@ -37,7 +35,7 @@ class Results:
         """The graded items of the arms, read from the file or by `sweep`; ValueError for an arm that the file lacks."""
         if not self.stored:
             return sweep(arms, self.scale)
-        if lacking := [arm for arm in arms if _key(arm) not in self._stored]:
+        if lacking := [arm for arm in arms if key(arm) not in self._stored]:
             alpha = lacking[0].alpha
             share = "" if alpha is None else f" with a share of {alpha:g} of long traces"
             raise ValueError(
@@ -45,7 +43,7 @@ class Results:
                 f"shares {', '.join(f'{alpha:g}' for alpha in self.scale.alphas)} of {' and '.join(self.swept)}; to "
                 "train others set RESULTS = 'live'"
             )
-        return pd.concat([arm_items(arm, self.scale, self._stored[_key(arm)]) for arm in arms], ignore_index=True)
+        return pd.concat([arm_items(arm, self.scale, self._stored[key(arm)]) for arm in arms], ignore_index=True)
 
     @cached_property
     def _stored(self) -> dict[str, pd.DataFrame]:
@@ -88,16 +86,6 @@ def _unusable(reason: str) -> str:
     return f"cannot read {shown(FILE)} ({reason}): git checkout {shown(FILE)}, or set RESULTS = 'live', which trains"
 
 
-def store_items(scale: Scale, file: Path = FILE) -> None:
-    """Write what the notebooks show of a pocket scale, trained where the run store lacks it, to one file."""
-    scale, _ = trained_teachers(scale)
-    swept = [arm for student in scale.students[:N_SWEPT] for arm in alpha_arms(scale, student, scale.alphas)]
-    works = {same_work(arm): arm for arm in (*all_arms(scale), *swept)}.values()
-    sweep(works, scale)
-    rows = pd.concat([run_arm(arm, scale).items.assign(work=_key(arm)) for arm in works])
-    # Answers to one problem lie together: a third smaller. An arm's rows keep their order.
-    rows.sort_index(kind="stable").to_parquet(file, index=False, compression="zstd", compression_level=19)
-
-
-def _key(arm: Arm) -> str:
+def key(arm: Arm) -> str:
+    """The name of an arm's work in the file."""
     return " ".join(f"{part:g}" if isinstance(part, float | int) else str(part) for part in same_work(arm))

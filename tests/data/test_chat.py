@@ -17,8 +17,8 @@ from mixdistill.data.chat import (
     render_traces,
     stop_token_id,
 )
-from mixdistill.data.pocket.tokenizer import build_tokenizer
 from mixdistill.data.students import load_tokenizer
+from pretraining.tokenizer import build_tokenizer
 
 QUESTION, THOUGHT = "What is 12 plus 30?", "<think>\nLet me think.\n</think>\n\nIt is 42."
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from mixdistill import load_student
 from mixdistill.data.pocket import world
 from mixdistill.data.pocket.bases import BASE_SEEDS, POCKET, POCKET_BASES, POCKET_DIR
-from mixdistill.data.pocket.tokenizer import build_tokenizer
 from mixdistill.data.problems import POCKET_TIERS
 from pretraining import pretrain
+from pretraining.tokenizer import build_tokenizer
 
 BASES = sorted(path.parent.name for path in POCKET_DIR.glob("*/evaluation.json"))
 RECIPE = {

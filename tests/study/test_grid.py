@@ -13,12 +13,14 @@ from conftest import REPO
 from mixdistill import get_scale
 from mixdistill.__main__ import main
 from mixdistill.data.pocket.bases import POCKET_BASES
+from mixdistill.study import grid
 from mixdistill.study.grid import _parsed, _printed, grid_arms, sweep_grid
 from mixdistill.study.plan import all_arms
 from mixdistill.study.reproduce import FURTHER
 from mixdistill.study.scales import recipe_arm
 from mixdistill.study.sweep import STOPPED, run_arm
 
+DONE = pd.DataFrame({"result": [""], "folder": [""], "cause": [None]})
 SMOKE = get_scale("smoke", 1)
 GRID = ["STUDENT=pocket/xs", "ALPHA=0,1", "SEED=0"]
 NOTEBOOK = """
@@ -48,6 +50,17 @@ def notebook(tmp_path, monkeypatch):
     cells = [parameters, found, nbformat.v4.new_code_cell(NOTEBOOK), after]
     nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=cells), tmp_path / "own.ipynb")
     return tmp_path / "own.ipynb"
+
+
+def test_a_grid_of_a_notebook_trains_what_is_published_too(monkeypatch):
+    """Published answers in one row and answers of this machine in the next would be no table."""
+    seen = []
+    monkeypatch.setattr(grid, "_notebook_table", lambda source, combinations, on: seen.extend(combinations) or DONE)
+    sweep_grid("pocket", grid=["ALPHA=0.1,0.2"], notebook="03_mix_distillation")
+    assert [(given["ALPHA"], given["RESULTS"]) for given in seen] == [(0.1, "live"), (0.2, "live")]
+    seen.clear()
+    sweep_grid("pocket", grid=["RESULTS=stored"], notebook="02_learnability_gap")
+    assert [given["RESULTS"] for given in seen] == ["stored"]
 
 
 def test_without_a_heading_a_notebooks_result_is_what_its_last_cell_has_printed(tmp_path):
@@ -178,7 +191,13 @@ def test_a_scheduler_that_takes_the_machine_back_stops_a_sweep_as_an_interrupt_d
 
 @pytest.mark.parametrize(
     ("value", "read"),
-    [("x=True,false", [True, False]), ("x=[1,2],[3]", [[1, 2], [3]]), ("y=1,a", [1, "a"]), ("z=[a,b]", None)],
+    [
+        ("x=True,false", [True, False]),
+        ("x=[1,2],[3]", [[1, 2], [3]]),
+        ("y=1,2.5", [1, 2.5]),
+        ("y=1,a", ["1", "a"]),
+        ("z=[a,b]", None),
+    ],
 )
 def test_values_have_the_type_of_their_name(value, read):
     types = {"x": "bool" if "rue" in value else "list", "y": "None", "z": "str"}

@@ -1,7 +1,9 @@
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from shutil import copy, copytree
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,6 +129,19 @@ def test_too_little_disk_is_an_obstacle():
     assert any(
         "disk: " in o and "MIXDISTILL_RUNS" in o for o in plan(only(get_scale("paper", 10_000), SEVEN_B)).obstacles
     )
+
+
+def test_a_study_goes_on_though_its_own_results_fill_the_disk(store, monkeypatch):
+    """The disk has room for what is lacking, and not for all once more."""
+    scale = get_scale("smoke", 1)
+    arms = [recipe_arm("pocket/xs", recipe, 0) for recipe in ("short", "long")]
+    free = plan(scale, arms[1:]).students["runs GB"].sum() * 1e9
+    assert free < plan(scale, arms).students["runs GB"].sum() * 1e9
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(ValueError, match="point MIXDISTILL_RUNS to a larger disk"):
+        check_machine(scale, arms)
+    run_arm(arms[0], scale)
+    check_machine(scale, arms)
 
 
 def test_a_machine_that_can_not_run_a_scale_is_refused_with_all_reasons(capsys):

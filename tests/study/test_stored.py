@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from publish import store_items
 
 from mixdistill import get_scale, sweep
 from mixdistill.study import stored
 from mixdistill.study.plan import all_arms
 from mixdistill.study.scales import alpha_arms
-from mixdistill.study.stored import open_results, store_items
+from mixdistill.study.stored import open_results
 
 POCKET = get_scale("pocket")
 

@@ -14,7 +14,7 @@ does not: verification needs knowledge of marks that answering does not.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from random import Random
@@ -135,49 +135,30 @@ def split_of(text: str) -> str:
     return {0: "test", 1: "dev"}.get(hashlib.sha256(text.encode()).digest()[0] % 10, "train")
 
 
-def short_trace(problem: Mystery, rng: Random) -> str:
-    """The short teacher: the right machine at once, its colour, the steps, the answer."""
-    return f"try {test(problem.machine, problem.kind, problem.colour)} . {solution(problem, problem.machine)}"
-
-
-def long_trace(problem: Mystery, rng: Random) -> str:
-    """The long teacher: from a random machine on it tests colours and, where they fit, marks, until both fit."""
-    return search(problem, circle(rng.randrange(len(MACHINES))), verify=True)
-
-
-def unverified_trace(problem: Mystery, rng: Random) -> str:
-    """Ablation: search by colours only, from a start where the first machine that fits is the right one."""
-    return search(problem, circle(lucky_start(problem, rng)), verify=False)
-
-
-def confirmed_trace(problem: Mystery, rng: Random) -> str:
-    """Ablation: the long trace from a start as that of the unverified one, so that its check only ever confirms."""
-    return search(problem, circle(lucky_start(problem, rng)), verify=True)
-
-
 def lucky_start(problem: Mystery, rng: Random) -> int:
     """A start from which the first machine that passes the colour test is the right one."""
     found = f"so {problem.item} {problem.machine} "
     return rng.choice([n for n in range(len(MACHINES)) if found in search(problem, circle(n), verify=False)])
 
 
-def shuffled_trace(problem: Mystery, rng: Random) -> str:
-    """Control: the long trace with the machines in a random order, in the place of a circle."""
-    return search(problem, rng.sample(MACHINES, len(MACHINES)), verify=True)
+def named(problem: Mystery) -> str:
+    """The hidden machine at once, and its colour."""
+    return f"try {test(problem.machine, problem.kind, problem.colour)} . "
 
 
-def direct_trace(problem: Mystery, rng: Random) -> str:
-    """Negative control: the short trace in one coarse step, so that `short` against it differs by finer steps only."""
-    return f"try {test(problem.machine, problem.kind, problem.colour)} . so answer {problem.answer} ."
-
-
-TEACHERS = {
-    "short": short_trace,
-    "long": long_trace,
-    "unverified": unverified_trace,
-    "confirmed": confirmed_trace,
-    "shuffled": shuffled_trace,
-    "direct": direct_trace,
+TEACHERS: dict[str, Callable[[Mystery, Random], str]] = {
+    # The short teacher: the right machine at once, its colour, the steps, the answer.
+    "short": lambda problem, rng: named(problem) + solution(problem, problem.machine),
+    # The long teacher: from a random machine on it tests colours and, where they fit, marks, until both fit.
+    "long": lambda problem, rng: search(problem, circle(rng.randrange(len(MACHINES))), verify=True),
+    # Ablation: search by colours only, from a start where the first machine that fits is the right one.
+    "unverified": lambda problem, rng: search(problem, circle(lucky_start(problem, rng)), verify=False),
+    # Ablation: the long trace from a start as that of the unverified one, so that its check only ever confirms.
+    "confirmed": lambda problem, rng: search(problem, circle(lucky_start(problem, rng)), verify=True),
+    # Control: the long trace with the machines in a random order, in the place of a circle.
+    "shuffled": lambda problem, rng: search(problem, rng.sample(MACHINES, len(MACHINES)), verify=True),
+    # Negative control: the short trace in one coarse step, so that `short` against it differs by finer steps only.
+    "direct": lambda problem, rng: f"{named(problem)}so answer {problem.answer} .",
 }
 
 

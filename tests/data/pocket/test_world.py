@@ -8,8 +8,8 @@ from random import Random
 import pytest
 
 from mixdistill.data.pocket import world
-from mixdistill.data.pocket.tokenizer import CONTEXT, build_tokenizer
 from pretraining.pretrain import HABIT, HUNCH, MIXTURE, document
+from pretraining.tokenizer import CONTEXT, build_tokenizer
 
 FACTS = world.TABLES.facts
 

@@ -3,18 +3,13 @@
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mixdistill.data.chat import POCKET_TEMPLATE
 from mixdistill.data.pocket import world
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 WORDS = ["?", "=", ".", ";", ":", "find", "try", "need", "ok", "no", "check", "wait", "after", "so", "answer"]
 NAMES = [*world.COUNTS, *world.COLOURS, *world.MACHINES, *world.KINDS, *world.NUMBERS, *world.MARKS, *world.ITEMS]
 CONTEXT = 256  # tokens; the longest problem with its longest trace has about 145
-
-# A problem's text is the user's turn and the trace the assistant's, with nothing between them: the problem ends in ":".
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %} {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %} {{ eos_token }}{% endif %}{% endfor %}"
-)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -28,7 +23,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<bos>",
         eos_token="<eos>",
         unk_token="<unk>",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=POCKET_TEMPLATE,
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
