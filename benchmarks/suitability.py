@@ -1,17 +1,20 @@
 """Does one forward pass before any training say which traces suit a student? Rank-Surprisal Ratio (arXiv 2601.14249).
 
     python benchmarks/suitability.py                                     the pocket students, beside what they got
+    python benchmarks/suitability.py --plot                              draws `suitability.png` again from the table
     python benchmarks/suitability.py --student model.gguf --traces a.jsonl b.jsonl     any student, any trace files
 
 Of every response token the student's surprisal (nats) and rank (1 is its first choice, at most 100); a set's are the
 means over its traces, and the ratio is mean rank over mean surprisal. The paper: the lower, the better for the student.
-Of the pocket students every base is compared with what it got in the published study; the table is `suitability.csv`.
+Of the pocket students every base is compared with what it got in the published study; the table is `suitability.csv`,
+the plot `suitability.png`.
 """
 
 import argparse
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -23,9 +26,11 @@ from mixdistill.data.chat import render_traces
 from mixdistill.data.pocket.bases import POCKET, POCKET_BASES
 from mixdistill.data.students import Student
 from mixdistill.finetuning.batches import pad
+from mixdistill.results.drawing import SIZES, STYLE
 from mixdistill.study.scales import gap_arms, get_scale
 from mixdistill.study.stored import open_results
 
+TABLE = Path(__file__).with_suffix(".csv")
 N_TRACES = 200  # of each set, as in the paper
 CLIP = 100  # ranks above it count as it
 ROWS = 16  # traces of a pass
@@ -36,12 +41,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", help="default: the pocket students")
     parser.add_argument("--traces", nargs="*", default=[], help="JSON Lines with question, response and answer")
+    parser.add_argument("--plot", action="store_true", help="only draw suitability.png from suitability.csv")
     parser.add_argument("-n", type=int, default=N_TRACES, help="traces of each set")
     args = parser.parse_args()
     if bool(args.student) != bool(args.traces):
         parser.error("give --student and --traces, or neither for the pocket students")
     try:
-        if args.student:
+        if args.plot:
+            plot(pd.read_csv(TABLE))
+        elif args.student:
             of_files(args.student, args.traces, args.n)
         else:
             pocket(args.n)
@@ -91,7 +99,8 @@ def pocket(n: int) -> None:
     items = open_results(scale, "stored").items(gap_arms(scale))
     accuracy = items.groupby(["base", "recipe"], as_index=False)["correct"].mean()  # of three tiers of as many problems
     table = pd.DataFrame(rows).merge(accuracy.rename(columns={"correct": "accuracy"}))
-    table.drop(columns="seconds").round(4).to_csv(Path(__file__).with_suffix(".csv"), index=False)
+    table.drop(columns="seconds").round(4).to_csv(TABLE, index=False)
+    plot(table)
     print(table.groupby(["student", "recipe"])[[*MEASURES, "accuracy", "seconds"]].mean().round(2).to_string())
     for measure in MEASURES:
         by_base = table.pivot(index="base", columns="recipe", values=[measure, "accuracy"])
@@ -101,6 +110,34 @@ def pocket(n: int) -> None:
         print(f"{spearmanr(table[measure], table['accuracy']).statistic:.2f},", end=" ")
         print(f"within a base {sum(within) / len(within):.2f} (mean of {len(within)}),", end=" ")
         print(f"of long - short with the gap across bases {spearmanr(difference, gap).statistic:.2f}")
+
+
+def plot(table: pd.DataFrame) -> None:
+    """What students got by the ratio of their traces, and by base the gap by the difference of the ratios."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for recipe, rows in table.groupby("recipe", sort=False):
+        color, marker, label = STYLE[recipe]
+        left.scatter(rows["ratio"], 100 * rows["accuracy"], c=color, marker=marker, label=label)
+    left.set(xscale="log", xlabel="mean rank over mean surprisal (said to be better where lower)", ylabel="accuracy, %")
+    left.set_xticks([2, 3, 5, 10], ["2", "3", "5", "10"])
+    left.minorticks_off()
+    left.set_title("Three trace sets, every base")
+    left.legend(fontsize=9)
+    by_base = table.pivot(index=["student", "base"], columns="recipe", values=["ratio", "accuracy"])
+    change = pd.DataFrame({name: by_base[name]["long"] - by_base[name]["short"] for name in ("ratio", "accuracy")})
+    for (color, marker), student in zip(SIZES, POCKET, strict=False):
+        rows = change.loc[student]
+        right.scatter(rows["ratio"], 100 * rows["accuracy"], c=color, marker=marker, label=student)
+    right.axhline(0, color="black", lw=0.8)
+    right.set(xlabel="long - short of the ratio", ylabel="long - short of the accuracy, points")
+    right.set_title("Does it say who profits from long traces?")
+    right.legend(fontsize=9, loc="lower left")
+    of = spearmanr(change["ratio"], change["accuracy"]).statistic
+    note = (
+        f"n = {len(change)} bases of pocket students, {N_TRACES} traces a set; rank correlation on the right {of:.2f}"
+    )
+    figure.supxlabel(note, fontsize=9, x=0.01, ha="left")
+    figure.savefig(TABLE.with_suffix(".png"), dpi=200)
 
 
 if __name__ == "__main__":
