@@ -6,8 +6,9 @@ NOTEBOOKS ?= first
 PYTHON ?= python3
 
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
-ifneq ($(filter-out SCALE SEEDS STUDENTS NOTEBOOKS PYTHON ARGS MAKEOVERRIDES,$(GIVEN)),)
-$(error there is no $(filter-out SCALE SEEDS STUDENTS NOTEBOOKS PYTHON ARGS MAKEOVERRIDES,$(GIVEN)): use SCALE, SEEDS, STUDENTS, NOTEBOOKS, PYTHON or ARGS)
+UNKNOWN := $(filter-out SCALE SEEDS STUDENTS NOTEBOOKS PYTHON ARGS MAKEOVERRIDES SHELL VIRTUAL_ENV,$(GIVEN))
+ifneq ($(and $(UNKNOWN),$(filter 0,$(MAKELEVEL))),)
+$(error $(UNKNOWN) is no setting of this Makefile: use SCALE, SEEDS, STUDENTS, NOTEBOOKS, PYTHON or ARGS)
 endif
 
 # The active environment (but not conda's base, in which no versions should be pinned), or a .venv that setup makes. make cannot handle a space in the name of a target, so the clone's

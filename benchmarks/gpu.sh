@@ -30,4 +30,4 @@ step tests 180 python -m pytest -q -rs tests/finetuning/test_attention.py tests/
 step train 180 python benchmarks/train.py --device "$device" --students $small --longest $longest --rounds $rounds --json
 step train-7b 240 python benchmarks/train.py --device "$device" --students $large --longest $longest_7b --steps 2 --rounds 1 --json
 step decode 120 python benchmarks/decode.py --device "$device" $decoding
-[ -z "$traces" ] || step laptop 480 python benchmarks/laptop.py --student "$student" --traces "$traces" --out "$out/laptop" --workers 8
+[ "$device" = cpu ] || [ -z "$traces" ] || step laptop 480 python benchmarks/laptop.py --student "$student" --traces "$traces" --out "$out/laptop" --workers 8

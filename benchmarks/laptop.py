@@ -104,7 +104,7 @@ def study(args: argparse.Namespace) -> None:
         for benchmark in own.benchmarks:  # read here, as hours may pass before they are asked
             evaluation_problems(benchmark, own.n_problems, None, own.answer_format)
     for name in stages:
-        others_rates(args.out / f"{name}.csv", pd.DataFrame({"student": [shown_name(args.student)], "lr": [args.lr]}))
+        others_rates(args.out / f"{name}.csv", pd.DataFrame({"student": [shown_name(args.student)], "lr": [0.0]}))
     args.out.mkdir(parents=True, exist_ok=True)
     if args.lr is None:
         if "rates" in args.stages:
@@ -122,12 +122,13 @@ def study(args: argparse.Namespace) -> None:
         parts = []
         for seed in range(args.seeds):
             for label, own, arms in arms_of(scales, seed):
-                for arm, found in zip(arms, run_arms(arms, own, workers=args.workers), strict=True):
-                    if isinstance(found, BaseException):  # which stops no other arm
-                        failed.append(f"{stage}, {label}{arm.recipe}, seed {seed}: {found}")
-                        continue
-                    items = arm_items(arm, own, found.items)
-                    parts.append(items.assign(recipe=label + arm.recipe, lr=None if arm.alpha is None else own.lr))
+                found = [*zip(arms, run_arms(arms, own, workers=args.workers), strict=True)]
+                wrong = [(arm, error) for arm, error in found if isinstance(error, BaseException)]
+                failed += [f"{stage}, {label}{arm.recipe}, seed {seed}: {error}" for arm, error in wrong]
+                for arm, scores in found if not wrong else ():  # a gap needs the same seeds on both sides
+                    rate = math.nan if arm.alpha is None else own.lr
+                    items = arm_items(arm, own, scores.items)
+                    parts.append(items.assign(recipe=label + arm.recipe, lr=rate))
             if parts:
                 save(pd.concat(parts, ignore_index=True), stage, args.out)
     if failed:
@@ -275,7 +276,8 @@ def save(items: pd.DataFrame, name: str, out: Path) -> None:
     for table in tables.values():
         print(table.round(3).to_string(index=False), flush=True)
     for file, table in (tables | {f"{name}_items.csv.gz": items[KEPT]}).items():
-        write(out / file, pd.concat([table.round(6), others_rates(out / file, table)]))
+        rounded = table.round({column: 6 for column in table.select_dtypes("number") if column != "lr"})
+        write(out / file, pd.concat([rounded, others_rates(out / file, table)]))
 
 
 def write(path: Path, table: pd.DataFrame) -> None:
@@ -290,13 +292,16 @@ def shown_name(student: str) -> str:
 
 
 def others_rates(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that a file has of other rates than a table. ValueError if it is of another student, or damaged."""
+    """The rows that a file has of other rates than a table, or of recipes that it lacks. Raises ValueError if it is of
+    another student, or damaged."""
     if not path.is_file():
         return table[:0]
     try:
         before = pd.read_csv(path)
         other = set(before["student"]) - set(table["student"])
-        rest = before[~before["lr"].isin(table["lr"])]
+        what = [name for name in ("recipe", "contrast") if name in before and name in table]
+        keys = [pd.MultiIndex.from_frame(part[[*what, "lr"]].fillna({"lr": 0.0})) for part in (before, table)]
+        rest = before[~keys[0].isin(keys[1])]
     except (ValueError, KeyError, OSError, EOFError) as error:  # the last two of a file that was cut
         raise ValueError(
             f"{path} is damaged ({error}): move it away, what the run store holds is written again"

@@ -51,7 +51,9 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> str | int:
     """Run a command; returns its exit code, or what to say before code 1."""
-    # Imported here, as these take seconds, which --help and a mistyped command need not wait for.
+    # Imported here, as these take seconds (on a busy machine many), and --help and a mistyped command need none.
+    if args.command in ("reproduce", "sweep"):
+        print(f"{args.command}, scale {args.scale}: loading libraries", flush=True)
     from papermill import PapermillExecutionError
 
     from mixdistill.results.redraw import redraw

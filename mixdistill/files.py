@@ -161,17 +161,18 @@ def speaking(label: str, on: bool = True) -> Iterator[None]:
     told, ended, began = {"last": "getting ready"}, threading.Event(), time.monotonic()
 
     def speak() -> None:
-        while not ended.wait(SPEAK_EVERY):
+        while on and not ended.wait(SPEAK_EVERY):
             print(f"{label}: {told['last']}, {time.monotonic() - began:.0f} s", flush=True)
 
     before = heard.set((*heard.get(), lambda text: told.update(last=text)))
-    if on:
-        threading.Thread(target=speak, daemon=True).start()
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         heard.reset(before)
         ended.set()
+        thread.join()
 
 
 def write_json(path: Path, content: Record) -> None:
@@ -274,8 +275,7 @@ def unreadable(path: Path, error: OSError) -> OSError:
 
 
 def read_json(path: Path) -> Record:
-    """The JSON object that `write_json` wrote there. Raises ValueError if it was changed or is another's; older files
-    have no hash."""
+    """What `write_json` wrote there. Raises ValueError if it was changed or is another's; older files have no hash."""
     with reading(path):
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -220,6 +221,29 @@ def test_tables_of_a_stage_keep_the_rows_of_other_rates_and_are_of_one_student(t
     (tmp_path / "svamp.csv").write_text("x")
     with pytest.raises(ValueError, match="is damaged"):
         laptop.others_rates(tmp_path / "svamp.csv", table)
+
+
+def test_an_arm_that_fails_stops_no_other_seed_and_is_said(qwen, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXDISTILL_DATA", "")  # which it sets
+    rows = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(9)]
+    for name in ("svamp_test", "svamp_llama_level1", "svamp_llama_level4"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [row | {"response": f"It is {row['answer']}."} for row in rows])
+
+    def run_arms(arms, own, workers):
+        made = {arm: answers(arm.recipe, 9, 0.5).query("seed == 0").drop(columns=["student", "seed"]) for arm in arms}
+        failing = [arm for arm in arms if (arm.recipe, arm.seed) == ("long", 1)]
+        found = {arm: SimpleNamespace(items=made[arm].assign(answer="1")) for arm in arms}
+        return [*(found | dict.fromkeys(failing, RuntimeError("no room"))).values()]
+
+    monkeypatch.setattr(laptop, "run_arms", run_arms)
+    of = ["--student", qwen, "--traces", str(tmp_path), "--out", str(tmp_path / "out"), "--families", "long"]
+    for lr in ("6.25e-5", "1e-3"):
+        with pytest.raises(SystemExit, match="svamp, long, seed 1: no room"):
+            laptop.main([*of, "--lr", lr, "--stages", "svamp", "--seeds", "3"])
+    table, items = (pd.read_csv(tmp_path / "out" / f"svamp{end}") for end in (".csv", "_items.csv.gz"))
+    assert table["lr"].fillna(0).tolist() == [0, *[1e-3] * 3, *[6.25e-5] * 3]
+    assert set(table["n_seeds"]) == {1, 2}
+    assert len(items) == len(items.drop_duplicates(["recipe", "lr", "seed", "problem_id"])) == 9 * (1 + 2 * 3 * 2)
 
 
 def choose_rates(student: str, folder: Path, rate: str, out: Path | None = None) -> None:

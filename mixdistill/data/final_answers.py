@@ -40,10 +40,10 @@ NUMBER = (
     rf"(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s(?:{'|'.join(SCALES)})\b)?"
 )
 POWER = r"(?:(?:e|(?: ?(?:\\times|\\cdot|\u00d7|\*) ?10)? ?\^ ?)\{?[-+]?\d+\}?)?"  # 5e3, 5 * 10^3, 10^6
-# The number behind ####, unless it numbers a heading: "#### 1. Eggs left", "#### 2-day total".
+# The number behind ####, unless it numbers a heading: "#### 1. Eggs left", "#### 2-day total", with a text below.
 MARKED = re.compile(
-    rf"####(?:[\s*:$({{~]|\b(?:the|final|answer|is|total)\b)*((?>{NUMBER}))"
-    r"(?![.):-]\**[ \t]*[A-Za-z][^\n]*\n\s*\S)",
+    r"####(?![\s*]*\d+[.):-]\**[ \t]*[A-Za-z][^\n.]*\n\s*\S)"
+    rf"(?:[\s*:$({{~]|\b(?:the|final|answer|is|total)\b)*({NUMBER})",
     re.I,
 )
 VALUE = re.compile(
@@ -217,7 +217,9 @@ def _marked_number(text: str) -> str | None:
     found = re.fullmatch(r"([-+]?\\?\$?[\d.,/]+) ?([A-Za-z ]{3,})\.?", plain)
     if found and is_counted(found[2].strip().lower()):  # 5 red apples are 5
         return found[1]
-    return gold_number(box) or plain  # 18\text{ m}, which is no product
+    words = re.sub(r"\bper\b|[^a-z]+", " ", plain.lower())
+    # 18\text{ m} is no product. A number that is all of a short box is read as that of a gold answer.
+    return (gold_number(box) if len(box) <= 60 and not NO_NOUN.search(words) else None) or plain
 
 
 def ends_thought(tag: str) -> bool:

@@ -6,7 +6,6 @@ It reads one JSON line a question, `[gold, answer, seconds]`, and writes one wor
 
 import json
 import logging
-import os
 import signal
 import sys
 from contextlib import suppress
@@ -34,7 +33,7 @@ def main() -> None:
         try:
             verdict = "equal" if compare(gold, answer) else "different"
         except MemoryError:  # what fills the memory may be kept: the next pair gets a new process
-            os.kill(os.getpid(), signal.SIGKILL)
+            signal.raise_signal(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has the other
         except Exception:  # antlr, latex2sympy and sympy raise all kinds on odd input
             verdict = "unparsable"
         _limit(0)

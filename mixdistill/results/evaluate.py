@@ -198,7 +198,7 @@ def _evaluate(
 ) -> Record:
     """Decode, grade and store what is missing, batch by batch; returns the summary for `scores.json`."""
     path, file = folder / "config.json", folder / "generations.jsonl"
-    if files.present(path):  # an evaluation goes on as it began
+    if files.read_rows(file, owner):  # an evaluation goes on as it began
         how = _read_config(folder, config) | {"thinking": how["thinking"]}
     engine = how.get("engine") or _default_engine(run)
     check_engine(engine)

@@ -95,7 +95,8 @@ def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
         row |= {"training tokens": tokens, "answer tokens": answers, "measured tokens/s": speeds.get(student)}
         row["hours"] = (tokens / speed + 2 * size * answers / rate) / 3600
         # A checkpoint has what is trained and its two moments in float32, and lies beside the next for a moment.
-        kept, checkpoints = len(trained) * size * (4 if full else 0.04), 2 * size * (12 if full else 0.12)
+        kept = len(trained) * size * (4 if full else 0.04)
+        checkpoints = bool(trained) * 2 * size * (12 if full else 0.12)
         row["runs GB"] = (kept + checkpoints + answers * BYTES_PER_TOKEN) / 1e9
         row["download GB"] = 0.0 if here else 2 * size / 1e9
         rows.append(row)

@@ -19,7 +19,8 @@ import torch
 from mixdistill.data import students
 from mixdistill.study.jobs import End, Job, Progress, attempt
 
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds, and of how many
+# Of a container: microseconds, and of how many; and bytes.
+QUOTA, MEMORY = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/memory.max")
 
 
 def n_cores() -> int:
@@ -51,6 +52,8 @@ def in_processes(
     places = gpus or [str(number) for number in range(workers or n_cores())]
     if not gpus and workers is None:
         most, there = max((job.memory for job in jobs), default=1), psutil.virtual_memory().available
+        with suppress(OSError, ValueError):
+            there = min(there, int(MEMORY.read_text()))
         if (n := max(1, there // most)) < len(places):
             told = f"one may take {most / 1e9:.1f} GB, and {there / 1e9:.1f} GB are free"
             shown.say(f"{n} in the place of {len(places)} at a time: {told}")

@@ -269,8 +269,10 @@ def test_scores_keep_their_digits_in_bfloat16():
 def test_decoding_tells_how_far_it_is(student):
     told: list[str] = []
     before = files.heard.set((told.append,))
-    complete(student, [[1, 2, 3]] * 8, 9)
-    files.heard.reset(before)
+    try:
+        complete(student, [[1, 2, 3]] * 8, 9)
+    finally:
+        files.heard.reset(before)
     assert re.fullmatch(r"1 tokens, (\d) of \1 answers not finished", told[0])
 
 

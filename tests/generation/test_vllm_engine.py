@@ -160,6 +160,19 @@ def test_it_starts_with_room_for_the_longest_answer_and_does_not_run_the_callers
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
 
 
+def test_an_engine_that_does_not_start_binds_no_evaluation_to_itself(qwen, math_problems, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("no room")
+
+    problems = load_problems(str(math_problems), columns={"question": "problem"})
+    with monkeypatch.context() as patch:
+        patch.setattr(LLM, "__init__", full)
+        with pytest.raises(RuntimeError, match="no room"):
+            evaluate(qwen, [problems], max_new_tokens=4, engine="vllm", progress=False)
+    scores = evaluate(qwen, [problems], max_new_tokens=4, engine="static", progress=False)
+    assert set(scores.items["engine"]) == {"static"}
+
+
 def test_what_vllm_would_read_otherwise_than_it_was_trained_is_for_static():
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 4096}
     long = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(rope_parameters=rope))

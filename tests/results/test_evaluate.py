@@ -1,5 +1,6 @@
 import importlib
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -249,3 +250,4 @@ def test_a_line_comes_every_30_seconds_until_the_work_ends(monkeypatch, capsys):
         while "evaluate: 20 tokens, " not in said:
             said += capsys.readouterr().out
     assert files.heard.get() == ()
+    assert not [thread for thread in threading.enumerate() if thread.name.endswith("(speak)")]

@@ -30,7 +30,7 @@ TRAIN = """
 from mixdistill import evaluate, finetune, load_traces
 from mixdistill.finetuning import finetune as training
 training.CHECKPOINT_EVERY = 10
-run = finetune("pocket/s", load_traces("pocket/long", n=48), epochs=8, progress=False)
+run = finetune("pocket/s", load_traces("pocket/long", n=48), epochs=16, progress=False)
 evaluate(run, ["pocket/easy"], n=20, batch_size=4, progress=False)
 """
 

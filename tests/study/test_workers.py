@@ -1,6 +1,7 @@
 import os
 import re
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,18 +32,31 @@ def test_small_jobs_get_a_gpu_each_and_wide_ones_all_of_them(monkeypatch):
 def test_a_container_has_the_cores_of_its_quota(monkeypatch, tmp_path):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     monkeypatch.setattr(workers, "QUOTA", tmp_path / "cpu.max")
-    for text, expected in (("max 100000", cores), ("150000 100000", 1), ("50000 100000", 1), ("9900000 100000", cores)):
+    for text, expected in (
+        ("max 100000", cores),
+        ("150000 100000", 1),
+        ("50000 100000", 1),
+        (f"{100_000 * (cores + 1)} 100000", cores),
+    ):
         (tmp_path / "cpu.max").write_text(text)
         assert workers.n_cores() == expected
 
 
-def test_no_more_arms_run_at_a_time_than_memory_has_room_for(monkeypatch, capsys):
+def test_no_more_arms_run_at_a_time_than_memory_has_room_for(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(workers, "n_cores", lambda: 4)
+    monkeypatch.setattr(workers, "gpu_names", list)
+    monkeypatch.setattr(workers, "MEMORY", tmp_path / "memory.max")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
     jobs = [Job(name, os.getpid, (), memory=6 * 10**8) for name in "abc"]
-    pids = {said.split(", ")[0] for _, said, _ in in_processes(jobs, True, Progress(jobs))}
-    assert len(pids) == 1
-    assert "1 in the place of 4 at a time: one may take 0.6 GB, and 1.0 GB are free" in capsys.readouterr().out
+    with closing(Progress(jobs)) as shown:
+        pids = {said.split(", ")[0] for _, said, _ in in_processes(jobs, True, shown)}
+        assert len(pids) == 1
+        (tmp_path / "memory.max").write_text("1200000000")
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**10))
+        assert [error for *_, error in in_processes(jobs, True, shown)] == [None] * 3
+    said = capsys.readouterr().out
+    assert "1 in the place of 4 at a time: one may take 0.6 GB, and 1.0 GB are free" in said
+    assert "2 in the place of 4 at a time: one may take 0.6 GB, and 1.2 GB are free" in said
 
 
 def test_a_killed_process_fails_its_own_job_only(capsys):
@@ -72,7 +86,7 @@ def test_an_arm_at_work_says_its_step_and_then_its_answer(tmp_path, monkeypatch)
     scale = replace(get_scale("smoke", 1), n_problems=2)
     attempt(Job("arm", _run, (recipe_arm("pocket/xs", "short", 0), scale, None)), True, tmp_path / "status")
     assert [text for text in told if text in ("step 1 of 1", "answer 0 of 6")] == ["step 1 of 1", "answer 0 of 6"]
-    assert re.fullmatch(r"\d+ tokens, 1 of 6 answers not finished", (tmp_path / "status").read_text())
+    assert re.fullmatch(r"\d+ tokens, [1-6] of 6 answers not finished", (tmp_path / "status").read_text())
 
 
 def test_an_error_that_does_not_survive_the_way_arrives_as_its_text():

@@ -36,6 +36,11 @@ def said(old: str, new: str) -> str:
 GUESS = f"try {world.test(OTHER, KIND, PROBLEM.colour)} . {world.solution(PROBLEM, OTHER)}"
 
 ANSWERS = [
+    *(("endless", ANSWER[: ANSWER.index(end) + len(end)]) for end in (f"{CHECKED.split(' need')[0]}", f"so {FIRST}")),
+    *(
+        ("endless", f"{ANSWER[: ANSWER.index(CHECKED)]}{part}")
+        for part in (CHECKED.partition(" need")[0], CHECKED.rsplit(" ", 2)[0])
+    ),
     ("wrong guess", GUESS),
     ("gave up", f"try {world.test(REJECTED, KIND, PROBLEM.colour)} ."),
     ("wrong colour", said(f"{KIND} {OTHER} = {PROBLEM.colour}", f"{KIND} {OTHER} = {WRONG_COLOUR}")),
