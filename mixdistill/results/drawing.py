@@ -144,14 +144,15 @@ def student_labels(rows: pd.DataFrame) -> list[str]:
 
 def noted(figure: Figure, table: pd.DataFrame, say: str = "") -> Figure:
     """Say n, seeds, bases, and what the intervals cover: with one seed nothing but the problems."""
-    n_seeds, fewest, most = table["n_seeds"].max(), table["n_bases"].min(), table["n_bases"].max()
+    few_seeds, n_seeds = table["n_seeds"].min(), table["n_seeds"].max()
+    fewest, most = table["n_bases"].min(), table["n_bases"].max()
     if n_seeds == 1:
         cover = "over problems only, of one seed"
     elif most == 1:
         cover = "over seeds and problems, of one base a size"
     else:
         cover = "over seeds, bases and problems" + (", of sizes with one base over its seeds" if fewest == 1 else "")
-    seeds = "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
+    seeds = "one seed" if n_seeds == 1 else f"{n_seeds if few_seeds == n_seeds else f'{few_seeds} to {n_seeds}'} seeds"
     bases = "" if most == 1 else f" on {fewest if fewest == most else f'{fewest} to {most}'} bases a size"
     note = f"n = {table['n_problems'].max()} test problems, {seeds}{bases}"
     figure.supxlabel(f"{note}; {say or f'bars: 95% intervals {cover}'}", fontsize=9, x=0.01, ha="left")

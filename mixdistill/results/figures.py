@@ -294,7 +294,8 @@ def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
         axes.set_ylim(len(names) - 0.5, -0.5)
     if len(rates) > 1:
         for lr, face in zip(rates, ["0.3", *["white"] * len(rates)], strict=False):
-            right.plot([], [], "o", c="0.3", mfc=face, label=f"learning rate {lr:g}")
+            label = f"learning rate {lr:g}, seeds: {gaps.loc[gaps['lr'] == lr, 'n_seeds'].max()}"
+            right.plot([], [], "o", c="0.3", mfc=face, label=label)
         right.legend(fontsize=9)
     left.set(xlim=(0, None), xlabel="accuracy")
     left.set_title(f"{table['student'].iloc[0].split('/')[-1]} on {table['benchmark'].iloc[0]}")

@@ -102,8 +102,8 @@ def test_learning_rates_stand_beside_each_other_and_all_but_the_first_are_hollow
     assert len({round(y, 3) for y in ys}) == len(ys) == 7
     assert [line[0].get_markerfacecolor() == "white" for line in axes.containers] == [False] * 4 + [True] * 3
     assert [text.get_text() for text in right.get_legend().get_texts()] == [
-        "learning rate 0.002",
-        "learning rate 0.0005",
+        "learning rate 0.002, seeds: 3",
+        "learning rate 0.0005, seeds: 3",
     ]
 
 

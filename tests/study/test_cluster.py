@@ -29,7 +29,8 @@ def cluster(monkeypatch):
     pytest.importorskip("ray", reason="no Ray: pip install -e '.[cluster]'")
     # Ray puts sockets there, whose paths may have 107 characters.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    settings = {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+    # Ray's workers give way to all else, and other tests run beside this one.
+    settings = {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     from ray.cluster_utils import Cluster
