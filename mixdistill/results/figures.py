@@ -295,8 +295,8 @@ def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     if len(rates) > 1:
         for lr, face in zip(rates, ["0.3", *["white"] * len(rates)], strict=False):
             label = f"learning rate {lr:g}, seeds: {gaps.loc[gaps['lr'] == lr, 'n_seeds'].max()}"
-            right.plot([], [], "o", c="0.3", mfc=face, label=label)
-        right.legend(fontsize=9)
+            left.plot([], [], "o", c="0.3", mfc=face, label=label)
+        left.legend(fontsize=9, loc="upper right")
     left.set(xlim=(0, None), xlabel="accuracy")
     left.set_title(f"{table['student'].iloc[0].split('/')[-1]} on {table['benchmark'].iloc[0]}")
     right.set(xlabel="difference in accuracy, points", title="Differences, paired by problem")

@@ -97,11 +97,11 @@ def test_learning_rates_stand_beside_each_other_and_all_but_the_first_are_hollow
     table, gaps = (pd.read_csv(FIGURES / "laptop" / "data" / f"{name}.csv") for name in ("svamp", "svamp_gaps"))
     table, gaps = table[~(table["lr"] < 5e-4) & ~(table["lr"] > 5e-4)], gaps[gaps["lr"] == 5e-4]
     twice = [pd.concat([rows.assign(lr=rows["lr"] * 4), rows[rows["lr"].notna()]]) for rows in (table, gaps)]
-    axes, right = figures.recipes(*twice).axes
+    axes, _ = figures.recipes(*twice).axes
     ys = [line[0].get_ydata()[0] for line in axes.containers]
     assert len({round(y, 3) for y in ys}) == len(ys) == 7
     assert [line[0].get_markerfacecolor() == "white" for line in axes.containers] == [False] * 4 + [True] * 3
-    assert [text.get_text() for text in right.get_legend().get_texts()] == [
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "learning rate 0.002, seeds: 3",
         "learning rate 0.0005, seeds: 3",
     ]
