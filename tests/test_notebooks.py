@@ -213,6 +213,34 @@ def test_pages_show_the_committed_tables():
     assert findings.asked_of_the_world() in (REPO / "docs" / "pocket-world.md").read_text()
 
 
+def test_differences_in_prose_are_those_of_their_tables():
+    """Those that people write beside the tables which `make publish` writes."""
+
+    def told(file: str, **of: object) -> str:
+        (row,) = (
+            pd.read_csv(REPO / "figures" / file)
+            .query(" and ".join(f"{k} == {v!r}" for k, v in of.items()))
+            .itertuples()
+        )
+        return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in (row.delta, row.ci_low, row.ci_high)))
+
+    gaps, recipes = ["long-short", "mix_long-best"], ["short", "long", "mix_long"]
+    by_rate = [
+        (contrast, lr) for lr in (2e-3, 5e-4) for contrast in (*gaps, *(f"{name}-untouched" for name in recipes))
+    ]
+    real = {pair: told("laptop/data/svamp_gaps.csv", contrast=pair[0], lr=pair[1]) for pair in by_rate}
+    marks = [
+        told("data/moves.csv", contrast=gaps[0], axis="marks", value=f"{of}")
+        for of in ("rare half", "frequent sixth", "rarest sixth")
+    ]
+    marks.append(told("data/marks.csv", what="gap"))
+    everywhere = [*marks, *(said for (contrast, _), said in real.items() if contrast in gaps)]
+    pages = {"README.md": [*marks, *real.values()], "FINDINGS.md": everywhere, "docs/real-log.md": real.values()}
+    for page, numbers in pages.items():
+        text = (REPO / page).read_text()
+        assert not [number for number in numbers if number not in text]
+
+
 @pytest.mark.parametrize(
     "path", [*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *FOLDER.glob("*.ipynb")], ids=lambda path: path.name
 )

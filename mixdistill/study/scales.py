@@ -231,7 +231,8 @@ def get_scale(name: str, n_seeds: int = 0, students: str = "") -> Scale:
 
     Arguments:
         n_seeds: from 1 to 10,000, in the place of the scale's own.
-        students: in the place of the scale's own: names as in `load_student`, from small to large, with commas between.
+        students: in the place of the scale's own: names as in `load_student`, from small to large, with commas between
+            (pocket students are put into that order).
     """
     scale = SCALES[choice("scale", name, SCALES)]
     scale = replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0, high=10_000) or scale.n_seeds)
