@@ -230,7 +230,7 @@ def test_differences_in_prose_are_those_of_their_tables():
     ]
     real = {pair: told("laptop/data/svamp_gaps.csv", contrast=pair[0], lr=pair[1]) for pair in by_rate}
     marks = [
-        told("data/moves.csv", contrast=gaps[0], axis="marks", value=f"{of}")
+        told("data/moves.csv", contrast=gaps[0], axis="marks", value=of)
         for of in ("rare half", "frequent sixth", "rarest sixth")
     ]
     marks.append(told("data/marks.csv", what="gap"))

@@ -198,7 +198,8 @@ def _evaluate(
 ) -> Record:
     """Decode, grade and store what is missing, batch by batch; returns the summary for `scores.json`."""
     path, file = folder / "config.json", folder / "generations.jsonl"
-    if files.read_rows(file, owner):  # an evaluation goes on as it began
+    rows = files.read_rows(file, owner)
+    if rows:  # an evaluation goes on as it began
         how = _read_config(folder, config) | {"thinking": how["thinking"]}
     engine = how.get("engine") or _default_engine(run)
     check_engine(engine)
@@ -214,7 +215,6 @@ def _evaluate(
     if not run.trained:
         with files.lock(run.folder):
             runs.start(run)
-    rows = files.read_rows(file, owner)
     done = len(rows) // batch_size if len(rows) < len(requests) else len(batches)
     rows = rows[: done * batch_size]
     if how.get("grading", 0) < GRADING_VERSION:

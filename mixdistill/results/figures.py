@@ -278,16 +278,14 @@ def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     require(gaps, "contrast", "lr", "delta", *INTERVAL, *COUNTS)
     gaps = gaps[gaps["contrast"].isin(STYLE)]
     rates = [*gaps["lr"].unique()]
+    beside = {lr: 0.3 * (n - (len(rates) - 1) / 2) for n, lr in enumerate(rates)}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4 + 0.4 * len(rates)), layout="constrained")
     for axes, rows, name, x in ((left, table, "recipe", "accuracy"), (right, gaps, "contrast", "delta")):
         names = [*rows[name].unique()]
         for _, row in rows.round(6).iterrows():
             color, marker, _ = STYLE[choice(f"a {name}", row[name], STYLE)]
             ends = [[row[x] - row["ci_low"]], [row["ci_high"] - row[x]]]
-            at = (
-                rates.index(row["lr"]) if row["lr"] in rates else (len(rates) - 1) / 2
-            )  # the untouched student has none
-            y = names.index(row[name]) + 0.3 * (at - (len(rates) - 1) / 2)
+            y = names.index(row[name]) + beside.get(row["lr"], 0.0)  # the untouched student has no rate
             face = "white" if row["lr"] in rates[1:] else color
             axes.errorbar(row[x], y, xerr=ends, c=color, marker=marker, mfc=face, ms=7, capsize=4)
         axes.set_yticks(range(len(names)), [STYLE[of][2] for of in names])
