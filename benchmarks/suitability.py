@@ -99,8 +99,9 @@ def pocket(n: int) -> None:
     items = open_results(scale, "stored").items(gap_arms(scale))
     accuracy = items.groupby(["base", "recipe"], as_index=False)["correct"].mean()  # of three tiers of as many problems
     table = pd.DataFrame(rows).merge(accuracy.rename(columns={"correct": "accuracy"}))
-    table.drop(columns="seconds").round(4).to_csv(TABLE, index=False)
-    plot(table)
+    if n == N_TRACES:  # what is published stays as it is where only a few traces are looked at
+        table.drop(columns="seconds").round(4).to_csv(TABLE, index=False)
+        plot(table)
     print(table.groupby(["student", "recipe"])[[*MEASURES, "accuracy", "seconds"]].mean().round(2).to_string())
     for measure in MEASURES:
         by_base = table.pivot(index="base", columns="recipe", values=[measure, "accuracy"])

@@ -198,7 +198,8 @@ EXERCISES = {
     "04.1": Exercise(
         tier_of_false_checks,
         0,
-        'pd.crosstab(answers["benchmark"], answers["error"]) shows it; "wrong mark" and "false proof" are at a check',
+        'of = answers_of[scale.students[0]]; pd.crosstab(of["benchmark"], of["error"], normalize="index") shows '
+        'it; "wrong mark" and "false proof" are at a check',
         "The {} tier, {:.0%} of its long answers. The harder a tier, the more machines pass the colour test, and the "
         "more marks an answer recalls.",
     ),

@@ -1,5 +1,6 @@
 """Exercises are checked against the results at hand, and their solutions stay folded."""
 
+import html
 import re
 from decimal import Decimal
 from types import SimpleNamespace
@@ -82,3 +83,13 @@ def test_the_notebooks_check_and_solve_every_exercise(notebook):
     for function in ("check", "solution"):
         asked = [name for cell in cells for name in re.findall(rf'^{function}\("([\d.]+)"', cell)]
         assert sorted(asked) == sorted(notebook["EXERCISES"])
+
+
+def test_committed_solutions_are_todays(notebook):
+    for name, exercise in notebook["EXERCISES"].items():
+        (path,) = FILE.parent.glob(f"{name[:2]}_*.ipynb")
+        cells = nbformat.read(path, 4).cells
+        (outputs,) = [cell.outputs for cell in cells if cell.source == f'solution("{name}")']
+        shown = html.unescape(outputs[0].data["text/html"])
+        code = FILE.read_text().partition(f"def {exercise.right.__name__}(")[2].partition("\n\n\n")[0]
+        assert all(part in shown for part in [*re.split(r"\{[^}]*\}", exercise.solution), code]), name

@@ -106,7 +106,7 @@ def _opens(prompt: str) -> bool:
 
 def prompt_fingerprint(tokenizer: Tokenizer, thinking: bool | None = None) -> str:
     """A hash of all that stands around questions and responses: under one name, runs and evaluations saw the same."""
-    closes = {"closes": True} if opens_thinking(tokenizer, thinking) else {}  # as `render_traces` does
+    closes = {"closes": 2} if opens_thinking(tokenizer, thinking) else {}  # as `render_traces` does
     return files.key({"asked": PROMPTS, "format": astuple(format_of(tokenizer, thinking))} | closes)
 
 
@@ -147,7 +147,8 @@ def _with_thoughts_ended(prompt: str, responses: list[str]) -> list[str]:
             raise ValueError(f"{what}, and the prompt has just ended one: thinking=True, or take the thoughts out")
         return responses
     tag = THOUGHT.findall(block[0])[-1]
-    end = tag.replace("START_", "END_") if "START_" in tag else f"{tag[0]}/{tag[1:]}"
+    end = tag.replace("START_", "END_").replace("begin_", "end_")
+    end = f"{tag[0]}/{tag[1:]}" if end == tag else end
     empty = "\n" * prompt.endswith("\n") + f"{end}\n\n"
     if n_bare := sum(not THOUGHT.search(said) for said in responses):
         what = f"{n_bare} of {len(responses)} responses do not end the thought that the prompt opens"

@@ -12,14 +12,20 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 EMPTY = re.compile(
     r"[\s.?_]*|\\?[lc]?dots|(?:\\text\s*\{)?\s*(?:(?:your|the|final)(?: |\\?_))*(?:answer|result|number)\s*\}?", re.I
 )
-# Where a thought begins or ends: <think>, </think>, [THINK], <seed:think>, <think_fast>, <|END_THINKING|>; no [think]
-# of prose, and nothing behind a word, such as an index or a type.
+# Where a thought begins or ends: <think>, </think>, [THINK], <seed:think>, <think_fast>, <|END_THINKING|>, <thought>,
+# <|begin_of_thought|>; no [think] of prose, and no List<think> or a[THINK] of code, behind a word.
 THOUGHT = re.compile(
-    r"(?<!\w)(?:<\|?/?\|?(?:\w+:)?(?:START_|END_)?(?:think(?:ing)?|THINK(?:ING)?)(?:_\w+)?\|?>|\[/?THINK\])"
+    r"(?:(?<!\w)|(?=<\||</|\[/))(?:<\|?/?\|?(?:\w+:)?(?:START_|END_)?(?:think(?:ing)?|THINK(?:ING)?)(?:_\w+)?\|?>|"
+    r"<\|(?:begin|end)_of_thought\|>|</?[tT]hought>|\[/?THINK\])|\u25c1/?think\u25b7"
 )
+# A further question at the start of a line, or glued to an answer.
 RUN_ON = re.compile(
-    r"Question(?: \d+)?:|^[^\w\n]*(?:Problem|User|Human|Q)(?: \d+)?:|<\|(?:im_end|eot_id|endoftext)\|>|</s>", re.M
+    r"(?:^[^\w\n]*(?:Question|Problem|User|Human|Q)|(?<=[\d.!?}$*])Question)(?: \d+)?:|"
+    r"<\|(?:im_end|eot_id|endoftext)\|>|</s>",
+    re.M,
 )
+# How LaTeX groups digits: 70{,}000 and 70,\!000 and 70\,000.
+THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\s*\\!|\\[,!])\s*(?=\d{3}(?!\d))")
 LED = re.compile(
     r"(?:\banswer(?:\s*(?:is|:|=|\*\*))+(?:\s+(?:therefore|thus|simply|exactly|option)\b)?|####)[\s:*]*(?=([^\n]+))",
     re.I,
@@ -134,6 +140,7 @@ def final_answer(response: str, answer_format: str, strict: bool = False) -> str
     if last and not ends_thought(last[0]):
         return None  # it was cut while it thought
     text = response[last.end() :] if last else response
+    text = THOUSANDS.sub(",", text) if answer_format == "gsm8k" else text
     marked, unmarked = (_last_box, _unboxed) if answer_format == "math" else (_marked_number, _last_number)
     for piece in RUN_ON.split(text):
         answer = marked(piece)
@@ -224,7 +231,7 @@ def _marked_number(text: str) -> str | None:
 
 def ends_thought(tag: str) -> bool:
     """Whether a tag as `THOUGHT` finds it ends a thought."""
-    return "/" in tag[1:3] or "END_" in tag or tag.rstrip("|>").endswith("_end")
+    return "/" in tag[1:3] or "END_" in tag.upper() or tag.rstrip("|>").endswith("_end")
 
 
 def math_gold(text: str) -> str | None:
@@ -244,7 +251,7 @@ def gold_number(text: str) -> str | None:
     said = _last_box(text) if "\\boxed" in text else f"# {marked[1]}" if marked else text
     if not said or number_value(said) is not None:  # "" is a box that never closes
         return said.strip() if said else None
-    plain = UNIT_POWER.sub("", said.replace("{,}", ","))
+    plain = UNIT_POWER.sub("", THOUSANDS.sub(",", said))
     for pattern, written in LOOK:
         plain = re.sub(pattern, written, plain)
     numbers = re.findall(NUMBER, plain)

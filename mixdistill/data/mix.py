@@ -56,7 +56,8 @@ def mix(hard: Dataset, easy: Dataset, alpha: float, seed: int = 0, n: int | None
     common = [problem for problem in rows["hard"] if problem in rows["easy"]]
     if not common:
         what = f"hard ({len(hard)} traces) and easy ({len(easy)} traces) have no problem in common"
-        raise ValueError(f"{what}: give two sets about the same problems, with the same problem_id")
+        advice = "with the same question's text, or a problem_id that `columns` names"
+        raise ValueError(f"{what}: give two sets about the same problems, {advice}")
     asked = {problem: [plain_question(rows[role][problem]["question"]) for role in rows] for problem in common}
     apart = [problem for problem, (by_hard, by_easy) in asked.items() if by_hard != by_easy]
     if apart:

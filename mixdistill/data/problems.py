@@ -4,16 +4,28 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from random import Random
 
 from mixdistill.arguments import choice, shown, text, whole
 from mixdistill.data.final_answers import ANSWER_FORMATS, NUMBER, final_answer, gold_number, math_gold
 from mixdistill.data.pocket import world
-from mixdistill.data.tables import Number, column_names, file_name, flaw, of_pocket, only_used, read_table, texts
+from mixdistill.data.tables import (
+    Number,
+    column_names,
+    file_name,
+    flaw,
+    joined,
+    of_pocket,
+    only_used,
+    read_table,
+    texts,
+)
 
 # The pocket world's three benchmarks: the levels of `world`.
 POCKET_TIERS = {"pocket/easy": 1, "pocket/medium": 2, "pocket/hard": 3}
@@ -44,6 +56,7 @@ GOLDS: dict[str, tuple[Callable[[str], str | None], str]] = {
     ),
     "pocket": (str, ""),
 }
+LEFT_OUT = "left out"  # in the place of what cannot be used
 FIELDS = ("question", "answer", "id", "level", "subject")  # of a problem, that are columns of a data set
 
 
@@ -136,8 +149,9 @@ def load_problems(
     split: str | None = None,
     file: str | Path | None = None,
     prompt: str = "",
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
     answer_format: str | None = None,
+    unusable: str = "error",
 ) -> list[Problem]:
     """Load problems. An option that the source does not use is refused.
 
@@ -149,10 +163,13 @@ def load_problems(
         file: a file with the published columns of the benchmark `source`. Without it, the benchmark's file in
             `$MIXDISTILL_DATA` is read if there is one, else the Hub at a pinned commit.
         prompt: how to ask, a name in `PROMPTS`; empty means as the answer_format is asked.
-        columns: of sources that are no benchmark, names of the columns that hold `question`, `answer` and, if there
-            are, `id`, `level` and `subject`. Without an `id`, name and row of the source are the identity.
+        columns: of sources that are no benchmark, names of the columns that hold `question` (several: a list of names,
+            whose texts are joined), `answer` and, read only where they are named here, `id`, `level` and `subject`.
+            Without an `id`, name and row of the source are the identity.
         answer_format: how to ask and grade problems of such sources: `math` (None), `gsm8k`, or `pocket`, for texts
             in the pocket world's language.
+        unusable: rows of such sources without a question, or without an answer that can be read, are refused (`error`)
+            or left out, counted in a warning (`drop`).
 
     Raises ValueError: unknown source or option; a question or answer that is empty (a benchmark's row without a gold is
     left out instead, with a warning); two problems of one id; more pocket problems than there are.
@@ -162,7 +179,8 @@ def load_problems(
     choice("prompt", prompt, (*PROMPTS, ""))
     choice("answer_format", answer_format, ANSWER_FORMATS, optional=True)
     names = column_names(columns, FIELDS[:2], FIELDS[2:])
-    own = {"columns": columns, "answer_format": answer_format}
+    drop = choice("unusable", unusable, ("error", "drop")) == "drop"
+    own = {"columns": columns, "answer_format": answer_format, "unusable": "drop" if drop else None}
     if of_pocket(source):
         level, split = POCKET_TIERS[choice("source", source, POCKET_TIERS)], split or "test"
         only_used(source, "its problems are made here", file=file, prompt=prompt, **own)
@@ -172,17 +190,24 @@ def load_problems(
     if benchmark := BENCHMARKS.get(source):
         only_used(source, "a benchmark has columns and a form of its own", **own)
         split, answer_format = choice("split", split or "test", benchmark.splits), benchmark.answer_format
-        names = {field: benchmark.columns.get(field, field) for field in FIELDS}
+        names = {field: [benchmark.columns.get(field, field)] for field in FIELDS}
         table = _benchmark_table(source, names, split, file)
-        answers = [benchmark.gold(value) for value in table[names["answer"]]]
+        answers = [benchmark.gold(value) for value in joined(table, names["answer"])]
+        asked = joined(table, names["question"])
         name, of_row, what = source, f"{source}/{split}/", f"the answers of {source!r}"
     else:
         only_used(source, f"that is for a benchmark by name: {', '.join(BENCHMARKS)}", file=file)
-        table = read_table(source, list(names.values()), split=split, hub_split="test")
-        what = f"column {names['answer']!r} of {source!r}"
+        table = read_table(source, [*chain.from_iterable(names.values())], split=split, hub_split="test")
+        what = f"column {names['answer'][0]!r} of {source!r}"
         name, answer_format = file_name(source), answer_format or "math"
-        values = [_plain(value) if answer_format == "gsm8k" else value for value in table[names["answer"]]]
-        answers = texts(values, what, numbers=True)
+        values, asked = joined(table, names["answer"]), joined(table, names["question"])
+        values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
+        values = [_plain(value) if answer_format == "gsm8k" else value for value in values]
+        if drop:
+            bad = [row for row, of in enumerate(zip(asked, values, strict=True)) if not _usable(*of, answer_format)]
+            for row in bad:
+                asked[row], values[row] = LEFT_OUT, LEFT_OUT
+        answers = ["" if answer == LEFT_OUT else answer for answer in texts(values, what, numbers=True)]
         of_row = "" if "id" in names else f"{name}/"
     read, rule = GOLDS[answer_format]
     golds = [read(one) if one else "" for one in answers]
@@ -192,19 +217,29 @@ def load_problems(
         raise ValueError(f"{what}: no answer is read in {where}: {rule}")
     if answer_format == "math":
         answers = [gold or "" for gold in golds]  # of worked solutions what they box
+        if not benchmark and (odd := _not_math(answers)):
+            warnings.warn(f"{what}: {odd}", stacklevel=2)
     number_due = answer_format == "gsm8k"
     words = [row for row, gold in enumerate(golds) if number_due and gold and not re.search(NUMBER, gold)]
-    questions = texts(table[names["question"]], f"column {names['question']!r} of {source!r}")
-    given = {field: table[column] for field, column in names.items() if column in table}
+    questions = texts(asked, f"column {' and '.join(map(repr, names['question']))} of {source!r}")
+    given = {field: table[column] for field, (column, *_) in names.items() if column in table}
     ids = texts(given.get("id", [str(row) for row in range(len(questions))]), f"the ids of {source!r}", numbers=True)
     if len(set(ids)) < len(ids):
-        raise ValueError(f"{source!r} has {len(ids)} problems of {len(set(ids))} different ids: give each its own")
+        (most, _), *_ = Counter(ids).most_common(1)
+        said = f"{source!r} has {len(ids)} problems of {len(set(ids))} different ids, such as {most!r} more than once"
+        raise ValueError(f"{said}: give each its own, or name no column for id")
+    asked_with = [pair for pair in zip(questions, answers, strict=True) if pair[1]]
+    if n_again := len(asked_with) - len(set(asked_with)):
+        what = f"{n_again} of {len(ids)} problems of {source!r}"
+        warnings.warn(f"{what} are there more than once, and count as often", stacklevel=2)
     if words:
         what = f"{len(words)} of {len(answers)} gold answers of {source!r} hold no number, such as"
         warnings.warn(f"{what} {shown(answers[words[0]])}: no answer of this format equals them", stacklevel=2)
     without = [row for row, answer in enumerate(answers) if not answer]
     if without:
-        what = f"{len(without)} of {len(answers)} problems of {source!r} have no gold answer"
+        what = f"{len(without)} of {len(answers)} problems of {source!r} have no {'question or ' * drop}gold answer"
+        if len(without) == len(answers):
+            raise ValueError(f"{what}: name the right columns or answer_format, or give another source")
         warnings.warn(f"{what} and are left out (rows {without[:5]})", stacklevel=2)
     labels = [given.get(label, [None] * len(ids)) for label in ("level", "subject")]
     levels, subjects = [["" if value is None else str(value) for value in label] for label in labels]
@@ -215,9 +250,11 @@ def load_problems(
     ][:n]
 
 
-def _benchmark_table(name: str, names: Mapping[str, str], split: str, file: str | None) -> dict[str, list[object]]:
+def _benchmark_table(
+    name: str, names: Mapping[str, list[str]], split: str, file: str | None
+) -> dict[str, list[object]]:
     benchmark, folder = BENCHMARKS[name], os.environ.get("MIXDISTILL_DATA")
-    needed, labels = [names[field] for field in FIELDS[:2]], [names[field] for field in FIELDS[2:]]
+    needed, labels = ([names[field][0] for field in fields] for fields in (FIELDS[:2], FIELDS[2:]))
     kept = Path(folder or "", benchmark.file.format(split=split)).expanduser()
     if file or (folder and kept.is_file()):
         return read_table(file or str(kept), needed, labels)
@@ -226,6 +263,24 @@ def _benchmark_table(name: str, names: Mapping[str, str], split: str, file: str 
         raise ValueError(f"{what}, or give it as file (docs/real-models.md says where it comes from)")
     hub, commit = HUB[name]
     return read_table(hub, needed, labels, split=benchmark.hub_split or split, revision=commit, config=benchmark.config)
+
+
+def _usable(question: object, answer: object, answer_format: str) -> bool:
+    read, _ = GOLDS[answer_format]
+    return not flaw(question) and not flaw(answer, numbers=True) and read(str(answer)) is not None
+
+
+def _not_math(golds: list[str]) -> str:
+    """What is odd about gold answers that are compared as mathematics; empty if nothing is."""
+    words = [re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", gold) for gold in golds]
+    if said := [gold for gold, of in zip(golds, words, strict=True) if "\n" in gold.strip() or len(of) > 5]:
+        rule = "only the same text equals them; a worked solution boxes its answer, or marks it by #### (gsm8k)"
+        return f"{len(said)} of {len(golds)} answers are sentences, such as {shown(said[0])}: {rule}"
+    wordy = [gold for gold in golds if re.search(r"[A-Za-z]{3}|[(\[;]", gold) and "\\" not in gold]
+    if wordy and all((number := gold_number(gold)) and re.search(NUMBER, number) for gold in golds):
+        rule = "answer_format='gsm8k' reads what stands around them"
+        return f"all answers are numbers, such as {shown(wordy[0])}: {rule}"
+    return ""
 
 
 def _plain(value: object) -> object:

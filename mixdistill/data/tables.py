@@ -65,11 +65,14 @@ def read_table(
             names, table = _read_set(data, columns, None)
     except Exception as error:  # every format has errors of its own
         reason = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("ValueError: ")
-        raise ValueError(f"cannot load {source!r} ({reason}): {ADVICE[kind]}") from error
+        advice = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ADVICE[kind]
+        raise ValueError(f"cannot load {source!r} ({reason}): {advice}") from error
     missing = [name for name in needed if name not in names]
     if names and missing:
         advice = "name the right ones with columns={'question': ..., ...} (a benchmark's file has its published ones)"
-        raise ValueError(f"{source!r} has no column {', '.join(map(repr, missing))}, only {', '.join(names)}: {advice}")
+        advice += " of load_problems or load_traces" if "columns" in advice else ""
+        only = ", ".join(names) if len(names) <= 30 else f"{', '.join(names[:30])} and {len(names) - 30} others"
+        raise ValueError(f"{source!r} has no column {', '.join(map(repr, missing))}, only {only}: {advice}")
     if not any(table.values()):
         raise ValueError(f"{source!r} holds no rows: give a data set with at least one")
     return table
@@ -93,19 +96,32 @@ def of_pocket(source: str) -> bool:
 def file_name(source: str) -> str:
     """What a source is called wherever it lies: a file or folder by its own name, a Hub data set by its id."""
     path = local_path(source)
-    return path.resolve().name if os.path.exists(path) else source
+    return os.path.basename(os.path.abspath(path)) if os.path.exists(path) else source  # of a link its own name
 
 
-def column_names(columns: object, needed: Sequence[str], optional: Sequence[str]) -> dict[str, str]:
-    """What each column that is read is called: the needed ones as here, unless `columns` says otherwise."""
+def column_names(columns: object, needed: Sequence[str], optional: Sequence[str]) -> dict[str, list[str]]:
+    """What each column that is read is called: the needed ones as here, unless `columns` says otherwise. A question may
+    be in several columns."""
     known, given = [*needed, *optional], {} if columns is None else columns
     if not isinstance(given, Mapping) or not set(given) <= set(known):
         rule = f"it is a dictionary from some of {', '.join(known)} to the names in the data"
         raise ValueError(f"columns is {shown(columns)}: {rule}")
-    names = {name: text(f"columns[{name!r}]", given.get(name, name)) for name in [*needed, *given]}
-    if len({names[name] for name in needed}) < len(needed):
+    names = {}
+    for name in [*needed, *given]:
+        own = given.get(name, name)
+        several = name == "question" and isinstance(own, list | tuple) and own
+        names[name] = [text(f"columns[{name!r}]", one) for one in (own if several else [own])]
+    if len({one for name in needed for one in names[name]}) < sum(len(names[name]) for name in needed):
         raise ValueError(f"columns is {shown(columns)}: {' and '.join(needed)} are two columns, name each its own")
     return names
+
+
+def joined(table: Columns, names: Sequence[str]) -> list[object]:
+    """A column or, of several columns whose texts make up one, these joined by a blank; one without a text is None."""
+    if len(names) == 1:
+        return table[names[0]]
+    parts = zip(*(table[name] for name in names), strict=True)
+    return [" ".join(one.strip() for one in row if isinstance(one, str)) or None for row in parts]
 
 
 def only_used(source: str, rule: str, **options: object) -> None:
@@ -166,6 +182,12 @@ def _json_rows(path: Path) -> list[dict[str, object]]:
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"row {number} is no object with named columns")
+    if len(rows) == 1 and (held := [name for name, value in rows[0].items() if isinstance(value, dict | list)]):
+        tables = [name for name in held if all(isinstance(one, dict) for one in rows[0][name])]
+        if tables or len(held) == len(rows[0]):
+            raise ValueError(
+                f"it is one object, with {shown((tables or held)[0])} in it: write a list of objects, one a row"
+            )
     return rows
 
 
@@ -182,8 +204,10 @@ def _csv_rows(path: Path) -> list[dict[str, object]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         rows, names = list(reader), reader.fieldnames or ()
-    if len(set(names)) < len(names):
-        raise ValueError("its header names a column twice")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"its header names the column {twice[0]!r} twice")
+    if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
+        raise ValueError(f"its columns are separated by {mark!r}: write it with commas")
     for number, row in enumerate(rows):
         if None in row or None in row.values():
             raise ValueError(f"row {number} has more or fewer fields than the header")

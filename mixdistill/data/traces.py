@@ -7,6 +7,7 @@ problem where their `problem_id` is the same.
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from random import Random
 from weakref import WeakSet
@@ -17,7 +18,7 @@ from mixdistill.arguments import choice, instance, text, whole
 from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer
 from mixdistill.data.pocket import world
 from mixdistill.data.problems import Problem, plain_question, pocket_mysteries
-from mixdistill.data.tables import column_names, file_name, flaw, of_pocket, only_used, read_table
+from mixdistill.data.tables import column_names, file_name, flaw, joined, of_pocket, only_used, read_table
 
 COLUMNS = ("problem_id", "question", "response", "teacher", "style", "answer_format")
 N_POCKET = 1600
@@ -31,7 +32,7 @@ def load_traces(
     n: int | None = None,
     seed: int = 0,
     split: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
     answer_format: str | None = None,
     style: str = "",
     unusable: str = "error",
@@ -46,8 +47,9 @@ def load_traces(
         n: the first so many; None means all (1,600 in the pocket world).
         seed: of the pocket world, whose sets of one seed are about the same problems.
         split, revision: of a folder or a Hub data set (None: `train`), and the commit of the latter.
-        columns: names of the columns that hold `question`, `response` and, if there is one, `problem_id`, a text or a
-            number. Without a `problem_id` the question's text is the identity.
+        columns: names of the columns that hold `question` (several: a list of names, whose texts are joined),
+            `response` and, read only where it is named here, `problem_id`, a text or a number. Without a `problem_id`
+            the question's text is the identity.
         answer_format: how the answer is written and asked for: `math` (None), `gsm8k`, or `pocket`, for texts in the
             pocket world's language.
         style: a label for the set, such as `long`; that of pocket traces is their teacher.
@@ -75,7 +77,7 @@ def load_traces(
         )
     only_used(source, "a seed draws pocket traces", seed=seed or None)
     labels = () if columns else [name for name in COLUMNS if name not in names]
-    table = read_table(source, list(names.values()), labels, split=split, revision=revision)
+    table = read_table(source, [*chain.from_iterable(names.values())], labels, split=split, revision=revision)
     if set(COLUMNS) <= table.keys():
         made = {name: table[name] for name in COLUMNS}
         for name, given in (("answer_format", answer_format), ("style", style)):
@@ -84,8 +86,8 @@ def load_traces(
                 what = f"{name} is {given!r}, and {source!r} is a saved trace set, with a column {name} of its own"
                 raise ValueError(f"{what}, such as {others[0]!r}: leave it out, or say which columns to read")
     else:
-        questions, responses = table[names["question"]], table[names["response"]]
-        ids = table[names["problem_id"]] if "problem_id" in names else map(_text_id, questions)
+        questions, responses = joined(table, names["question"]), joined(table, names["response"])
+        ids = joined(table, names["problem_id"]) if "problem_id" in names else map(_text_id, questions)
         same = {"teacher": file_name(source), "style": style, "answer_format": answer_format or "math"}
         made = {"problem_id": list(ids), "question": questions, "response": responses}
         made |= {name: [value] * len(questions) for name, value in same.items()}
@@ -130,16 +132,20 @@ def _usable(rows: list[dict[str, object]], name: str, drop: bool = False) -> lis
     """The rows that hold a trace: all of them or, with `drop`, those with a marked answer, one a problem."""
     usable: list[dict[str, object]] = []
     faults: dict[str, list[int]] = {}
-    seen = set()
+    seen: dict[str, str] = {}  # questions by problem
     for number, row in enumerate(rows):
-        problem, fault = str(row["problem_id"]).strip(), _fault(row)
+        problem, fault, question = str(row["problem_id"]).strip(), _fault(row), str(row["question"])
+        before = seen.get(problem, question)
+        if not fault and before != question and plain_question(before) != plain_question(question):
+            what = f"{name}: problem_id {problem!r} is that of two questions (the second in row {number})"
+            raise ValueError(f"{what}: give each its own, or name no column for problem_id")
         if drop and not fault and problem in seen:
             fault = "further trace of a problem"
         if fault:
             faults.setdefault(fault, []).append(number)
         if not fault or (fault == NO_BOX and not drop):
             usable.append(row)
-            seen.add(problem)
+            seen.setdefault(problem, question)
     if faults:
         counts = [f"{fault} in {len(at)} of {len(rows)} rows (the first: {at[:5]})" for fault, at in faults.items()]
         found = f"{name}: {'; '.join(counts)}"

@@ -46,7 +46,8 @@ class LoRA:
 def trainable_model(student: Student, lora: LoRA | None, seed: int, fused: bool = True) -> torch.nn.Module:
     """The student with fresh adapters in float32, or with all its weights in float32 where `lora` is None.
 
-    Warns if its stop token was never trained and is not going to be. Raises ValueError for a rank above its width.
+    Warns if its stop token was never trained and is not going to be, or layers of experts get no adapter. Raises
+    ValueError for a rank above its width.
     """
     torch.manual_seed(seed)
     if lora is None:
@@ -61,18 +62,36 @@ def trainable_model(student: Student, lora: LoRA | None, seed: int, fused: bool 
             "trained, and LoRA leaves them as they are, so it may never stop: use its Instruct version, or lora=None",
             stacklevel=2,
         )
+    excluded, n_weights = not_adapted(student.model), student.model.num_parameters()
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.scaled_alpha,
         target_modules="all-linear",
-        exclude_modules=not_adapted(student.model) or None,
+        exclude_modules=excluded or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in student.model.modules()),
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(student.model, config)
+    if bare := _without_adapter(model, excluded):
+        share = sum(bare.values()) / n_weights
+        what = f"{len(bare)} layers of {student.name!r}, such as {min(bare)}, with {share:.0%} of its weights"
+        warnings.warn(f"peft gives no adapter to {what}: lora=None trains them", stacklevel=2)
     if fused:
         fuse(model)
     return model
+
+
+def _without_adapter(model: PeftModel, excluded: list[str]) -> dict[str, int]:
+    """Weights by layer of those that peft's `all-linear` leaves as they are beside experts (its issue 3711)."""
+    own, left = model.get_base_model(), {}
+    for name, module in own.named_modules():
+        if ".lora_" in name or "base_layer" in name:
+            continue
+        if isinstance(module, torch.nn.Linear) and name not in excluded and module is not own.get_output_embeddings():
+            left[name] = module.weight.numel()
+        elif "expert" in name:
+            left |= {f"{name}.{of}": one.numel() for of, one in module.named_parameters(recurse=False) if one.ndim == 3}
+    return left
 
 
 def not_adapted(model: torch.nn.Module) -> list[str]:

@@ -38,6 +38,11 @@ def why_not(source: str, config: PreTrainedConfig, rank: int) -> str:
     """What keeps vLLM from serving a student as it was trained; empty if nothing does."""
     if source.endswith(".gguf"):
         return "a .gguf file"
+    text = config.get_text_config(decoder=True)
+    if text is not config:  # whose names of layers are not those of an adapter that was trained on the text part
+        return "the text part of a multimodal student"
+    if rank and any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return "adapters of experts, which it may leave out without a word"
     if rank > LORA_RANKS[-1]:
         return f"an adapter of rank {rank} (at most {LORA_RANKS[-1]})"
     # LongRoPE: of all answers it reads the positions as of the longest that may come.

@@ -94,7 +94,8 @@ def evaluate(
         engine: `static` or `vllm` (`generate`); None means vLLM where it is installed and there is a GPU.
         batch_size: prompts decoded, graded and stored at a time; no part of the result. None means 256, with vLLM 1024.
         revision: commit of a Hub model, where `run` is a student's name.
-        thinking: for chat templates with such a switch; None means what the template does by itself.
+        thinking: for chat templates with such a switch; None means as the run was trained, of an untouched student what
+            the template does by itself.
         progress: print a line after each batch, and every 30 seconds.
         stored_only: evaluate nothing; return None if the store has no such evaluation.
 
@@ -116,6 +117,7 @@ def evaluate(
     problems = _problems(benchmarks, n, split)
     with files.speaking("evaluate", progress):  # large files take long to hash
         run = as_run(run, revision)
+    thinking = run.config.get("thinking") if thinking is None else thinking
     config = {
         "version": EVALUATION_VERSION,
         "problems": files.key({"problems": [asdict(problem) for problem in problems]}),
@@ -166,13 +168,18 @@ def _prompts_seen(student: str, revision: str | None, fingerprint: str, thinking
 def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[Problem]:
     """The problems of all benchmarks, each of which is there once."""
     found: list[Any] = []
-    named = False
+    named, listed = False, set[str]()
     for item in benchmarks if isinstance(benchmarks, list | tuple) else [benchmarks]:
         if isinstance(item, str | os.PathLike):
             named = True
-            found += load_problems(os.fspath(item), n=n, split=split)
-        else:
-            found += item if isinstance(item, list | tuple) else [item]
+            item = load_problems(os.fspath(item), n=n, split=split)
+        if isinstance(item, list | tuple):
+            sources = {one.source for one in item if isinstance(one, Problem)}
+            if shared := sorted(sources & listed):
+                what = f"two of benchmarks are called {shared[0]!r}, and would count as one"
+                raise ValueError(f"{what}: give files names of their own, or one list")
+            listed |= sources
+        found += item if isinstance(item, list | tuple) else [item]
     others = [other for other in found if not isinstance(other, Problem)]
     if others or not found:
         what = f"benchmarks holds {arguments.shown(others[0])}" if others else "there is nothing to evaluate"

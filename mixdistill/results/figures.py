@@ -232,6 +232,7 @@ def moves(table: pd.DataFrame) -> Figure:
             color, marker = SIZES[n]
             x = np.arange(len(own)) + 0.1 * n
             look = {"color": color, "marker": marker, "ms": 6, "capsize": 3, "label": student}
+            look["ls"] = "none" if axis in ("marks", "before") else "-"  # kinds are in no order
             axes.errorbar(x, own["delta"], bars(own, "delta"), **look)
             names = [str(value).replace(" ", "\n") for value in own["value"]]
             axes.set_xticks(np.arange(len(own)) + 0.05 * (rows["student"].nunique() - 1), names, fontsize=8.5)

@@ -23,6 +23,7 @@ def redraw(folder: Path) -> list[str]:
         "04_controls": (figures.controls, ["controls"]),
         "05_checks": (figures.checks, ["checks"]),
         "07_controls": (partial(figures.forest, minus=("short", "mix_long")), ["further_controls"]),
+        "07_all_marks": (partial(figures.forest, minus=("short", "short, next machine")), ["all_marks"]),
         "08_speaking_style": (figures.rank_shift, ["rank_shift", "rank_shift_kinds"]),
         "10_what_moves_the_gap": (figures.moves, ["moves"]),
         "10_known_marks": (figures.known_marks, ["known_marks"]),

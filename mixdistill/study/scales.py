@@ -92,6 +92,8 @@ class Scale:
             whole(f"the number of {name}", len(given))
             if len(set(given)) < len(given):
                 raise ValueError(f"{name} is {given}: give each once")
+        for name in self.full:
+            choice("one of full", name, self.students)
         for name in ("n_seeds", "epochs", "batch_size", "lora_rank"):
             whole(name, getattr(self, name))
         for name in ("n_train", "n_problems", "max_tokens", "max_new_tokens"):

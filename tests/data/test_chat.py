@@ -220,9 +220,9 @@ def traces_of(*responses: str) -> Dataset:
 def test_responses_that_never_end_the_prompts_thought_get_an_empty_one_and_are_counted():
     words = tokenizer(FAMILIES["qwen3.5"])
     with pytest.warns(UserWarning, match=r"1 of 3 responses do not end the thought .* empty one \(</think> before"):
-        examples = render_traces(words, traces_of("It is 42.", THOUGHT, "So.</think>It is 42."), 999, "error")
+        examples = render_traces(words, traces_of("It is 42.", THOUGHT, "So 42</think>It is 42."), 999, "error")
     shown = [trained_text(words, example).removesuffix("<|im_end|>") for example in examples]
-    assert shown == ["\n</think>\n\nIt is 42.", THOUGHT.removeprefix("<think>\n"), "So.</think>It is 42."]
+    assert shown == ["\n</think>\n\nIt is 42.", THOUGHT.removeprefix("<think>\n"), "So 42</think>It is 42."]
     assert all(grade("<think>" + said, "42", "gsm8k").correct for said in shown)  # as evaluations grade it
 
 

@@ -288,3 +288,56 @@ def test_a_problem_checks_its_fields(field, value):
     good = Problem("p/0", "1+1?", "2", "", "p", "math")
     with pytest.raises(ValueError, match=rf"{field} is "):
         replace(good, **{field: value})
+
+
+def test_published_word_problem_files_drop_in_by_columns(tmp_path):
+    """ASDiv's and SVAMP's question in two columns, an answer with what is counted, MAWPS's answers in lists."""
+    rows = [{"Body": "Ann has 3 apples.", "Question": "And 4 more?", "Answer": "7 (apples)", "lSolutions": [7.0]}]
+    file = write_jsonl(tmp_path / "words.jsonl", [*rows, rows[0] | {"Body": "Bo has 1.", "Answer": "5; 6"}])
+    columns = {"question": ["Body", "Question"], "answer": "lSolutions"}
+    problems = load_problems(file, columns=columns, answer_format="gsm8k")
+    assert [(one.question, one.answer) for one in problems] == [
+        ("Ann has 3 apples. And 4 more?", "7.0"),
+        ("Bo has 1. And 4 more?", "7.0"),
+    ]
+    columns["answer"] = "Answer"
+    with pytest.raises(ValueError, match=r"no answer is read in 1 of 2 rows \(the first: \[1\]\), such as '5; 6'"):
+        load_problems(file, columns=columns, answer_format="gsm8k")
+    with pytest.warns(UserWarning, match=r"1 of 2 problems of .* have no question or gold answer .*rows \[1\]"):
+        problems = load_problems(file, columns=columns, answer_format="gsm8k", unusable="drop")
+    assert [(one.id, one.answer) for one in problems] == [("words.jsonl/0", "7 (apples)")]
+    traces = load_traces(file, columns={"question": columns["question"], "response": "Answer"}, answer_format="gsm8k")
+    assert traces["question"][0] == problems[0].question
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (["7 (apples)", "1 apple"], "all answers are numbers, such as '7 \\(apples\\)': answer_format='gsm8k'"),
+        (["She has 5+3=8 apples.\nThe answer is: 8"], "1 of 1 answers are sentences, such as 'She has 5"),
+        (["2", "2"], "1 of 2 problems of .* are there more than once"),
+    ],
+)
+def test_golds_that_no_answer_may_equal_and_problems_that_repeat_are_said(answers, said, tmp_path):
+    rows = [{"question": "Q?", "answer": answer} for answer in answers]
+    with pytest.warns(UserWarning, match=said):
+        load_problems(write_jsonl(tmp_path / "t.jsonl", rows))
+
+
+@pytest.mark.parametrize("answer", ["\\frac12", "x=3", "\\text{Evelyn}", "5", "$3$", "(1, 2)", "A", "3 \\text{ cm}"])
+def test_golds_of_mathematics_are_not_odd(answer, tmp_path):
+    assert load_problems(write_jsonl(tmp_path / "t.jsonl", [{"question": "Q?", "answer": answer}]))
+
+
+def test_a_file_without_any_gold_is_refused(tmp_path):
+    file = write_jsonl(tmp_path / "t.jsonl", [{"question": "Q?", "answer": "", "id": 1}])
+    with pytest.raises(ValueError, match=r"1 of 1 problems of .* have no gold answer: name the right columns"):
+        load_problems("svamp", file=file)
+    with pytest.raises(ValueError, match=r"1 of 1 problems of .* have no question or gold answer: name the right"):
+        load_problems(file, unusable="drop")
+
+
+def test_a_link_is_called_by_its_own_name(tmp_path):
+    write_jsonl(tmp_path / "9f3e00", [{"question": "Q?", "answer": "1"}])
+    (tmp_path / "own.jsonl").symlink_to(tmp_path / "9f3e00")
+    assert load_problems(tmp_path / "own.jsonl")[0].source == "own.jsonl"

@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma3Config, MixtralConfig, Qwen2Config
 
 from mixdistill import LoRA, Sampling, evaluate, finetune, load_problems, load_traces
 from mixdistill.data.chat import prompt_ids
@@ -175,8 +175,12 @@ def test_an_engine_that_does_not_start_binds_no_evaluation_to_itself(qwen, math_
 
 def test_what_vllm_would_read_otherwise_than_it_was_trained_is_for_static():
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 4096}
-    long = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(rope_parameters=rope))
+    long = SimpleNamespace(rope_parameters=rope)
+    long.get_text_config = lambda decoder: long
     assert "LongRoPE" in why_not("phi", long, 0)
+    assert why_not("gemma", Gemma3Config(), 0) == "the text part of a multimodal student"
+    assert why_not("moe", MixtralConfig(), 0) == ""
+    assert "adapters of experts" in why_not("moe", MixtralConfig(), 16)
     assert why_not("model.gguf", Qwen2Config(), 0) == "a .gguf file"
     assert why_not("model", Qwen2Config(), 64) == ""
 

@@ -7,9 +7,12 @@ from functools import partial
 import numpy as np
 import pytest
 from conftest import write_jsonl
+from datasets import Dataset
+from families import save
 
 from mixdistill import LoRA, Sampling, evaluate, files, finetune, load_problems, load_traces, open_run
 from mixdistill.data.problems import Problem
+from mixdistill.files import read_json
 from mixdistill.grading.grade import Grade
 
 evaluation = importlib.import_module("mixdistill.results.evaluate")
@@ -251,3 +254,15 @@ def test_a_line_comes_every_30_seconds_until_the_work_ends(monkeypatch, capsys):
             said += capsys.readouterr().out
     assert files.heard.get() == ()
     assert not [thread for thread in threading.enumerate() if thread.name.endswith("(speak)")]
+
+
+def test_a_run_is_asked_as_it_was_trained(tmp_path):
+    student = save("qwen3.5", tmp_path)
+    rows = [{"question": "1 + 1?", "response": "It is 2.", "problem_id": "a", "teacher": "t", "style": ""}]
+    traces = Dataset.from_list([row | {"answer_format": "gsm8k"} for row in rows])
+    run = finetune(student, traces, thinking=False, epochs=1, progress=False)
+    problem = Problem("a", "1 + 1?", "2", "", "own", "gsm8k")
+    scores = evaluate(run, [problem], max_new_tokens=2, progress=False)
+    assert "opens_thinking" not in read_json(scores.folder / "config.json")
+    assert evaluate(run, [problem], max_new_tokens=2, thinking=False, stored_only=True).folder == scores.folder
+    assert evaluate(run, [problem], max_new_tokens=2, thinking=True, stored_only=True) is None

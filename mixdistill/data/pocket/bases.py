@@ -19,6 +19,7 @@ POCKET_BASES = {
     f"pocket/{size}": tuple(f"pocket/{size}-{seed}" if seed else f"pocket/{size}" for seed in seeds)
     for size, seeds in BASE_SEEDS.items()
 }
+FURTHER_BASES = {"pocket/m": ("pocket/m-3", "pocket/m-5", "pocket/m-6")}  # of notebook 07's end, not of the study
 LARGE = ("pocket/2xl", "pocket/3xl")  # of the scale `pocket-large`; their weights are not in the repo
 POCKET = tuple(name for name in POCKET_BASES if name not in LARGE)
 # What every base has to reach, whatever its size, and in what (`pretraining.pretrain.base_evaluation`).
@@ -31,7 +32,7 @@ def base_folder(name: str) -> Path:
 
     Raises ValueError if there is none of this name, or its weights were not made yet.
     """
-    if not any(name in bases for bases in POCKET_BASES.values()):
+    if not any(name in bases for bases in (*POCKET_BASES.values(), *FURTHER_BASES.values())):
         raise ValueError(f"unknown student {name!r}: the pocket world has {', '.join(POCKET)}")
     folder = POCKET_DIR / name.removeprefix("pocket/")
     if not (folder / "config.json").is_file():

@@ -8,7 +8,7 @@ from mixdistill.data.pocket import world
 # In the order of the text; `right`, `wrong guess`, `gave up` and `endless` hold no false step.
 ERRORS = {
     "right": "the answer is right",
-    "wrong guess": "no step is false, but the machine is not the hidden one (all that short traces can do)",
+    "wrong guess": "no step is false, but the machine is not the hidden one (a short trace can only guess)",
     "gave up": "no step is false, and it stops without an answer, as the pre-training text does at a wrong colour",
     "wrong colour": "a colour is recalled wrongly",
     "wrong mark": "a mark is recalled wrongly, as another than the needed one: its machine is refused, rightly or not",
