@@ -5,7 +5,7 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
@@ -200,12 +200,11 @@ def load_problems(
         table = read_table(source, [*chain.from_iterable(names.values())], split=split, hub_split="test")
         what = f"column {names['answer'][0]!r} of {source!r}"
         name, answer_format = file_name(source), answer_format or "math"
-        values, asked = joined(table, names["answer"]), joined(table, names["question"])
+        asked, values = [*joined(table, names["question"])], [*joined(table, names["answer"])]
         values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
         values = [_plain(value) if answer_format == "gsm8k" else value for value in values]
-        if drop:
-            bad = [row for row, of in enumerate(zip(asked, values, strict=True)) if not _usable(*of, answer_format)]
-            for row in bad:
+        for row in range(len(values)) if drop else ():
+            if not _usable(asked[row], values[row], answer_format):
                 asked[row], values[row] = LEFT_OUT, LEFT_OUT
         answers = ["" if answer == LEFT_OUT else answer for answer in texts(values, what, numbers=True)]
         of_row = "" if "id" in names else f"{name}/"
@@ -217,10 +216,6 @@ def load_problems(
         raise ValueError(f"{what}: no answer is read in {where}: {rule}")
     if answer_format == "math":
         answers = [gold or "" for gold in golds]  # of worked solutions what they box
-        if not benchmark and (odd := _not_math(answers)):
-            warnings.warn(f"{what}: {odd}", stacklevel=2)
-    number_due = answer_format == "gsm8k"
-    words = [row for row, gold in enumerate(golds) if number_due and gold and not re.search(NUMBER, gold)]
     questions = texts(asked, f"column {' and '.join(map(repr, names['question']))} of {source!r}")
     given = {field: table[column] for field, (column, *_) in names.items() if column in table}
     ids = texts(given.get("id", [str(row) for row in range(len(questions))]), f"the ids of {source!r}", numbers=True)
@@ -232,9 +227,9 @@ def load_problems(
     if n_again := len(asked_with) - len(set(asked_with)):
         what = f"{n_again} of {len(ids)} problems of {source!r}"
         warnings.warn(f"{what} are there more than once, and count as often", stacklevel=2)
-    if words:
-        what = f"{len(words)} of {len(answers)} gold answers of {source!r} hold no number, such as"
-        warnings.warn(f"{what} {shown(answers[words[0]])}: no answer of this format equals them", stacklevel=2)
+    odd = [*_odd_numbers(answers)] if answer_format == "gsm8k" else [] if benchmark else [*_odd_mathematics(answers)]
+    for said in odd:
+        warnings.warn(f"of the gold answers of {source!r} {said}", stacklevel=2)
     without = [row for row, answer in enumerate(answers) if not answer]
     if without:
         what = f"{len(without)} of {len(answers)} problems of {source!r} have no {'question or ' * drop}gold answer"
@@ -270,17 +265,25 @@ def _usable(question: object, answer: object, answer_format: str) -> bool:
     return not flaw(question) and not flaw(answer, numbers=True) and read(str(answer)) is not None
 
 
-def _not_math(golds: list[str]) -> str:
-    """What is odd about gold answers that are compared as mathematics; empty if nothing is."""
+def _odd_numbers(golds: list[str]) -> Iterator[str]:
+    """What is odd about gold answers that are compared as numbers."""
+    words = [gold for gold in golds if gold and not re.search(NUMBER, gold_number(gold) or "")]
+    if words:
+        yield f"{len(words)} hold no number, such as {shown(words[0])}: no answer of this format equals them"
+    long = [gold for gold in golds if re.search(r"\.\d{10}", gold)]
+    if long:
+        yield f"{len(long)} have ten or more decimals, such as {shown(long[0])}: an answer that is rounded is wrong"
+
+
+def _odd_mathematics(golds: list[str]) -> Iterator[str]:
+    """What is odd about gold answers that are compared as mathematics."""
     words = [re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", gold) for gold in golds]
     if said := [gold for gold, of in zip(golds, words, strict=True) if "\n" in gold.strip() or len(of) > 5]:
         rule = "only the same text equals them; a worked solution boxes its answer, or marks it by #### (gsm8k)"
-        return f"{len(said)} of {len(golds)} answers are sentences, such as {shown(said[0])}: {rule}"
+        yield f"{len(said)} are sentences, such as {shown(said[0])}: {rule}"
     wordy = [gold for gold in golds if re.search(r"[A-Za-z]{3}|[(\[;]", gold) and "\\" not in gold]
     if wordy and all((number := gold_number(gold)) and re.search(NUMBER, number) for gold in golds):
-        rule = "answer_format='gsm8k' reads what stands around them"
-        return f"all answers are numbers, such as {shown(wordy[0])}: {rule}"
-    return ""
+        yield f"all are numbers, such as {shown(wordy[0])}: answer_format='gsm8k' reads what stands around them"
 
 
 def _plain(value: object) -> object:

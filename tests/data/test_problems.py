@@ -264,7 +264,7 @@ def test_a_worked_solution_is_a_math_gold_by_its_box_and_refused_where_it_marks_
 def test_gsm8k_golds_without_a_number_are_counted_in_a_warning(tmp_path):
     golds = ("5", "yes", "2 + 2 = 4, so \\boxed{yes}")
     file = write_jsonl(tmp_path / "t.jsonl", [{"question": f"q{gold}", "answer": gold} for gold in golds])
-    with pytest.warns(UserWarning, match="2 of 3 gold answers of .* hold no number, such as 'yes'"):
+    with pytest.warns(UserWarning, match="of the gold answers of .* 2 hold no number, such as 'yes'"):
         assert len(load_problems(file, answer_format="gsm8k")) == 3
 
 
@@ -313,8 +313,8 @@ def test_published_word_problem_files_drop_in_by_columns(tmp_path):
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        (["7 (apples)", "1 apple"], "all answers are numbers, such as '7 \\(apples\\)': answer_format='gsm8k'"),
-        (["She has 5+3=8 apples.\nThe answer is: 8"], "1 of 1 answers are sentences, such as 'She has 5"),
+        (["7 (apples)", "1 apple"], "all are numbers, such as '7 \\(apples\\)': answer_format='gsm8k'"),
+        (["She has 5+3=8 apples.\nThe answer is: 8"], "1 are sentences, such as 'She has 5"),
         (["2", "2"], "1 of 2 problems of .* are there more than once"),
     ],
 )
@@ -322,6 +322,12 @@ def test_golds_that_no_answer_may_equal_and_problems_that_repeat_are_said(answer
     rows = [{"question": "Q?", "answer": answer} for answer in answers]
     with pytest.warns(UserWarning, match=said):
         load_problems(write_jsonl(tmp_path / "t.jsonl", rows))
+
+
+def test_rounded_golds_of_word_problems_are_said(tmp_path):
+    file = write_jsonl(tmp_path / "t.jsonl", [{"question": "Q?", "answer": 16 / 3}])
+    with pytest.warns(UserWarning, match=r"gold answers .* 1 have ten or more decimals, such as .5\.33"):
+        load_problems(file, answer_format="gsm8k")
 
 
 @pytest.mark.parametrize("answer", ["\\frac12", "x=3", "\\text{Evelyn}", "5", "$3$", "(1, 2)", "A", "3 \\text{ cm}"])
