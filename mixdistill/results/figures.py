@@ -166,7 +166,8 @@ def forest(table: pd.DataFrame, minus: Sequence[str]) -> Figure:
     for other in minus:
         choice("one of minus", other, table["minus"].unique())
     table, students = table[table["minus"].isin(minus)].round(6), table["student"].unique()
-    grid = {"figsize": (10, 3.6 * len(minus)), "sharex": "row", "sharey": "row", "squeeze": False}
+    height = min(3.6, 1.2 + 0.3 * table["control"].nunique()) * len(minus)
+    grid = {"figsize": (10, height), "sharex": "row", "sharey": "row", "squeeze": False}
     figure, panels = plt.subplots(len(minus), len(students), layout="constrained", **grid)
     for (i, other), (j, student) in itertools.product(enumerate(minus), enumerate(students)):
         axes, rows = panels[i, j], table[(table["student"] == student) & (table["minus"] == other)][::-1]
