@@ -69,8 +69,8 @@ def read_table(
         raise ValueError(f"cannot load {source!r} ({reason}): {advice}") from error
     missing = [name for name in needed if name not in names]
     if names and missing:
-        advice = "name the right ones with columns={'question': ..., ...} (a benchmark's file has its published ones)"
-        advice += " of load_problems or load_traces" if "columns" in advice else ""
+        advice = "name the right ones with columns={'question': ..., ...} of load_problems or load_traces"
+        advice += " (a benchmark's file has its published ones)"
         only = ", ".join(names) if len(names) <= 30 else f"{', '.join(names[:30])} and {len(names) - 30} others"
         raise ValueError(f"{source!r} has no column {', '.join(map(repr, missing))}, only {only}: {advice}")
     if not any(table.values()):
@@ -117,11 +117,15 @@ def column_names(columns: object, needed: Sequence[str], optional: Sequence[str]
 
 
 def joined(table: Columns, names: Sequence[str]) -> list[object]:
-    """A column or, of several columns whose texts make up one, these joined by a blank; one without a text is None."""
+    """A column or, of several columns whose texts make up one, these joined by a blank; where one of them is no text,
+    what it is."""
     if len(names) == 1:
         return table[names[0]]
-    parts = zip(*(table[name] for name in names), strict=True)
-    return [" ".join(one.strip() for one in row if isinstance(one, str)) or None for row in parts]
+    found: list[object] = []
+    for row in zip(*(table[name] for name in names), strict=True):
+        odd = [part for part in row if flaw(part, numbers=True)]
+        found.append(odd[0] if odd else " ".join(str(part).strip() for part in row))
+    return found
 
 
 def only_used(source: str, rule: str, **options: object) -> None:
@@ -165,6 +169,10 @@ def _read_file(path: Path, columns: Sequence[str]) -> tuple[list[str], Columns]:
             raise ValueError(f"it names the column {twice[0]!r} twice")
         return names, _values(file.read(columns=[name for name in columns if name in names]))
     rows = _csv_rows(path) if kind == ".csv" else _json_rows(path)
+    lone = rows[0] if len(rows) == 1 else {}
+    held = [name for name, value in lone.items() if isinstance(value, dict | list)]
+    if held and not any(isinstance(lone.get(name), str) for name in columns):
+        raise ValueError(f"it is one object, with {shown(held[0])} in it: write a list of objects, one a row")
     names = list(dict.fromkeys(name for row in rows for name in row))
     return names, {name: [row.get(name) for row in rows] for name in columns if name in names}
 
@@ -182,12 +190,6 @@ def _json_rows(path: Path) -> list[dict[str, object]]:
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"row {number} is no object with named columns")
-    if len(rows) == 1 and (held := [name for name, value in rows[0].items() if isinstance(value, dict | list)]):
-        tables = [name for name in held if all(isinstance(one, dict) for one in rows[0][name])]
-        if tables or len(held) == len(rows[0]):
-            raise ValueError(
-                f"it is one object, with {shown((tables or held)[0])} in it: write a list of objects, one a row"
-            )
     return rows
 
 
@@ -204,7 +206,7 @@ def _csv_rows(path: Path) -> list[dict[str, object]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         rows, names = list(reader), reader.fieldnames or ()
-    if twice := [name for name in names if names.count(name) > 1]:
+    if twice := [name for name in names if names.count(name) > 1 and name.strip()]:  # spreadsheets end in blank ones
         raise ValueError(f"its header names the column {twice[0]!r} twice")
     if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
         raise ValueError(f"its columns are separated by {mark!r}: write it with commas")

@@ -6,6 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import write_jsonl
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
 from mixdistill import load_problems, load_traces
@@ -170,3 +171,17 @@ def test_an_object_that_names_a_key_twice_is_refused(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"question": "a", "answer": "1", "answer": "2"}\n')
     with pytest.raises(ValueError, match="an object names a key twice, of question, answer"):
         load_problems(tmp_path / "t.jsonl")
+
+
+def test_one_row_may_hold_lists_and_a_spreadsheet_may_end_in_blank_columns(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"question": "q", "answer": "1", "steps": [{"a": 1}]}')
+    (tmp_path / "t.csv").write_text("question,answer,,\nq,1,,\n")
+    for name in ("t.jsonl", "t.csv"):
+        assert load_problems(tmp_path / name)[0].answer == "1"
+
+
+@pytest.mark.parametrize(("body", "said"), [(None, "is empty"), (["a"], "is a list")])
+def test_of_a_question_in_two_columns_none_may_be_missing(body, said, tmp_path):
+    write_jsonl(tmp_path / "t.jsonl", [{"Body": body, "question": "q", "answer": "1"}])
+    with pytest.raises(ValueError, match=f"column 'Body' and 'question' of .* {said} in 1 of 1 rows"):
+        load_problems(tmp_path / "t.jsonl", columns={"question": ["Body", "question"]})
