@@ -18,9 +18,11 @@ THOUGHT = re.compile(
     r"(?:(?<!\w)|(?=<\||</|\[/))(?:<\|?/?\|?(?:\w+:)?(?:START_|END_)?(?:think(?:ing)?|THINK(?:ING)?)(?:_\w+)?\|?>|"
     r"<\|(?:begin|end)_of_thought\|>|</?[tT]hought>|\[/?THINK\])|\u25c1/?think\u25b7"
 )
-# A further question at the start of a line, or glued to an answer.
+# A further question at the start of a line, glued to an answer, or behind a sentence that is no number of a list; no
+# "Step 1: Understand the Question:".
 RUN_ON = re.compile(
-    r"(?:^[^\w\n]*(?:Question|Problem|User|Human|Q)|(?<=[\d.!?}$*])Question)(?: \d+)?:|"
+    r"(?:^[^\w\n]*(?:(?:Next |New |Original )?Question|Problem|User|Human|Q)|"
+    r"(?:(?<=[\w.!?}$*)%\"'])|(?<=[.!?}$] )(?<!^\d\. )(?<!^\d\d\. )(?<!\*\d\. ))Question)(?: \d+)?:|"
     r"<\|(?:im_end|eot_id|endoftext)\|>|</s>",
     re.M,
 )

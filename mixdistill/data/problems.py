@@ -56,7 +56,6 @@ GOLDS: dict[str, tuple[Callable[[str], str | None], str]] = {
     ),
     "pocket": (str, ""),
 }
-LEFT_OUT = "left out"  # in the place of what cannot be used
 FIELDS = ("question", "answer", "id", "level", "subject")  # of a problem, that are columns of a data set
 
 
@@ -203,10 +202,10 @@ def load_problems(
         asked, values = [*joined(table, names["question"])], [*joined(table, names["answer"])]
         values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
         values = [_plain(value) if answer_format == "gsm8k" else value for value in values]
-        for row in range(len(values)) if drop else ():
-            if not _usable(asked[row], values[row], answer_format):
-                asked[row], values[row] = LEFT_OUT, LEFT_OUT
-        answers = ["" if answer == LEFT_OUT else answer for answer in texts(values, what, numbers=True)]
+        rows = range(len(values)) if drop else ()
+        for row in (bad := {row for row in rows if not _usable(asked[row], values[row], answer_format)}):
+            asked[row], values[row] = "left out", "left out"
+        answers = ["" if row in bad else answer for row, answer in enumerate(texts(values, what, numbers=True))]
         of_row = "" if "id" in names else f"{name}/"
     read, rule = GOLDS[answer_format]
     golds = [read(one) if one else "" for one in answers]
@@ -218,7 +217,9 @@ def load_problems(
         answers = [gold or "" for gold in golds]  # of worked solutions what they box
     questions = texts(asked, f"column {' and '.join(map(repr, names['question']))} of {source!r}")
     given = {field: table[column] for field, (column, *_) in names.items() if column in table}
-    ids = texts(given.get("id", [str(row) for row in range(len(questions))]), f"the ids of {source!r}", numbers=True)
+    named = given.get("id", [str(row) for row in range(len(questions))])
+    named = [id if answer else f"left out {row}" for row, (id, answer) in enumerate(zip(named, answers, strict=True))]
+    ids = texts(named, f"the ids of {source!r}", numbers=True)
     if len(set(ids)) < len(ids):
         (most, _), *_ = Counter(ids).most_common(1)
         said = f"{source!r} has {len(ids)} problems of {len(set(ids))} different ids, such as {most!r} more than once"
@@ -270,13 +271,14 @@ def _odd_numbers(golds: list[str]) -> Iterator[str]:
     words = [gold for gold in golds if gold and not re.search(NUMBER, gold_number(gold) or "")]
     if words:
         yield f"{len(words)} hold no number, such as {shown(words[0])}: no answer of this format equals them"
-    long = [gold for gold in golds if re.search(r"\.\d{10}", gold)]
+    long = [gold for gold in golds if re.search(r"\.\d{10}", gold_number(gold) or "")]
     if long:
         yield f"{len(long)} have ten or more decimals, such as {shown(long[0])}: an answer that is rounded is wrong"
 
 
 def _odd_mathematics(golds: list[str]) -> Iterator[str]:
     """What is odd about gold answers that are compared as mathematics."""
+    golds = [gold for gold in golds if gold and "\\begin" not in gold]
     words = [re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", gold) for gold in golds]
     if said := [gold for gold, of in zip(golds, words, strict=True) if "\n" in gold.strip() or len(of) > 5]:
         rule = "only the same text equals them; a worked solution boxes its answer, or marks it by #### (gsm8k)"

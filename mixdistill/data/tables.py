@@ -123,7 +123,7 @@ def joined(table: Columns, names: Sequence[str]) -> list[object]:
         return table[names[0]]
     found: list[object] = []
     for row in zip(*(table[name] for name in names), strict=True):
-        odd = [part for part in row if flaw(part, numbers=True)]
+        odd = [part for part in row if flaw(part)]
         found.append(odd[0] if odd else " ".join(str(part).strip() for part in row))
     return found
 

@@ -135,12 +135,9 @@ def _usable(rows: list[dict[str, object]], name: str, drop: bool = False) -> lis
     seen: dict[str, str] = {}  # questions by problem
     for number, row in enumerate(rows):
         problem, fault, question = str(row["problem_id"]).strip(), _fault(row), str(row["question"])
-        before = seen.get(problem, question)
-        if not fault and before != question and plain_question(before) != plain_question(question):
-            what = f"{name}: problem_id {problem!r} is that of two questions (the second in row {number})"
-            raise ValueError(f"{what}: give each its own, or name no column for problem_id")
         if drop and not fault and problem in seen:
-            fault = "further trace of a problem"
+            same = plain_question(seen[problem]) == plain_question(question)
+            fault = "further trace of a problem" if same else "problem_id of another question before"
         if fault:
             faults.setdefault(fault, []).append(number)
         if not fault or (fault == NO_BOX and not drop):

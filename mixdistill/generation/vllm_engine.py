@@ -39,7 +39,8 @@ def why_not(source: str, config: PreTrainedConfig, rank: int) -> str:
     if source.endswith(".gguf"):
         return "a .gguf file"
     text = config.get_text_config(decoder=True)
-    if text is not config:  # whose names of layers are not those of an adapter that was trained on the text part
+    # Its layers have other names than those of an adapter, and vLLM wants its processor, which text students lack.
+    if text is not config:
         return "the text part of a multimodal student"
     if rank and any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
         return "adapters of experts, which it may leave out without a word"

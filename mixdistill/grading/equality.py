@@ -25,8 +25,8 @@ GREEK = "alpha|beta|delta|(?:var)?epsilon|eta|theta|lambda|mu|nu|rho|sigma|tau|(
 ARGUMENT = rf"([\dA-Za-z]|\\(?:pi|{GREEK})(?![A-Za-z]))"  # what TeX takes for an argument without braces
 LOOK = [  # what only changes how an answer looks, in this order
     (r"^[*`\"]+|[*`\"]+$|(?<!\\)\$|\\[()]|^\\\[|\\\]$", ""),
-    (r"(?<=\\\\)\s*\[\s*[\d.]+\s*(?:ex|em|pt|mm|cm)\s*\]", ""),  # room between the rows of a matrix
-    (r"\\\\(?=[A-Za-z]{2})", r"\\"),
+    (r"(?<=\\\\)\s*\[\s*[\d.]+\s*(?:ex|em|pt|mm|cm)\s*\]", " "),  # room between the rows of a matrix
+    (r"(?<!\\)\\\\(?=[A-Za-z]{2})", r"\\"),  # an escaped command, not the end of a row in front of one
     (r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\,)\s*(?=\d{3}(?!\d))|\\!|\\(?=%)", ""),
     (r"\\(?:left|right)(?![A-Za-z])\.?|\\(?:[bB]igg?[lr]?|(?:display|text)style|[lL]arge|[hH]uge)(?![A-Za-z])", ""),
     (r"(?<![\^_}\]A-Za-z\\])\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}"),

@@ -177,7 +177,7 @@ def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[
             sources = {one.source for one in item if isinstance(one, Problem)}
             if shared := sorted(sources & listed):
                 what = f"two of benchmarks are called {shared[0]!r}, and would count as one"
-                raise ValueError(f"{what}: give files names of their own, or one list")
+                raise ValueError(f"{what}: give each once, and files names of their own")
             listed |= sources
         found += item if isinstance(item, list | tuple) else [item]
     others = [other for other in found if not isinstance(other, Problem)]

@@ -335,6 +335,13 @@ def test_golds_of_mathematics_are_not_odd(answer, tmp_path):
     assert load_problems(write_jsonl(tmp_path / "t.jsonl", [{"question": "Q?", "answer": answer}]))
 
 
+def test_rows_that_are_left_out_need_no_id(tmp_path):
+    (tmp_path / "t.csv").write_text("id,question,answer\n1,q?,left out\n,,\n1,r?,\n")
+    with pytest.warns(UserWarning, match=r"2 of 3 problems .* left out \(rows \[1, 2\]\)"):
+        (problem,) = load_problems(tmp_path / "t.csv", columns={"id": "id"}, unusable="drop")
+    assert (problem.id, problem.answer) == ("1", "left out")
+
+
 def test_a_file_without_any_gold_is_refused(tmp_path):
     file = write_jsonl(tmp_path / "t.jsonl", [{"question": "Q?", "answer": "", "id": 1}])
     with pytest.raises(ValueError, match=r"1 of 1 problems of .* have no gold answer: name the right columns"):

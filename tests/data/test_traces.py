@@ -217,9 +217,9 @@ def test_real_traces_of_a_group_load_and_are_about_the_same_problems(group, n_pr
         assert drop_overlap(traces, test) is traces
 
 
-def test_one_problem_id_of_two_questions_is_refused(tmp_path):
+def test_what_drop_leaves_out_of_two_questions_with_one_id_is_said(tmp_path):
     rows = [{"question": f"{n} + 1?", "response": f"\\boxed{{{n + 1}}}", "id": n % 2} for n in range(4)]
     file = write_jsonl(tmp_path / "t.jsonl", rows)
-    for unusable in ("error", "drop"):
-        with pytest.raises(ValueError, match=r"problem_id '0' is that of two questions \(the second in row 2\)"):
-            load_traces(file, columns={"problem_id": "id"}, unusable=unusable)
+    with pytest.warns(UserWarning, match=r"problem_id of another question before in 2 of 4 rows .*\[2, 3\]"):
+        assert len(load_traces(file, columns={"problem_id": "id"}, unusable="drop")) == 2
+    assert len(load_traces(file, columns={"problem_id": "id"})) == 4
