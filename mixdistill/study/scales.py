@@ -92,8 +92,6 @@ class Scale:
             whole(f"the number of {name}", len(given))
             if len(set(given)) < len(given):
                 raise ValueError(f"{name} is {given}: give each once")
-        if lost := [name for name in self.full if name not in self.students]:
-            raise ValueError(f"full holds {lost[0]!r}, which is none of the students: leave it out, or give full=()")
         for name in ("n_seeds", "epochs", "batch_size", "lora_rank"):
             whole(name, getattr(self, name))
         for name in ("n_train", "n_problems", "max_tokens", "max_new_tokens"):
