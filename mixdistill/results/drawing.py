@@ -96,9 +96,9 @@ def size_text(params: int) -> str:
     """29k, 2.9M, 135M, 0.5B."""
     if params < 1e6:
         return f"{params / 1e3:.0f}k"
-    if params < 4.5e8:
-        return f"{params / 1e6:.{int(params < 1e8)}f}M"
-    return f"{params / 1e9:.1f}B"
+    if params < 1e8:
+        return f"{params / 1e6:.1f}M"
+    return f"{params / 1e6:.0f}M" if params < 4.5e8 else f"{params / 1e9:.1f}B"
 
 
 def bars(rows: pd.DataFrame, y: str) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 from conftest import REPO
 
 from mixdistill.results import figures
+from mixdistill.results.drawing import size_text
 from mixdistill.results.redraw import redraw
 
 FIGURES = REPO / "figures"
@@ -167,3 +168,10 @@ def test_a_table_that_is_damaged_is_named(folder, content, said):
     (folder / "data" / "gaps.csv").write_text(content)
     with pytest.raises(ValueError, match=said):
         redraw(folder)
+
+
+@pytest.mark.parametrize(
+    ("params", "text"), [(37_184, "37k"), (2_860_000, "2.9M"), (134_515_008, "135M"), (494_032_768, "0.5B")]
+)
+def test_sizes_are_written_as_people_call_the_models(params, text):
+    assert size_text(params) == text
