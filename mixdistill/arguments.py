@@ -95,5 +95,22 @@ def shown(value: object) -> str:
     return written if len(written) <= 100 else f"{written[:100]}..."
 
 
+def check_parameters(namespace: Mapping[str, Any], **types: type) -> None:
+    """Refuse a notebook's parameters that it does not know, or of another type than it declares.
+
+    `namespace` is the notebook's `globals()`, `types` its parameters. Raises ValueError for the first that is wrong.
+    """
+    instance("namespace", namespace, Mapping)
+    cells = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]  # papermill's mark
+    injected = {name for cell in cells for name in re.findall(r"^(\w+) = ", cell, re.MULTILINE)}
+    if unknown := sorted(injected - set(types)):
+        raise ValueError(f"unknown notebook parameter {', '.join(unknown)}: this notebook takes {', '.join(types)}")
+    for name, wanted in types.items():
+        value = namespace.get(name)
+        allowed = (int, float) if wanted is float else wanted
+        if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
+            raise ValueError(f"{name} is {value!r}, a {type(value).__name__}: give a {wanted.__name__}")
+
+
 def _refused(name: str, value: object, rule: str, optional: bool = False) -> ValueError:
     return ValueError(f"{name} is {shown(value)}: {rule}{', or None' if optional else ''}")

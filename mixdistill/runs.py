@@ -25,6 +25,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -209,15 +210,19 @@ def machine() -> Record:
     commit = None
     with contextlib.suppress(OSError):  # there is no git; in what is no clone it prints nothing
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-    versions = dict.fromkeys(VERSIONS, "not installed")  # as this package is in a clone that was not installed
-    for name in VERSIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: _version(name) for name in VERSIONS},
         "commit": commit,
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
+
+
+@cache
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # as this package is in a clone that was not installed
+        return "not installed"

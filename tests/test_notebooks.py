@@ -100,7 +100,8 @@ def test_a_fresh_clone_shows_the_published_numbers_without_training(name, shell,
 def test_the_laptop_scale_goes_through_the_same_notebooks(qwen, shell, store, tmp_path, monkeypatch):
     monkeypatch.setenv("MIXDISTILL_DATA", str(tmp_path))
     rows = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(12)]
-    write_jsonl(tmp_path / "svamp_test.jsonl", rows[8:])
+    for name in ("svamp", "gsm8k"):
+        write_jsonl(tmp_path / f"{name}_test.jsonl", [row | {"answer": f"#### {row['answer']}"} for row in rows[8:]])
     for name, begin in (("llama_level1", ""), ("llama_level4", "Let me see. "), ("gpt35", "So: "), ("flant5large", "")):
         made = [row | {"response": f"{begin}It is {row['answer']}."} for row in rows[:8]]
         write_jsonl(tmp_path / f"svamp_{name}.jsonl", made)
@@ -111,7 +112,7 @@ def test_the_laptop_scale_goes_through_the_same_notebooks(qwen, shell, store, tm
     assert found >= {"learnability_gap", "gaps", "teacher_accuracy", "teacher_gaps"}
     accuracy = pd.read_csv(data / "learnability_gap.csv")
     assert set(accuracy["recipe"]) == {"untouched", *get_scale("laptop").recipes}
-    assert set(accuracy["n_problems"]) == {4}
+    assert set(accuracy["n_problems"]) == {8}
 
 
 def test_the_committed_tables_have_the_promised_form():

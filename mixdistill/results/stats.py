@@ -134,8 +134,8 @@ def gap_table(items: pd.DataFrame, by_benchmark: bool = False) -> pd.DataFrame:
                 right = str(means[rights].idxmax())
                 more = (rates[left] - rates[right]).rename({"mean_tokens": "tokens"}).add_prefix("diff_")
                 facts = dict(zip(keys, name, strict=True)) | {"contrast": contrast, "baseline": right}
-                delta = _gap(tables[left], tables[right])
-                rows.append(facts | delta.columns("delta") | counts(of[left]) | more.to_dict())
+                delta = _gap(tables[left], tables[right]).columns("delta")
+                rows.append(facts | delta | counts(of[left]) | more.to_dict())
     if not rows:
         pairs = "; ".join(f"{left} and {rights[0]}" for left, rights in CONTRASTS.values() if len(rights) == 1)
         found = ", ".join(items["recipe"].unique())
@@ -197,9 +197,8 @@ def readable_gaps(gaps: pd.DataFrame, contrasts: Sequence[str] = ()) -> pd.DataF
 def limit(table: pd.DataFrame) -> str:
     """What a sentence about these rows has to add: that one seed, or one base, stands behind them, and so no others."""
     require(table, "n_seeds", "n_bases")
-    if table["n_seeds"].max() == 1:
-        return " (one seed)"
-    return " (one base)" if table["n_bases"].max() == 1 else ""
+    one = [unit for unit in ("seed", "base") if table[f"n_{unit}s"].max() == 1]
+    return f" (one {one[0]})" if one else ""
 
 
 def gaps_by_student(gaps: pd.DataFrame, said: Mapping[str, Sequence[float | None]] = {}) -> pd.DataFrame:
@@ -230,7 +229,9 @@ def gaps_by_student(gaps: pd.DataFrame, said: Mapping[str, Sequence[float | None
         if any(points):
             wide.insert(place, f"you said, {contrast}", points)
     counts = gaps.groupby("student")[[name for name in ("n_problems", "n_seeds", "n_bases") if name in gaps]]
-    return wide.join(counts.agg(_one_or_range)).rename(columns=lambda name: name.replace("-", " - "))  # can be broken
+    low, high = counts.min().astype(object), counts.max()
+    ranges = low.where(low == high, low.astype(str) + " to " + high.astype(str))
+    return wide.join(ranges).rename(columns=lambda name: name.replace("-", " - "))  # can be broken
 
 
 def paper_table(items: pd.DataFrame) -> pd.DataFrame:
@@ -258,7 +259,7 @@ def base_means(table: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
     """The rows of a table, a seed each, as the mean of each base's; `items` say which base a seed had."""
     if "base" in items and items["base"].isna().any():
         raise ValueError("the column 'base' lacks values: give every item its base, or leave the column out")
-    base_of = items.groupby("seed")["base" if counts(items)["n_bases"] > 1 else "seed"].first()
+    base_of = items.groupby("seed")["base" if _n_bases(items) > 1 else "seed"].first()
     return table.groupby(base_of).mean()
 
 
@@ -285,9 +286,8 @@ def problem_table(items: pd.DataFrame, column: str | int = "correct") -> pd.Data
 
 def counts(items: pd.DataFrame) -> dict[str, int]:
     """Problems, seeds, and pre-trained models of the student in these items."""
-    n_bases = items["base"].nunique() if "base" in items else 1
-    n_problems = len(items.drop_duplicates(["benchmark", "problem_id"]))
-    return {"n_problems": n_problems, "n_seeds": items["seed"].nunique(), "n_bases": n_bases}
+    n_problems = items.groupby(["benchmark", "problem_id"], dropna=False).ngroups
+    return {"n_problems": n_problems, "n_seeds": items["seed"].nunique(), "n_bases": _n_bases(items)}
 
 
 def require(items: pd.DataFrame, *columns: str | int) -> None:
@@ -332,15 +332,15 @@ def _t_interval(mean: float, variances: list[float], dfs: list[float]) -> Estima
     return Estimate(*map(float, (mean, mean - half, mean + half, sqrt(variance), df)))
 
 
-def _one_or_range(counts: pd.Series) -> object:
-    return counts.iloc[0] if counts.nunique() == 1 else f"{counts.min()} to {counts.max()}"
+def _n_bases(items: pd.DataFrame) -> int:
+    return items["base"].nunique() if "base" in items else 1
 
 
 def _rates(items: pd.DataFrame) -> pd.Series:
     require(items, "finish_reason", "reason", "loop", "n_tokens")
     ends = {"truncated": items["finish_reason"] == "length", "no_answer": items["reason"] == "no_answer"}
     rates = pd.DataFrame(ends | {"loop": items["loop"], "mean_tokens": items["n_tokens"]})
-    drawn = items["base" if counts(items)["n_bases"] > 1 else "seed"]
+    drawn = items["base" if _n_bases(items) > 1 else "seed"]
     return rates.groupby([items["benchmark"], drawn]).mean().groupby("benchmark").mean().mean()
 
 

@@ -1,5 +1,6 @@
 """What a scale would run and what it costs: `python -m mixdistill plan --scale gpu`. Reads no weight, loads nothing."""
 
+import os
 import re
 import shutil
 from collections.abc import Collection, Sequence
@@ -19,7 +20,7 @@ from mixdistill.data.problems import BENCHMARKS, HUB
 from mixdistill.data.students import load_tokenizer, n_params, student_source
 from mixdistill.data.tables import FILES, local_path, of_pocket
 from mixdistill.runs import read_json, runs_dir
-from mixdistill.study.scales import REVISIONS, Arm, Scale, TraceSet, alpha_arms, control_arms, gap_arms
+from mixdistill.study.scales import REVISIONS, Arm, ProblemSet, Scale, TraceSet, alpha_arms, control_arms, gap_arms
 from mixdistill.study.sweep import MANY, evaluation_problems, run_arm, same_work, trace_set
 from mixdistill.study.workers import n_cores
 
@@ -141,10 +142,11 @@ def _examples(traces: TraceSet, scale: Scale) -> tuple[int, float]:
     return scale.n_train if pocket and scale.n_train else len(rows), sum(tokens) / len(tokens)
 
 
-def _n_problems(benchmark: str, scale: Scale) -> int:
-    if benchmark.startswith("pocket/") or (benchmark not in BENCHMARKS and local_path(benchmark).exists()):
+def _n_problems(benchmark: str | ProblemSet, scale: Scale) -> int:
+    source = os.fspath(benchmark)
+    if source.startswith("pocket/") or (source not in BENCHMARKS and local_path(source).exists()):
         return len(evaluation_problems(benchmark, scale.n_problems, None, scale.answer_format))
-    return min(N_PROBLEMS.get(benchmark, 1000), scale.n_problems or 10**9)
+    return min(N_PROBLEMS.get(source, 1000), scale.n_problems or 10**9)
 
 
 def _measured() -> pd.Series:
@@ -174,8 +176,8 @@ def _size(student: str) -> tuple[int, bool]:
 def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> list[str]:
     """What keeps these students from running on this machine, each with what to do."""
     files_only = {name: made.file.format(split="test") for name, made in BENCHMARKS.items() if name not in HUB}
-    sources = [files_only.get(benchmark, benchmark) for benchmark in scale.benchmarks]
-    sources += [getattr(scale, part).source for part in parts]
+    tests = [os.fspath(benchmark) for benchmark in scale.benchmarks]
+    sources = [files_only.get(source, source) for source in tests] + [getattr(scale, part).source for part in parts]
     missing = [source for source in sources if source.endswith(FILES) and not local_path(source).exists()]
     found = [f"there is no file {name!r}: put it into the folder $MIXDISTILL_DATA" for name in missing]
     for student in students["student"]:

@@ -1,8 +1,7 @@
 """The one dial: which students, how much data and how many seeds a study takes."""
 
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,12 +41,33 @@ class TraceSet:
 
 
 @dataclass(frozen=True)
+class ProblemSet:
+    """A test file whose columns have other names: arguments of `load_problems`. Raises ValueError for a bad one."""
+
+    source: str
+    question: str | tuple[str, ...] = "question"  # a column, or several whose texts are joined
+    answer: str = "answer"
+    unusable: str = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("source", "answer"):
+            object.__setattr__(self, name, text(name, getattr(self, name)))
+        one = isinstance(self.question, str)
+        object.__setattr__(self, "question", (text if one else texts)("question", self.question))
+        choice("unusable", self.unusable, ("error", "drop"))
+
+    def __fspath__(self) -> str:
+        return self.source
+
+
+@dataclass(frozen=True)
 class Scale:
     """A named set of arms. All arms share everything but student, recipe and seed; the rate is the student's own.
 
     A scale of your own, with your students (Hub ids or folders), traces and benchmarks (names or files):
 
-        mine = {"students": ("models/mine",), "alpha_student": "models/mine", "benchmarks": ("math500", "test.jsonl")}
+        tests = ("math500", "test.jsonl", ProblemSet("others.csv", question=("Body", "Question"), answer="Answer"))
+        mine = {"students": ("models/mine",), "alpha_student": "models/mine", "benchmarks": tests}
         mine |= {"long": TraceSet("long.jsonl", question="problem"), "short": TraceSet("short.jsonl")}
         scale = replace(get_scale("gpu"), name="mine", large=None, small=None, **mine)
         items = sweep(gap_arms(scale), scale)  # print(plan(scale)) first
@@ -58,7 +78,7 @@ class Scale:
     name: str
     students: tuple[str, ...]  # from small to large
     alpha_student: str  # who is swept
-    benchmarks: tuple[str, ...]
+    benchmarks: tuple[str | ProblemSet, ...]
     n_seeds: int = 3
     n_train: int | None = None  # problems, of files the first so many that both sets of a mix hold; None: all
     epochs: int = 2
@@ -85,13 +105,15 @@ class Scale:
     def __post_init__(self) -> None:
         text("name", self.name)
         text("alpha_student", self.alpha_student)
-        for name in ("students", "benchmarks", "full"):
+        for name in ("students", "full"):
             object.__setattr__(self, name, texts(name, getattr(self, name)))  # a list as a tuple
-        for name in ("students", "benchmarks"):
-            given = getattr(self, name)
-            whole(f"the number of {name}", len(given))
-            if len(set(given)) < len(given):
-                raise ValueError(f"{name} is {given}: give each once")
+        tests = texts("benchmarks", self.benchmarks)  # names and files
+        sets = [one if isinstance(one, ProblemSet) else name for one, name in zip(self.benchmarks, tests, strict=True)]
+        object.__setattr__(self, "benchmarks", tuple(sets))
+        for name, named in (("students", self.students), ("benchmarks", tests)):
+            whole(f"the number of {name}", len(named))
+            if len(set(named)) < len(named):
+                raise ValueError(f"{name} is {named}: give each once")
         for name in ("n_seeds", "epochs", "batch_size", "lora_rank"):
             whole(name, getattr(self, name))
         for name in ("n_train", "n_problems", "max_tokens", "max_new_tokens"):
@@ -105,7 +127,7 @@ class Scale:
             number("lr", self.lr, above=0)
         choice("too_long", self.too_long, ("error", "drop"))
         real = [made.source for part in PARTS if (made := getattr(self, part)) and not made.pocket]
-        real += [name for name in self.benchmarks if name in BENCHMARKS]
+        real += [name for name in tests if name in BENCHMARKS]
         if real and (pocket := [student for student in self.students if of_pocket(student)]):
             what = f"the scale {self.name!r} has {real[0]}, which {pocket[0]} can not read"
             raise ValueError(f"{what}: pocket students know the pocket world only, give real ones")
@@ -194,7 +216,7 @@ LAPTOP = Scale(
     name="laptop",
     students=SMALL,
     alpha_student="HuggingFaceTB/SmolLM2-135M-Instruct",
-    benchmarks=("svamp",),
+    benchmarks=("svamp", "gsm8k"),
     long=TraceSet("svamp_llama_level4.jsonl", answer_format="gsm8k"),
     short=TraceSet("svamp_llama_level1.jsonl", answer_format="gsm8k"),
     large=TraceSet("svamp_gpt35.jsonl", answer_format="gsm8k"),
@@ -316,20 +338,3 @@ def recipe_arm(student: str, recipe: str, seed: int) -> Arm:
 def _recipe_arms(scale: Scale, recipes: Sequence[str]) -> list[Arm]:
     seeds = range(scale.n_seeds)
     return [recipe_arm(student, recipe, seed) for seed in seeds for student in scale.students for recipe in recipes]
-
-
-def check_parameters(namespace: Mapping[str, Any], **types: type) -> None:
-    """Refuse a notebook's parameters that it does not know, or of another type than it declares.
-
-    `namespace` is the notebook's `globals()`, `types` its parameters. Raises ValueError for the first that is wrong.
-    """
-    instance("namespace", namespace, Mapping)
-    cells = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]  # papermill's mark
-    injected = {name for cell in cells for name in re.findall(r"^(\w+) = ", cell, re.MULTILINE)}
-    if unknown := sorted(injected - set(types)):
-        raise ValueError(f"unknown notebook parameter {', '.join(unknown)}: this notebook takes {', '.join(types)}")
-    for name, wanted in types.items():
-        value = namespace.get(name)
-        allowed = (int, float) if wanted is float else wanted
-        if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
-            raise ValueError(f"{name} is {value!r}, a {type(value).__name__}: give a {wanted.__name__}")

@@ -25,7 +25,6 @@ RUN = f"""
 from in_process import ipython, run_in
 given = {{"SCALE": "gpu", "STUDENTS": "{STUDENTS}"}}
 with ipython() as shell:
-    run_in(shell, "00_tour", given)  # it trains a pocket student at every scale
     for name in ("01_traces", "02_learnability_gap", "03_mix_distillation", "06_teacher_gap"):
         print("".join(written.stdout for written in run_in(shell, name, given | {{"SEEDS": 1}})))
 """

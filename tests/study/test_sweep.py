@@ -15,7 +15,7 @@ from conftest import REPO, write_jsonl
 from mixdistill import LoRA, files, finetune, get_scale, load_traces, mix, open_run, sweep
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.finetuning.finetune import default_lr
-from mixdistill.study.scales import Arm, TraceSet, alpha_arms, control_arms, gap_arms, recipe_arm
+from mixdistill.study.scales import Arm, ProblemSet, TraceSet, alpha_arms, control_arms, gap_arms, recipe_arm
 from mixdistill.study.sweep import evaluation_problems, run_arm, trace_set, training_set
 
 SMOKE = get_scale("smoke", 1)
@@ -98,6 +98,27 @@ def test_a_test_file_is_asked_as_the_traces_are(tmp_path):
     assert made["question"][:] == ["0 + 1?", "1 + 1?", "2 + 1?", "3 + 1?"]
     with pytest.raises(ValueError, match="the answer_format of the trace sets is long 'math', short 'gsm8k'"):
         replace(scale, long=TraceSet(str(traces)))
+
+
+def test_a_test_file_of_a_scale_may_have_columns_of_its_own(real_scale, tmp_path, store):
+    rows = [{"Body": f"A box has {n} pens.", "Question": "How many?", "Answer": str(n)} for n in (2, 3)]
+    file = write_jsonl(tmp_path / "pens.jsonl", [*rows, rows[0] | {"Answer": ""}])
+    own = ProblemSet(file, question=["Body", "Question"], answer="Answer", unusable="drop")
+    scale = replace(real_scale, benchmarks=[*real_scale.benchmarks, own])
+    with pytest.warns(UserWarning, match="1 of 3 problems"):
+        asked = evaluation_problems(own, None, None, scale.answer_format)
+    assert [(one.question, one.answer) for one in asked] == [
+        ("A box has 2 pens. How many?", "2"),
+        ("A box has 3 pens. How many?", "3"),
+    ]
+    items = run_arm(Arm(scale.students[0], "untouched", None, 0), scale).items
+    assert items.groupby("benchmark").size().to_dict() == {"pens.jsonl": 2, "test.jsonl": 5}
+    with pytest.raises(ValueError, match="has no column 'answer'"):
+        evaluation_problems(replace(own, answer="answer"), None, None, scale.answer_format)
+    with pytest.raises(ValueError, match="unusable is 'skip': use one of error, drop"):
+        ProblemSet(file, unusable="skip")
+    with pytest.raises(ValueError, match="give each once"):
+        replace(scale, benchmarks=(own, str(file)))
 
 
 def test_an_arm_that_another_holds_is_looked_at_again_at_the_end(store, capfd):
