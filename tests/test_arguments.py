@@ -150,7 +150,7 @@ DOORS = {
     "learnability_gap: the family": lambda: figures.learnability_gap(TABLE, TABLE, family="huge"),
     "mix_distillation": lambda: figures.mix_distillation(TABLE, TABLE),
     "error_shares": lambda: figures.error_shares(TABLE, TABLE),
-    "controls": lambda: figures.controls(TABLE),
+    "by_size": lambda: figures.by_size(TABLE, "controls"),
     "trace_lengths": lambda: figures.trace_lengths(pd.DataFrame({"tokens": [5], "style": ["other"]})),
     "paper_gap": lambda: figures.paper_gap(None),
     "text_table": lambda: figures.text_table("x"),

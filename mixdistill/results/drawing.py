@@ -1,6 +1,7 @@
 """How all figures look: colours, markers, lines with intervals, notes; and how figures and their data are saved."""
 
 import html
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,6 +10,7 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -27,6 +29,8 @@ STYLE = {
     "mix_large": ("#009E73", "D", "Mix-Large"),
     "alpha": ("#009E73", "D", "mix of long and short CoT"),
     "long-short": ("#D55E00", "^", "long - short (the gap)"),
+    "mix_long-short": ("#0072B2", "o", "Mix-Long - short CoT"),
+    "mix_long-long": ("#D55E00", "^", "Mix-Long - long CoT"),
     "mix_long-best": ("#009E73", "D", "Mix-Long - better of the two"),
     "large_teacher-small_teacher": ("#D55E00", "^", "large - small teacher (the gap)"),
     "mix_large-best": ("#009E73", "D", "Mix-Large - better of the two"),
@@ -55,6 +59,8 @@ ERROR_COLORS = {
     "endless": "#999999",
     "right": "#ffffff",
 }
+# What goes wrong at a check, for print without colours.
+ERROR_HATCHES = {"wrong mark": "///", "false proof": "..."}
 SIZE_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#000000")
 SIZES = list(zip(SIZE_COLORS, "ovsD^PX", strict=True))  # small to large
 INTERVAL, COUNTS = ("ci_low", "ci_high"), ("n_problems", "n_seeds", "n_bases")  # columns
@@ -125,6 +131,25 @@ def lines(axes: Axes, table: pd.DataFrame, by: str, names: list[str], y: str, x:
     (show_points if y == "delta" else show_percent)(axes.yaxis)
     if x == "params":
         size_axis(axes, table)
+
+
+def label_lines(axes: Axes) -> None:
+    """The name of every line of `lines` beside its last point, in its colour, clear of the others; after `set_ylim`."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    drawn = [one for one in axes.containers if isinstance(one, ErrorbarContainer) and len(one.lines[0].get_ydata())]
+    drawn.sort(key=lambda line: line.lines[0].get_ydata()[-1])
+    names = [textwrap.fill(str(line.get_label()), 22) for line in drawn]
+    places = [line.lines[0].get_ydata()[-1] for line in drawn]
+    heights = [(high - low) * 0.06 * (1 + name.count("\n")) for name in names]
+    for _ in range(100):  # names that overlap move apart, by the same length
+        for i in range(1, len(places)):
+            overlap = max(0, (heights[i - 1] + heights[i]) / 2 - (places[i] - places[i - 1]))
+            places[i - 1 : i + 1] = places[i - 1] - overlap / 2, places[i] + overlap / 2
+        places = [min(max(y, low + h / 2), high - h / 2) for y, h in zip(places, heights, strict=True)]
+    for line, name, y in zip(drawn, names, places, strict=True):
+        look = {"color": line.lines[0].get_color(), "fontsize": 9, "va": "center"}
+        axes.text(1.02, y, name, transform=axes.get_yaxis_transform(), **look)
 
 
 def size_axis(axes: Axes, table: pd.DataFrame) -> None:

@@ -12,10 +12,12 @@ from mixdistill.arguments import choice, instance, number, texts, whole
 from mixdistill.results.drawing import (
     COUNTS,
     ERROR_COLORS,
+    ERROR_HATCHES,
     INTERVAL,
     SIZES,
     STYLE,
     bars,
+    label_lines,
     lines,
     noted,
     show_percent,
@@ -37,6 +39,11 @@ PAPER = REPO / "figures" / "data" / "paper"
 
 # The recipes of the paper's two gaps, each of which has a figure: the parts, and their mix.
 FAMILY = {"long": ("short", "long", "mix_long"), "large": ("small_teacher", "large_teacher", "mix_large")}
+BY_SIZE = {  # title and contrasts of a figure
+    "controls": ("The gap, the gap without checks, and finer steps", "long-short", "unverified-short", "short-direct"),
+    "checks": ("What checks cost and are worth", "long-unverified", "long-confirmed", "confirmed-unverified"),
+    "mix": ("What a fifth of long traces adds to each part", "mix_long-short", "mix_long-long"),
+}
 
 
 def learnability_gap(
@@ -63,12 +70,13 @@ def learnability_gap(
     lines(right, gaps, "contrast", [f"{large}-{small}", f"{mix}-best"], "delta")
     if not np.isnan(points).all():
         right.plot(sizes, points, "*", ms=13, mfc="none", mec="black", label="your guess of the gap")
+        right.legend(fontsize=9)
     left.set(ylim=(0, 1.02), ylabel="accuracy on test problems")
     left.set_title("What each student learns from each kind of trace")
     right.set(ylabel="difference in accuracy, points", title="The gap, and what the mix adds")
     right.axhline(0, color="black", lw=0.8)
-    for axes in (left, right):
-        axes.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+    label_lines(left)
+    label_lines(right)
     return noted(figure, gaps)
 
 
@@ -81,18 +89,20 @@ def mix_distillation(alphas: pd.DataFrame, recipes: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, sharey=True, **layout)
     student = alphas["student"].iloc[0]
     lines(left, alphas.assign(recipe="alpha"), "recipe", ["alpha"], "accuracy", "alpha")
-    untouched = recipes.set_index("recipe").loc["untouched", "accuracy"]
-    left.axhline(untouched, color=STYLE["untouched"][0], ls="--", lw=1, label="untouched student")
-    left.axvline(0.2, color="black", ls=":", lw=1, label="best share in the paper (Fig. 6)")
+    untouched = recipes.set_index("recipe").loc["untouched"]
+    left.axhline(untouched["accuracy"], color=STYLE["untouched"][0], ls="--", lw=1)
+    left.axhspan(untouched["ci_low"], untouched["ci_high"], color=STYLE["untouched"][0], alpha=0.2, lw=0)
+    left.text(1, untouched["ci_high"], "untouched student, with its interval", fontsize=9, ha="right", va="bottom")
+    left.axvline(0.2, color="black", ls=":", lw=1)
     left.set(xlabel="share of the problems with the long trace, alpha", ylabel="accuracy on test problems")
     left.set_title(f"{student}: from all short (0) to all long (1)")
-    left.legend(fontsize=9)
     colors, _, names = zip(*(STYLE[choice("a recipe", recipe, STYLE)] for recipe in recipes["recipe"]), strict=True)
     labels = [f"{name}\n{accuracy:.1%}" for name, accuracy in zip(names, recipes["accuracy"], strict=True)]
     right.bar(labels, recipes["accuracy"], 0.7, color=colors, yerr=bars(recipes, "accuracy"), capsize=4)
     right.set_title(f"{student}: Mix-Long against its parts")
     top = max(alphas["ci_high"].max(), recipes["ci_high"].max())
     left.set_ylim(0, max(0.1, min(1.02, 1.25 * top)))
+    left.text(0.21, 0.97 * left.get_ylim()[1], "best share in the paper (Fig. 6)", fontsize=9, va="top")
     return noted(figure, alphas)
 
 
@@ -121,6 +131,8 @@ def error_shares(table: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
     for axes, recipe in zip(panels[0], recipes, strict=True):
         rows = table[table["recipe"] == recipe].sort_values("params").set_index("student")
         rows[kinds].plot.bar(ax=axes, stacked=True, width=0.8, color=ERROR_COLORS, ec="#555", lw=0.5, legend=False)
+        for kind, drawn in zip(kinds, axes.containers, strict=True):
+            plt.setp(drawn, hatch=ERROR_HATCHES.get(kind, ""))
         of = right.loc[recipe].loc[rows.index]
         lengths = bars(of, "accuracy")[::-1]  # the wrong ones end where the right ones begin
         axes.errorbar(range(len(of)), 1 - of["accuracy"], lengths, fmt="none", ecolor="black", capsize=3)
@@ -135,25 +147,15 @@ def error_shares(table: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
     return noted(figure, right.loc[list(recipes)], "above the bars and whiskers: right answers, 95% intervals")
 
 
-def controls(gaps: pd.DataFrame) -> Figure:
-    """By student size: the gap of long traces, that of long ones without their checks, and that of finer steps."""
-    contrasts = ["long-short", "unverified-short", "short-direct"]
-    return _by_size(gaps, contrasts, "The gap, the gap without checks, and what finer steps add")
-
-
-def checks(gaps: pd.DataFrame) -> Figure:
-    """By student size: what checks that must refuse, and checks that only confirm, add to long traces without any."""
-    contrasts = ["long-unverified", "long-confirmed", "confirmed-unverified"]
-    return _by_size(gaps, contrasts, "What checks cost and are worth, by what they have to do")
-
-
-def _by_size(gaps: pd.DataFrame, contrasts: list[str], title: str) -> Figure:
+def by_size(gaps: pd.DataFrame, what: str) -> Figure:
+    """Differences against the student's size: those of `BY_SIZE` by name (controls.csv, checks.csv, gaps.csv)."""
+    title, *contrasts = BY_SIZE[choice("what", what, BY_SIZE)]
     require(gaps, "student", "params", "contrast", "delta", *INTERVAL, *COUNTS)
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
     lines(axes, gaps, "contrast", contrasts, "delta")
     axes.axhline(0, color="black", lw=0.8)
     axes.set(ylabel="difference in accuracy, points", title=title)
-    figure.legend(fontsize=9, loc="outside upper center")
+    label_lines(axes)
     return noted(figure, gaps)
 
 
@@ -216,7 +218,7 @@ def rank_shift(recipes: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
     for axes in (left, right):
         axes.set_ylim(bottom=0)
         size_axis(axes, recipes)
-        axes.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+        label_lines(axes)
     say = "bars: 95% intervals over bases" if recipes["n_bases"].max() > 1 else "one base a size: no intervals"
     return noted(figure, recipes, say)
 
@@ -278,7 +280,8 @@ def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     are hollow (svamp.csv, svamp_gaps.csv)."""
     require(table, "student", "benchmark", "recipe", "lr", "accuracy", *INTERVAL, *COUNTS)
     require(gaps, "contrast", "lr", "delta", *INTERVAL, *COUNTS)
-    gaps = gaps[gaps["contrast"].isin(STYLE)]
+    wanted = [contrast for small, large, mix in FAMILY.values() for contrast in (f"{large}-{small}", f"{mix}-best")]
+    gaps = gaps[gaps["contrast"].isin(wanted)]
     rates = [*gaps["lr"].unique()]
     beside = {lr: 0.3 * (n - (len(rates) - 1) / 2) for n, lr in enumerate(rates)}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4 + 0.4 * len(rates)), layout="constrained")
@@ -330,13 +333,15 @@ def paper_gap(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for family, marker, color in (("qwen2.5", "o", "#0072B2"), ("llama3", "s", "#CC79A7")):
         rows = table[table["family"] == family]
-        axes.plot(rows["params_b"], rows["delta_long"], marker=marker, color=color, label=family)
+        axes.plot(rows["params_b"], rows["delta_long"], marker=marker, color=color)
+        axes.text(1.1 * rows["params_b"].iloc[-1], rows["delta_long"].iloc[-1], family, color=color, va="center")
     axes.axhline(0, color="black", lw=0.8)
-    axes.axvspan(axes.get_xlim()[0], 3.3, color="black", alpha=0.06, lw=0, label="to 3B")
+    axes.axvspan(0.4, 3.3, color="black", alpha=0.06, lw=0)
+    axes.text(3.1, axes.get_ylim()[0], "to 3B", ha="right", va="bottom")
     axes.yaxis.set_major_formatter(lambda points, _: f"{points:+g}" if points else "0")
-    axes.set(xscale="log", xlabel="parameters of the student", ylabel="long - short, points")
+    axes.set(xscale="log", xlim=(0.4, 140), xlabel="parameters of the student", ylabel="long - short, points")
     axes.set_title("The paper's Table 1 (mean of five benchmarks, no error bars given)")
     axes.set_xticks([0.5, 1, 3, 7, 14, 32, 70], ["0.5B", "1B", "3B", "7B", "14B", "32B", "70B"])
     axes.minorticks_off()
-    axes.legend(loc="lower right")
+    figure.supxlabel(f"{len(table)} students; the paper gives one value each", fontsize=9, x=0.01, ha="left")
     return figure

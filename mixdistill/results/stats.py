@@ -185,7 +185,7 @@ def readable_gaps(gaps: pd.DataFrame, contrasts: Sequence[str] = ()) -> pd.DataF
     require(gaps, "student", "contrast", "delta", "ci_low", "ci_high", "n_seeds", "n_bases")
     wanted = [choice("contrasts", name, CONTRASTS) for name in texts("contrasts", contrasts)] or list(CONTRASTS)
     rows = gaps[gaps["contrast"].isin(wanted)].reset_index(drop=True)
-    points, intervals = _texts(rows, "delta", "+")
+    points, intervals = in_points(rows)
     verdicts = np.select([rows["ci_low"] > 0, rows["ci_high"] < 0], ["above 0", "below 0"], "undecided")
     limits = np.select([rows["n_seeds"] == 1, rows["n_bases"] == 1], [" (one seed)", " (one base)"], "")
     said = {"points": points, "95% interval": intervals, "verdict": pd.Series(verdicts) + pd.Series(limits)}
@@ -230,7 +230,7 @@ def gaps_by_student(gaps: pd.DataFrame, said: Mapping[str, Sequence[float | None
             wide.insert(place, f"you said, {contrast}", points)
     counts = gaps.groupby("student")[[name for name in ("n_problems", "n_seeds", "n_bases") if name in gaps]]
     low, high = counts.min().astype(object), counts.max()
-    ranges = low.where(low == high, low.astype(str) + " to " + high.astype(str))
+    ranges = low.where(low == high, low.astype(str) + " to " + high.astype(str)).infer_objects()
     return wide.join(ranges).rename(columns=lambda name: name.replace("-", " - "))  # can be broken
 
 
@@ -241,7 +241,7 @@ def paper_table(items: pd.DataFrame) -> pd.DataFrame:
     by = ["student", "recipe"]
     each, means = accuracy_table(items, [*by, "benchmark"]), accuracy_table(items, by)
     for table in (each, means):
-        points, intervals = _texts(table, "accuracy")
+        points, intervals = in_points(table, "accuracy", "")
         table["mean"] = points + " " + intervals
     cells = each.set_index([*by, "benchmark"])["mean"].unstack(sort=False)
     rates = means.set_index(by)[["mean", "truncated", "no_answer", "loop", "mean_tokens"]]
@@ -344,7 +344,7 @@ def _rates(items: pd.DataFrame) -> pd.Series:
     return rates.groupby([items["benchmark"], drawn]).mean().groupby("benchmark").mean().mean()
 
 
-def _texts(table: pd.DataFrame, mean: str, sign: str = "") -> tuple[pd.Series, pd.Series]:
-    """Means in points, and their intervals."""
+def in_points(table: pd.DataFrame, mean: str = "delta", sign: str = "+") -> tuple[pd.Series, pd.Series]:
+    """Means in points, and their 95% intervals, as texts."""
     points, low, high = ((100 * table[name]).map(f"{{:{sign}.1f}}".format) for name in (mean, "ci_low", "ci_high"))
     return points, "[" + low + ", " + high + "]"

@@ -78,7 +78,7 @@ def test_a_curve_says_the_accuracy_of_the_marked_share_or_that_there_is_none():
 def test_a_scale_without_some_tables_has_the_figures_of_the_others(tmp_path):
     copytree(FIGURES / "pocket-large" / "data", tmp_path / "data")
     drawn = {Path(path).stem for path in redraw(tmp_path)}
-    assert drawn == {"02_learnability_gap", "02_paper_table1", "04_errors", "04_controls"}
+    assert drawn == {"02_learnability_gap", "02_paper_table1", "03_every_student", "04_errors", "04_controls"}
 
 
 def test_a_student_on_one_benchmark_has_a_row_a_recipe_in_the_words_of_all_figures(tmp_path):
