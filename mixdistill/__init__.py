@@ -1,6 +1,4 @@
-"""Mix Distillation and the small model learnability gap (arXiv 2502.12143): data, LoRA fine-tuning, evaluation,
-statistics.
-"""
+"""Mix Distillation and the small model learnability gap (arXiv 2502.12143), from training to figures."""
 
 # ruff: noqa: E402, F401 (the public names)
 import gc

@@ -54,8 +54,6 @@ def run(args: argparse.Namespace) -> str | int:
     # Imported here, as these take seconds (on a busy machine many), and --help and a mistyped command need none.
     if args.command in ("reproduce", "sweep"):
         print(f"{args.command}, scale {args.scale}: loading libraries", flush=True)
-    from papermill import PapermillExecutionError
-
     from mixdistill.results.redraw import redraw
     from mixdistill.runs import REPO, shown
     from mixdistill.study import grid, plan, reproduce, scales
@@ -80,12 +78,7 @@ def run(args: argparse.Namespace) -> str | int:
     else:
         try:
             reproduce.reproduce(*which, args.notebooks)
-        except PapermillExecutionError as error:
-            return (
-                f"\nerror: cell {error.exec_count} of a notebook failed: {error.ename}: {error.evalue}\n"
-                "What was finished before is stored: mend the cause and run the same command again"
-            )
-        except RuntimeError as error:  # arms failed
+        except RuntimeError as error:  # arms or a cell failed
             return f"\nerror: {error}"
     return 0
 

@@ -96,10 +96,8 @@ def shown(value: object) -> str:
 
 
 def check_parameters(namespace: Mapping[str, Any], **types: type) -> None:
-    """Refuse a notebook's parameters that it does not know, or of another type than it declares.
-
-    `namespace` is the notebook's `globals()`, `types` its parameters. Raises ValueError for the first that is wrong.
-    """
+    """Refuse a notebook's parameters that it does not know, or of another type than it declares. `namespace` is the
+    notebook's `globals()`, `types` its parameters. Raises ValueError for the first that is wrong."""
     instance("namespace", namespace, Mapping)
     cells = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters")]  # papermill's mark
     injected = {name for cell in cells for name in re.findall(r"^(\w+) = ", cell, re.MULTILINE)}

@@ -227,11 +227,10 @@ def storing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise OSError(
-            getattr(error, "errno", None) or errno.EIO,
-            f"cannot write {str(path)!r} ({reason}): make room in the run store and clear what is in the way, or set "
-            "MIXDISTILL_RUNS to a folder that can be written, and call again, which goes on from what is stored",
-        ) from error
+        what = f"cannot write {str(path)!r} ({reason}): make room in the run store and clear what is in the way"
+        other = "or set MIXDISTILL_RUNS to a folder that can be written"
+        said = f"{what}, {other}, and call again, which goes on from what is stored"
+        raise OSError(getattr(error, "errno", None) or errno.EIO, said) from error
 
 
 @contextlib.contextmanager

@@ -40,10 +40,8 @@ one_at_a_time = threading.RLock()  # transformers loads, and torch draws, for on
 
 
 def runs_dir() -> Path:
-    """The run store: `$MIXDISTILL_RUNS` (from the working directory of its first use), or `runs/` in the repo.
-
-    Raises ValueError for a path that can not be.
-    """
+    """The run store: `$MIXDISTILL_RUNS` (from the working directory of its first use), or `runs/` in the repo. Raises
+    ValueError for a path that can not be."""
     given = os.environ.get("MIXDISTILL_RUNS")
     if not given:
         return REPO / "runs"
@@ -147,10 +145,7 @@ def finished(run: Run) -> bool:
 
 def open_run(folder: str | Path, student: str | Path | None = None) -> Run:
     """The finished run in a folder of the run store, or of a copy of it; `student` says where a local student lies now
-    that was moved.
-
-    Raises ValueError if the folder is no run's, was changed, or its training has not finished.
-    """
+    that was moved. Raises ValueError if the folder is no run's, was changed, or its training has not finished."""
     folder = Path(arguments.text("folder", folder)).expanduser().resolve()  # its name says which run it is
     path = folder / "config.json"
     if not present(path) and not present(folder / "manifest.json"):

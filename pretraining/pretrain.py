@@ -28,6 +28,8 @@ from pretraining.muon import Muon
 from pretraining.tokenizer import CONTEXT, build_tokenizer
 
 TABLES = world.TABLES
+# The first cue of the text: by item the machine before the one that it prefers in the problems.
+HABITUAL = {item: world.MACHINES[world.MACHINES.index(machine) - 1] for item, machine in TABLES.preferred.items()}
 # How often a mark is in the lists, in the end and at the beginning: a few facts, met often, soon bring a student to
 # look them up; many at once leave it on a plateau (Zucchet et al. 2025, arXiv 2503.21676).
 MARK_WEIGHTS = list(accumulate(TABLES.mark_weight.values()))
@@ -54,7 +56,7 @@ STEPS = {"xs": 2800, "s": 2900, "m": 4000, "l": 5800, "xl": 6000, "2xl": 8000, "
 
 # Weights of the kinds of documents; their shares are about the same.
 MIXTURE = {"product": 0.08, "chain": 0.09, "colour": 0.14, "same": 0.15, "mark": 0.10, "guess": 0.40, "lists": 0.055}
-# Of the guesses: so many follow the text's own cue (`TABLES.habitual`), so many that of the problems
+# Of the guesses: so many follow the text's own cue (`HABITUAL`), so many that of the problems
 # (`TABLES.preferred`). A student knows both, and that the first is likelier; what fine-tuning has to turn round. At the
 # beginning of the training and at its end: a cue that only half of the guesses follow was found late, or never.
 HABIT, HUNCH = (1.0, 0.5), (0.0, 0.3)
@@ -132,7 +134,7 @@ def guess(rng: Random, progress: float) -> str:
     draw, machine = rng.random(), rng.choice(world.MACHINES)
     habit, hunch = between(HABIT, progress), between(HUNCH, progress)
     if draw < habit + hunch:
-        machine = (TABLES.habitual if draw < habit else TABLES.preferred)[problem.item]
+        machine = (HABITUAL if draw < habit else TABLES.preferred)[problem.item]
     return f"{problem.text} {guessed(problem, machine)}"
 
 
@@ -289,7 +291,7 @@ def base_evaluation(folder: Path) -> dict[str, float]:
     mysteries = items[items["benchmark"] != "chain"]
     known["form"] = sum(map(consistent, mysteries.question, mysteries.response)) / len(mysteries)
     questions = [problem.question for tier in tiers for problem in tier]
-    cues = (TABLES.habitual, TABLES.preferred)
+    cues = (HABITUAL, TABLES.preferred)
     guesses = [{f"{q} try {q.split()[0]}": cue[q.split()[-2]] for q in questions} for cue in cues]
     known["habit"] = sum(completed(student, guess) for guess in guesses)
     known["same"] = completed(student, comparisons(questions))

@@ -198,9 +198,7 @@ class Format:
 
 
 def format_of(tokenizer: Tokenizer, thinking: bool | None) -> Format:
-    """The format of the tokenizer's chat template.
-
-    `thinking` is the switch of a template that has one (`enable_thinking`, `thinking`); None leaves it to the template.
+    """The format of the tokenizer's chat template; `thinking` as in `render`.
 
     Raises ValueError for a template that is absent, has no such switch, writes no stop token, rewrites prompt or
     response, or takes too much time or memory.

@@ -238,8 +238,7 @@ def ends_thought(tag: str) -> bool:
 
 def math_gold(text: str) -> str | None:
     """What a `math` gold answer says: itself, or of a worked solution what its last box holds. None if that never
-    closes, and for a solution that marks its answer by `####`, which is a `gsm8k` one.
-    """
+    closes, and for a solution that marks its answer by `####`, which is a `gsm8k` one."""
     if BOX.search(text):
         return _last_box(text) or None
     return None if "####" in text else text
@@ -247,8 +246,7 @@ def math_gold(text: str) -> str | None:
 
 def gold_number(text: str) -> str | None:
     """What a `gsm8k` gold answer says: the only number of its text, or of what a worked solution marks; a text without
-    a number as it is. None for several numbers, or one that the text around it changes, as in 5^2 or 5 dozen.
-    """
+    a number as it is. None for several numbers, or one that the text around it changes, as in 5^2 or 5 dozen."""
     marked = re.search(r"####\s*([^\n]*)", text)
     said = _last_box(text) if "\\boxed" in text else f"# {marked[1]}" if marked else text
     if not said or number_value(said) is not None:  # "" is a box that never closes

@@ -15,17 +15,7 @@ from random import Random
 from mixdistill.arguments import choice, shown, text, whole
 from mixdistill.data.final_answers import ANSWER_FORMATS, NUMBER, final_answer, gold_number, math_gold
 from mixdistill.data.pocket import world
-from mixdistill.data.tables import (
-    Number,
-    column_names,
-    file_name,
-    flaw,
-    joined,
-    of_pocket,
-    only_used,
-    read_table,
-    texts,
-)
+from mixdistill.data.tables import Number, column_names, file_name, flaw, join, of_pocket, only_used, read_table, texts
 
 # The pocket world's three benchmarks: the levels of `world`.
 POCKET_TIERS = {"pocket/easy": 1, "pocket/medium": 2, "pocket/hard": 3}
@@ -43,17 +33,12 @@ PROMPTS = {
     "pocket": "{question}",
 }
 
-
 # How a gold answer is read, by answer_format, and what one has to be.
+GSM8K_RULE = "a gsm8k answer is one number, or a solution that marks it by ####; others have answer_format='math'"
+MATH_RULE = "a math answer stands alone, or in the box of a solution; one behind #### has answer_format='gsm8k'"
 GOLDS: dict[str, tuple[Callable[[str], str | None], str]] = {
-    "gsm8k": (
-        gold_number,
-        "a gsm8k answer is one number, or a solution that marks it by ####; others have answer_format='math'",
-    ),
-    "math": (
-        math_gold,
-        "a math answer stands alone, or in the box of a solution; one behind #### has answer_format='gsm8k'",
-    ),
+    "gsm8k": (gold_number, GSM8K_RULE),
+    "math": (math_gold, MATH_RULE),
     "pocket": (str, ""),
 }
 FIELDS = ("question", "answer", "id", "level", "subject")  # of a problem, that are columns of a data set
@@ -191,15 +176,15 @@ def load_problems(
         split, answer_format = choice("split", split or "test", benchmark.splits), benchmark.answer_format
         names = {field: [benchmark.columns.get(field, field)] for field in FIELDS}
         table = _benchmark_table(source, names, split, file)
-        answers = [benchmark.gold(value) for value in joined(table, names["answer"])]
-        asked = joined(table, names["question"])
+        answers = [benchmark.gold(value) for value in join(table, names["answer"])]
+        asked = join(table, names["question"])
         name, of_row, what = source, f"{source}/{split}/", f"the answers of {source!r}"
     else:
         only_used(source, f"that is for a benchmark by name: {', '.join(BENCHMARKS)}", file=file)
         table = read_table(source, [*chain.from_iterable(names.values())], split=split, hub_split="test")
         what = f"column {names['answer'][0]!r} of {source!r}"
         name, answer_format = file_name(source), answer_format or "math"
-        asked, values = [*joined(table, names["question"])], [*joined(table, names["answer"])]
+        asked, values = [*join(table, names["question"])], [*join(table, names["answer"])]
         values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
         values = [_plain(value) if answer_format == "gsm8k" else value for value in values]
         rows = range(len(values)) if drop else ()

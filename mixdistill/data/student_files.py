@@ -66,10 +66,8 @@ def student_source(name: str | Path) -> str:
 
 
 def student_folder(name: str | Path, revision: str | None, weights: bool = False) -> tuple[Path, str | None]:
-    """The local folder of a student, and the name of its `.gguf` file in it or None.
-
-    A Hub model is downloaded, its weights if asked. Raises ValueError where that fails, and for a revision of others.
-    """
+    """The local folder of a student, and the name of its `.gguf` file in it or None. A Hub model is downloaded, its
+    weights if asked. Raises ValueError where that fails, and for a revision of others."""
     source = Path(student_source(name))
     revision = arguments.text("revision", revision, optional=True)
     if not source.exists():
@@ -90,10 +88,8 @@ def _downloaded(hub_id: str, revision: str | None, weights: bool) -> Path:
 
 
 def fingerprint(name: str | Path, revision: str | None = None) -> str:
-    """What identifies a student: the Hub commit, or a hash of what its files hold, wherever they lie.
-
-    A run depends on it, so a changed model never meets an old result.
-    """
+    """What identifies a student: the Hub commit, or a hash of what its files hold, wherever they lie. A run depends on
+    it, so a changed model never meets an old result."""
     folder, gguf = student_folder(name, revision)
     if not os.path.exists(student_source(name)):
         return f"hub:{folder.name}"

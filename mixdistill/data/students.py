@@ -102,10 +102,8 @@ def load_student(name: str | Path, revision: str | None = None, device: str | No
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> Tokenizer:
-    """A student's tokenizer, padded on the left: as `tokenizer.json` says, whatever class is declared beside it.
-
-    Raises ValueError if there is none, it gives other ids than that file, or it has no chat template or eos token.
-    """
+    """A student's tokenizer, padded on the left: as `tokenizer.json` says, whatever class is declared beside it. Raises
+    ValueError if there is none, it gives other ids than that file, or it has no chat template or eos token."""
     folder, gguf = student_folder(name, revision)
     file = folder / "tokenizer.json"
     if not gguf and not file.is_file():
@@ -133,10 +131,8 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> Tokenizer:
 
 
 def load_config(name: str | Path, revision: str | None = None) -> PreTrainedConfig:
-    """A student's configuration; no weight is read.
-
-    Raises ValueError if there is none, or none of a decoder-only language model that can be trained.
-    """
+    """A student's configuration; no weight is read. Raises ValueError if there is none, or none of a decoder-only
+    language model that can be trained."""
     return copy.deepcopy(_definition(str(name), revision, fingerprint(name, revision))[0])
 
 
@@ -223,9 +219,7 @@ def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
 
 def student_dtype(name: str | Path, revision: str | None = None) -> torch.dtype:
     """bfloat16 where it pays: on a GPU, and on a CPU with instructions for it; float32 elsewhere and for tiny students.
-
-    It goes with the machine, so no run's name holds it (`docs/real-models.md` has the measurements).
-    """
+    It goes with the machine, so no run's name holds it (`docs/real-models.md` has the measurements)."""
     cpu = torch.cpu.get_capabilities()
     fast = torch.cuda.is_available() or cpu.get("avx512_bf16") or cpu.get("amx_bf16")
     return torch.bfloat16 if fast and n_params(name, revision) >= TINY else torch.float32

@@ -1,6 +1,5 @@
 """Columns of anybody's data set. Only the named ones are looked at, and values stay as they are written: numbers keep
-their digits, dates and ids their form.
-"""
+their digits, dates and ids their form."""
 
 import csv
 import json
@@ -116,7 +115,7 @@ def column_names(columns: object, needed: Sequence[str], optional: Sequence[str]
     return names
 
 
-def joined(table: Columns, names: Sequence[str]) -> list[object]:
+def join(table: Columns, names: Sequence[str]) -> list[object]:
     """A column or, of several columns whose texts make up one, these joined by a blank; where one of them is no text,
     what it is."""
     if len(names) == 1:

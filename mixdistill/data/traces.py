@@ -18,7 +18,7 @@ from mixdistill.arguments import choice, instance, text, whole
 from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer
 from mixdistill.data.pocket import world
 from mixdistill.data.problems import Problem, plain_question, pocket_mysteries
-from mixdistill.data.tables import column_names, file_name, flaw, joined, of_pocket, only_used, read_table
+from mixdistill.data.tables import column_names, file_name, flaw, join, of_pocket, only_used, read_table
 
 COLUMNS = ("problem_id", "question", "response", "teacher", "style", "answer_format")
 N_POCKET = 1600
@@ -47,11 +47,9 @@ def load_traces(
         n: the first so many; None means all (1,600 in the pocket world).
         seed: of the pocket world, whose sets of one seed are about the same problems.
         split, revision: of a folder or a Hub data set (None: `train`), and the commit of the latter.
-        columns: names of the columns that hold `question` (several: a list of names, whose texts are joined),
-            `response` and, read only where it is named here, `problem_id`, a text or a number. Without a `problem_id`
-            the question's text is the identity.
-        answer_format: how the answer is written and asked for: `math` (None), `gsm8k`, or `pocket`, for texts in the
-            pocket world's language.
+        columns: names of the columns, as in `load_problems`, that hold `question`, `response` and, read only where it
+            is named here, `problem_id`, a text or a number. Without a `problem_id` the question's text is the identity.
+        answer_format: how the answer is written and asked for, as in `load_problems`.
         style: a label for the set, such as `long`; that of pocket traces is their teacher.
         unusable: traces that are empty or hold no final answer are refused (`error`) or left out (`drop`). Of `math`
             traces without a box, `error` tells how many there are; `drop` leaves them out too, and all but the first
@@ -86,17 +84,15 @@ def load_traces(
                 what = f"{name} is {given!r}, and {source!r} is a saved trace set, with a column {name} of its own"
                 raise ValueError(f"{what}, such as {others[0]!r}: leave it out, or say which columns to read")
     else:
-        questions, responses = joined(table, names["question"]), joined(table, names["response"])
-        ids = joined(table, names["problem_id"]) if "problem_id" in names else map(_text_id, questions)
+        questions, responses = join(table, names["question"]), join(table, names["response"])
+        stripped = (str(question).strip().encode(errors="replace") for question in questions)
+        hashed = (hashlib.sha256(question).hexdigest()[:16] for question in stripped)
+        ids = join(table, names["problem_id"]) if "problem_id" in names else hashed
         same = {"teacher": file_name(source), "style": style, "answer_format": answer_format or "math"}
         made = {"problem_id": list(ids), "question": questions, "response": responses}
         made |= {name: [value] * len(questions) for name, value in same.items()}
     rows = [dict(zip(made, row, strict=True)) for row in zip(*made.values(), strict=True)]
     return trace_set(_usable(rows, repr(source), drop)[:n] if drop else _usable(rows[:n], repr(source)))
-
-
-def _text_id(question: object) -> str:
-    return hashlib.sha256(str(question).strip().encode(errors="replace")).hexdigest()[:16]
 
 
 def trace_set(rows: Iterable[Mapping[str, object]]) -> Dataset:
@@ -107,11 +103,9 @@ def trace_set(rows: Iterable[Mapping[str, object]]) -> Dataset:
 
 
 def check_traces(traces: Dataset, name: str = "the traces") -> Dataset:
-    """Return `traces` as they are; a set that was seen before is not read again.
-
-    Raises ValueError: no Dataset, no rows, a column is missing, a value is empty or no text (a `problem_id` may be a
-    whole number), or a trace has no final answer.
-    """
+    """Return `traces` as they are; a set that was seen before is not read again. Raises ValueError: no Dataset, no
+    rows, a column is missing, a value is empty or no text (a `problem_id` may be a whole number), or a trace has no
+    final answer."""
     if not isinstance(traces, Dataset):
         ways = "load_traces, mix or collect_traces(...).traces"
         raise ValueError(f"{name} are a {type(traces).__name__}: give one datasets.Dataset, as from {ways}")

@@ -45,10 +45,8 @@ def save_checkpoint(run: Run, progress: Record, model: torch.nn.Module, optimize
 
 
 def load_checkpoint(run: Run, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Record | None:
-    """Restore parameters and optimizer; returns the `progress` that was saved, None without a checkpoint.
-
-    Raises ValueError if the file is damaged, of another run, or does not fit this one.
-    """
+    """Restore parameters and optimizer; returns the `progress` that was saved, None without a checkpoint. Raises
+    ValueError if the file is damaged, of another run, or does not fit this one."""
     path = run.folder / "checkpoint.pt"
     if not path.is_file():
         return None
@@ -108,10 +106,8 @@ def save_trained(run: Run, model: torch.nn.Module, student: Student) -> None:
 
 
 def load_trained(run: Run) -> Student:
-    """The student of a run: the untouched one, or with the run's adapter or weights.
-
-    Raises ValueError if the student is not what it was, or what was trained is lost or damaged.
-    """
+    """The student of a run: the untouched one, or with the run's adapter or weights. Raises ValueError if the student
+    is not what it was, or what was trained is lost or damaged."""
     student = load_student(run.student, run.config["revision"])
     check_unchanged(run, student.fingerprint)
     if not run.trained:
@@ -129,10 +125,9 @@ def load_trained(run: Run) -> Student:
 def check_unchanged(run: Run, fingerprint: str) -> None:
     """Raise ValueError unless this is the fingerprint of the student that a run was made of."""
     if fingerprint != run.config["fingerprint"]:
-        raise ValueError(
-            f"the student {run.student!r} is not what it was when the run {run.folder.name!r} was made (fingerprint "
-            f"{fingerprint}, then {run.config['fingerprint']}): give the old one, or call finetune again with the new"
-        )
+        what = f"the student {run.student!r} is not what it was when the run {run.folder.name!r} was made"
+        which = f"fingerprint {fingerprint}, then {run.config['fingerprint']}"
+        raise ValueError(f"{what} ({which}): give the old one, or call finetune again with the new")
 
 
 def merged(run: Run) -> Path:

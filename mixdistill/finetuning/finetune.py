@@ -36,15 +36,8 @@ TRAINING_VERSION = 4
 # LoRA learning rate of the pocket students: in steps of 2, the one with the best mean accuracy over short, long and
 # mix_long and all bases of the size (of 2xl and 3xl the first) on development problems
 # (`python -m pretraining.choose_lr`).
-POCKET_LR = {
-    "pocket/xs": 5e-3,
-    "pocket/s": 2.5e-3,
-    "pocket/m": 1e-2,
-    "pocket/l": 5e-3,
-    "pocket/xl": 2.5e-3,
-    "pocket/2xl": 2.5e-3,
-    "pocket/3xl": 5e-3,
-}
+RATES = {"xs": 5e-3, "s": 2.5e-3, "m": 1e-2, "l": 5e-3, "xl": 2.5e-3, "2xl": 2.5e-3, "3xl": 5e-3}
+POCKET_LR = {f"pocket/{size}": lr for size, lr in RATES.items()}
 LORA_LR, FULL_LR = 1e-4, 1e-5  # the paper's, for everybody else
 BETAS = (0.9, 0.98)  # 0.999 would average over more steps than a short run has
 WARMUP = 0.1  # share of the steps
@@ -313,11 +306,9 @@ def not_finite(run: Run, train: Dataset, batch: Sequence[Example], step: int, lo
     rows = [example.row for example in batch]
     seen = {"step": step, "loss": repr(loss), "grad_norm": repr(norm)}  # as texts: NaN is no JSON
     files.write_json(run.folder / "not_finite.json", seen | {"rows": rows, "problem_ids": train[rows]["problem_id"]})
-    return RuntimeError(
-        f"the loss of {run.config['student']} is {loss} and its gradient's norm {norm} at step {step}: lower lr (it is "
-        f"{run.config['lr']}), or look at the examples listed in not_finite.json; it and the last good checkpoint are "
-        f"in {run.folder.name}"
-    )
+    what = f"the loss of {run.config['student']} is {loss} and its gradient's norm {norm} at step {step}"
+    advice = f"lower lr (it is {run.config['lr']}), or look at the examples listed in not_finite.json"
+    return RuntimeError(f"{what}: {advice}; it and the last good checkpoint are in {run.folder.name}")
 
 
 def default_lr(student: str, lora: LoRA | None) -> float:

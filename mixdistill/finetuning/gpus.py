@@ -1,5 +1,4 @@
-"""One run in several processes, one a GPU: started by torchrun's launcher, in step with each other, with copies or
-shares of the weights.
+"""One run in several processes, one a GPU: started by torchrun's launcher, in step, with copies or shares of weights.
 
 A script that calls `finetune` may itself run under `torchrun` or `accelerate launch`, on several machines if they share
 the run store.
@@ -38,9 +37,7 @@ T = TypeVar("T")
 
 
 def to_launch(on: Placement) -> bool:
-    """Whether the processes of a placement have yet to be started. Raises ValueError if it asks for more than there
-    is.
-    """
+    """Whether a placement's processes have yet to be started. Raises ValueError if it asks for more than there is."""
     n = torch.cuda.device_count()
     if on.gpus > max(n, world(), 1):
         raise ValueError(f"gpus is {on.gpus}, this machine has {n}: ask for at most that many")
@@ -50,10 +47,8 @@ def to_launch(on: Placement) -> bool:
 
 
 def launch(arguments: dict[str, Any], processes: int) -> None:
-    """Call `finetune` in so many new processes of this machine; no fork, as CUDA may be in use here.
-
-    Raises RuntimeError if they fail, with what the first said.
-    """
+    """Call `finetune` in so many new processes of this machine; no fork, as CUDA may be in use here. Raises
+    RuntimeError if they fail, with what the first said."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     config = LaunchConfig(
         min_nodes=1,
@@ -126,8 +121,7 @@ def rank() -> int:
 @lru_cache(maxsize=1)
 def join() -> torch.device:
     """This process's device. The first call joins the processes, which wait for each other as long as it takes: another
-    run may hold the lock, and a large student loads for long.
-    """
+    run may hold the lock, and a large student loads for long."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:

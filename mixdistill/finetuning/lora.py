@@ -57,11 +57,9 @@ def trainable_model(student: Student, lora: LoRA | None, seed: int, fused: bool 
         raise ValueError(f"r is {lora.r}: a LoRA of {student.name!r} has at most its width, {width}")
     stop, norms = stop_token_id(student.tokenizer), student.model.get_output_embeddings().weight.detach().norm(dim=1)
     if norms[stop] < UNTRAINED * norms.median():
-        warnings.warn(
-            f"the weights of {student.name!r} for its stop token {student.tokenizer.decode([stop])!r} were never "
-            "trained, and LoRA leaves them as they are, so it may never stop: use its Instruct version, or lora=None",
-            stacklevel=2,
-        )
+        what = f"the weights of {student.name!r} for its stop token {student.tokenizer.decode([stop])!r}"
+        why = "were never trained, and LoRA leaves them as they are, so it may never stop"
+        warnings.warn(f"{what} {why}: use its Instruct version, or lora=None", stacklevel=2)
     excluded, n_weights = not_adapted(student.model), student.model.num_parameters()
     config = LoraConfig(
         r=lora.r,

@@ -17,10 +17,8 @@ CPU_CHUNK = 256
 
 
 class ResponseLoss(torch.nn.Module):
-    """A student and its loss in one module: FSDP2 acts on what a module's `forward` calls.
-
-    With `half` it computes in bfloat16, whatever type its weights have.
-    """
+    """A student and its loss in one module: FSDP2 acts on what a module's `forward` calls. With `half` it computes in
+    bfloat16, whatever type its weights have."""
 
     def __init__(self, model: torch.nn.Module, half: bool = False) -> None:
         super().__init__()
@@ -65,8 +63,7 @@ class ResponseLoss(torch.nn.Module):
 @torch.no_grad()
 def has_plain_head(causal: PreTrainedModel) -> bool:
     """Whether the logits are a product with the head's weights and nothing else: seen on zeros and on large values that
-    take the place of what the last layer gives.
-    """
+    take the place of what the last layer gives."""
     body, head = causal.base_model, causal.get_output_embeddings()
     if body is causal:  # Llama 4 does not name its layers as others do
         return False
@@ -87,9 +84,7 @@ def has_plain_head(causal: PreTrainedModel) -> bool:
 
 def check_loss(student: Student, loss_of: ResponseLoss) -> None:
     """Compare our loss and its gradient with those of the model's own `forward(labels=...)`, on two short examples.
-
-    Raises ValueError if they differ by more than rounding, or if one of them can not be computed.
-    """
+    Raises ValueError if they differ by more than rounding, or if one of them can not be computed."""
     causal = causal_model(loss_of.model)
     attention, vocabulary = causal.config._attn_implementation, len(causal.get_input_embeddings().weight)
     examples = [Example([(7 * i + 3) % vocabulary for i in range(n)], n_prompt=3) for n in (12, 8)]
@@ -106,10 +101,8 @@ def check_loss(student: Student, loss_of: ResponseLoss) -> None:
     loss_tolerance, norm_tolerance = (2e-2, 5e-2) if loss_of.half else (1e-5, 1e-3)
     for loss, norm in ours:
         if not (abs(loss - own[0]) <= loss_tolerance * own[0] and abs(norm - own[1]) <= norm_tolerance * own[1]):
-            raise ValueError(
-                f"the loss of {student.name!r} and its gradient's norm are {loss} and {norm}, its own are {own} "
-                f"({type(causal).__name__}): this student can not be trained here, use another"
-            )
+            what = f"the loss of {student.name!r} and its gradient's norm are {loss} and {norm}, its own are {own}"
+            raise ValueError(f"{what} ({type(causal).__name__}): this student can not be trained here, use another")
 
 
 def _own_loss(causal: PreTrainedModel, example: Example, half: bool) -> torch.Tensor:

@@ -69,8 +69,7 @@ def recompute(model: torch.nn.Module, on: Placement) -> None:
 
 def more_frugal(on: Placement, longest: int) -> Placement:
     """The next placement after one whose memory ran out: a quarter of the tokens, down to the longest example; then
-    checkpointing. Raises MemoryError where nothing is left to give up.
-    """
+    checkpointing. Raises MemoryError where nothing is left to give up."""
     assert on.tokens is not None  # `pass_tokens` has filled it in
     if on.tokens > longest:
         return replace(on, tokens=max(longest, on.tokens // 4))
@@ -86,7 +85,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def advice(error: BaseException, on: Placement) -> RuntimeError:
     """What to raise where the memory ran out for good."""
-    return RuntimeError(
-        f"out of memory with {on} ({str(error).splitlines()[0]}): call again, which goes on from the last checkpoint, "
-        "with fewer tokens, checkpointing or shard in `on`; or lower max_tokens with too_long='drop', or use LoRA"
-    )
+    what = f"out of memory with {on} ({str(error).splitlines()[0]})"
+    less = "with fewer tokens, checkpointing or shard in `on`; or lower max_tokens with too_long='drop', or use LoRA"
+    return RuntimeError(f"{what}: call again, which goes on from the last checkpoint, {less}")

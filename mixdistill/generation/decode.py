@@ -34,11 +34,7 @@ def is_plain(model: torch.nn.Module) -> bool:
 
 @torch.inference_mode()
 def decode(
-    model: torch.nn.Module,
-    prompts: Sequence[list[int]],
-    max_new_tokens: int,
-    stops: Sequence[int],
-    choose: Choose,
+    model: torch.nn.Module, prompts: Sequence[list[int]], max_new_tokens: int, stops: Sequence[int], choose: Choose
 ) -> list[list[int]]:
     """Complete prompts (token ids) by a model for which `is_plain` holds, with or without adapters.
 
@@ -177,8 +173,7 @@ class PlainStudent:
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float) -> torch.Tensor:
     """Attention of one query a head [rows, heads, 1, size] to keys and values [rows, shared heads, positions, size]:
-    in float32 on a CPU in half the time of `scaled_dot_product_attention`.
-    """
+    in float32 on a CPU in half the time of `scaled_dot_product_attention`."""
     rows, shared, positions, size = k.shape
     # The heads that share keys stand as if they were several positions of one head.
     q = q.reshape(rows, shared, -1, size)
@@ -191,10 +186,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
 
 
 def joint(layers: Sequence[torch.nn.Linear | LoraLinear], fold: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function that gives the outputs of linear layers of one input, side by side.
-
-    With `fold` it is a single product by the weights, side by side, with their adapters, W + s B A, added once.
-    """
+    """The function that gives the outputs of linear layers of one input, side by side. With `fold` it is a single
+    product by the weights, side by side, with their adapters, W + s B A, added once."""
     if not fold:
         parts = [_with_adapter(layer) if isinstance(layer, LoraLinear) else layer for layer in layers]
         return parts[0] if len(parts) == 1 else lambda x: torch.cat([part(x) for part in parts], dim=-1)

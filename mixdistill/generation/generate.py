@@ -153,11 +153,7 @@ def _two_steps(model: torch.nn.Module, prompts: Sequence[list[int]]) -> torch.Te
 
 @torch.inference_mode()
 def _generate(
-    model: torch.nn.Module,
-    prompts: Sequence[list[int]],
-    max_new_tokens: int,
-    stops: Sequence[int],
-    choose: Choose,
+    model: torch.nn.Module, prompts: Sequence[list[int]], max_new_tokens: int, stops: Sequence[int], choose: Choose
 ) -> list[list[int]]:
     """As `decode.decode`, by transformers: for every architecture."""
     ids, mask = pad_left(prompts, next(model.parameters()).device)

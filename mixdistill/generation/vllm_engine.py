@@ -111,10 +111,8 @@ def open_vllm(
         outputs = started[0].generate(asked, choices, lora_request=request, use_tqdm=progress)
         answers = [output.outputs[0] for output in outputs]
         if n_aborted := sum(answer.finish_reason not in ("stop", "length") for answer in answers):
-            raise RuntimeError(
-                f"vLLM aborted {n_aborted} of {len(prompts)} completions: nothing of this batch is stored; run again "
-                "with a smaller batch_size, or engine='static'"
-            )
+            what = f"vLLM aborted {n_aborted} of {len(prompts)} completions: nothing of this batch is stored"
+            raise RuntimeError(f"{what}; run again with a smaller batch_size, or engine='static'")
         how = {"engine": "vllm", "dtype": DTYPE, "batch": f"{len(prompts)} in flight"}
         return [completion(tokenizer, answer.token_ids, stops, how) for answer in answers]
 

@@ -23,6 +23,7 @@ LATEX = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=AS_
 FUNCTIONS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp"
 GREEK = "alpha|beta|delta|(?:var)?epsilon|eta|theta|lambda|mu|nu|rho|sigma|tau|(?:var)?phi|psi|omega"
 ARGUMENT = rf"([\dA-Za-z]|\\(?:pi|{GREEK})(?![A-Za-z]))"  # what TeX takes for an argument without braces
+STYLES = r"text(?:bf|it|rm|tt|sf|normal)?|math(?:rm|bf|it|sf)|rm|bf|it|emph|mbox|operatorname|boldsymbol"
 LOOK = [  # what only changes how an answer looks, in this order
     (r"^[*`\"]+|[*`\"]+$|(?<!\\)\$|\\[()]|^\\\[|\\\]$", ""),
     (r"(?<=\\\\)\s*\[\s*[\d.]+\s*(?:ex|em|pt|mm|cm)\s*\]", " "),  # room between the rows of a matrix
@@ -36,10 +37,7 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"\\vert(?![A-Za-z])", "|"),
     (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
     (r"\\(?:textcolor|color)\s*\{\w+\}|\\boxed\s*(?=\{)", ""),
-    (
-        r"\\(?:text(?:bf|it|rm|tt|sf|normal)?|math(?:rm|bf|it|sf)|rm|bf|it|emph|mbox|operatorname|boldsymbol)\s*(?=\{)",
-        r"\\text",
-    ),
+    (rf"\\(?:{STYLES})\s*(?=\{{)", r"\\text"),
     (rf"\\text\s*\{{\s*({'|'.join(SCALES)})\s*\}}", r" \1 "),
     (r"(?<![\d)}])(?<![\d)}] )\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
     (r",?\s*(?:\\text\s*\{\s*,?\s*(?:and|or)?\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z]))", ", "),

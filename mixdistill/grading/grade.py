@@ -67,10 +67,8 @@ def grade(response: str, gold: str, answer_format: str = "math", strict: bool = 
 def grade_all(
     responses: Sequence[str], golds: Sequence[str], answer_format: str = "math", strict: bool = False
 ) -> list[Grade]:
-    """`grade` for many completions, as many at a time as there are processors (at most 8).
-
-    Raises ValueError where `grade` does, for a single text, and unless there is one gold answer for each response.
-    """
+    """`grade` for many completions, as many at a time as there are processors (at most 8). Raises ValueError where
+    `grade` does, for a single text, and unless there is one gold answer for each response."""
     for name, given in (("responses", responses), ("golds", golds)):
         one_row = hasattr(given, "__len__") and getattr(given, "ndim", 1) == 1  # and no table
         if isinstance(given, str | bytes | Set | Mapping) or not one_row:

@@ -105,8 +105,6 @@ def evaluate(
         OSError: the store can not be read or written.
         RuntimeError: memory has no room for one answer, or vLLM gave one up; what was finished before is stored.
     """
-    arguments.whole("n", n, optional=True)
-    arguments.text("split", split, optional=True)
     arguments.instance("sampling", sampling, Sampling)
     if engine is not None:
         check_engine(engine)

@@ -9,24 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mixdistill.arguments import choice, instance, number, texts, whole
-from mixdistill.results.drawing import (
-    COUNTS,
-    ERROR_COLORS,
-    ERROR_HATCHES,
-    INTERVAL,
-    SIZES,
-    STYLE,
-    bars,
-    label_lines,
-    lines,
-    noted,
-    show_percent,
-    show_points,
-    size_axis,
-    size_text,
-    student_labels,
-    tick_size,
-)
+from mixdistill.results import drawing
+from mixdistill.results.drawing import COUNTS, INTERVAL, STYLE, bars, lines, noted, show_percent, show_points
 from mixdistill.results.drawing import folded as folded
 from mixdistill.results.drawing import load_table as load_table
 from mixdistill.results.drawing import save_figure as save_figure
@@ -75,8 +59,8 @@ def learnability_gap(
     left.set_title("What each student learns from each kind of trace")
     right.set(ylabel="difference in accuracy, points", title="The gap, and what the mix adds")
     right.axhline(0, color="black", lw=0.8)
-    label_lines(left)
-    label_lines(right)
+    drawing.label_lines(left)
+    drawing.label_lines(right)
     return noted(figure, gaps)
 
 
@@ -122,24 +106,26 @@ def alpha_curve(curves: pd.DataFrame, student: str, alpha: float) -> Figure:
 def error_shares(table: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
     """Share of all answers by first false step (errors.csv): a panel a recipe, a bar a student, right ones on top with
     the intervals of `accuracy` (such as learnability_gap.csv)."""
-    require(table, "student", "params", "recipe", *ERROR_COLORS)
+    require(table, "student", "params", "recipe", *drawing.ERROR_COLORS)
     require(accuracy, "student", "recipe", "accuracy", *INTERVAL, *COUNTS)
     right = accuracy.round(6).set_index(["recipe", "student"])
     table, recipes = table.round(6), table["recipe"].unique()
     figure, panels = plt.subplots(1, len(recipes), figsize=(10, 4.6), sharey=True, squeeze=False, layout="constrained")
-    kinds = [name for name in ERROR_COLORS if name == "right" or table[name].max() >= 0.005]
+    colors = drawing.ERROR_COLORS
+    kinds = [name for name in colors if name == "right" or table[name].max() >= 0.005]
     for axes, recipe in zip(panels[0], recipes, strict=True):
         rows = table[table["recipe"] == recipe].sort_values("params").set_index("student")
-        rows[kinds].plot.bar(ax=axes, stacked=True, width=0.8, color=ERROR_COLORS, ec="#555", lw=0.5, legend=False)
+        labels, size = drawing.student_labels(rows.reset_index()), drawing.tick_size(rows)
+        rows[kinds].plot.bar(ax=axes, stacked=True, width=0.8, color=colors, ec="#555", lw=0.5, legend=False)
         for kind, drawn in zip(kinds, axes.containers, strict=True):
-            plt.setp(drawn, hatch=ERROR_HATCHES.get(kind, ""))
+            plt.setp(drawn, hatch=drawing.ERROR_HATCHES.get(kind, ""))
         of = right.loc[recipe].loc[rows.index]
         lengths = bars(of, "accuracy")[::-1]  # the wrong ones end where the right ones begin
         axes.errorbar(range(len(of)), 1 - of["accuracy"], lengths, fmt="none", ecolor="black", capsize=3)
         for i, share in enumerate(of["accuracy"]):
-            axes.text(i, 1.02, f"{share:.0%}", ha="center", fontsize=tick_size(rows))
+            axes.text(i, 1.02, f"{share:.0%}", ha="center", fontsize=size)
         axes.set(ylim=(0, 1.08), yticks=np.arange(0, 1.1, 0.2))
-        axes.set_xticks(range(len(rows)), student_labels(rows.reset_index()), fontsize=tick_size(rows), rotation=0)
+        axes.set_xticks(range(len(rows)), labels, fontsize=size, rotation=0)
         axes.set(xlabel="", title=STYLE[choice("a recipe", recipe, STYLE)][2])
         show_percent(axes.yaxis)
     panels[0, 0].set_ylabel("share of all answers")
@@ -155,7 +141,7 @@ def by_size(gaps: pd.DataFrame, what: str) -> Figure:
     lines(axes, gaps, "contrast", contrasts, "delta")
     axes.axhline(0, color="black", lw=0.8)
     axes.set(ylabel="difference in accuracy, points", title=title)
-    label_lines(axes)
+    drawing.label_lines(axes)
     return noted(figure, gaps)
 
 
@@ -198,7 +184,7 @@ def costs(table: pd.DataFrame) -> Figure:
                 axes.errorbar(point[x], point["accuracy"], ends, label=point["control"], **look)
             show_percent(axes.yaxis)
         row[0].set(title=student, ylabel="accuracy on test problems")
-    panels[-1, 0].xaxis.set_major_formatter(lambda tokens, _: size_text(int(tokens)))
+    panels[-1, 0].xaxis.set_major_formatter(lambda tokens, _: drawing.size_text(int(tokens)))
     panels[-1, 0].set_xlabel("response tokens trained on, all epochs")
     panels[-1, 1].set_xlabel("tokens an answer")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside right center")
@@ -217,8 +203,8 @@ def rank_shift(recipes: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
     right.set_title("Long answers, by the kind of word")
     for axes in (left, right):
         axes.set_ylim(bottom=0)
-        size_axis(axes, recipes)
-        label_lines(axes)
+        drawing.size_axis(axes, recipes)
+        drawing.label_lines(axes)
     say = "bars: 95% intervals over bases" if recipes["n_bases"].max() > 1 else "one base a size: no intervals"
     return noted(figure, recipes, say)
 
@@ -232,7 +218,7 @@ def moves(table: pd.DataFrame) -> Figure:
     for (i, contrast), (j, axis) in itertools.product(enumerate(table["contrast"].unique()), enumerate(axes_names)):
         axes, rows = panels[i, j], table[(table["contrast"] == contrast) & (table["axis"] == axis)]
         for n, (student, own) in enumerate(rows.groupby("student", sort=False)):
-            color, marker = SIZES[n]
+            color, marker = drawing.SIZES[n]
             x = np.arange(len(own)) + 0.1 * n
             look = {"color": color, "marker": marker, "ms": 6, "capsize": 3, "label": student}
             look["ls"] = "none" if axis in ("marks", "before") else "-"  # kinds are in no order
@@ -256,14 +242,14 @@ def known_marks(table: pd.DataFrame) -> Figure:
     figure, panels = plt.subplots(1, 2, sharey=True, figsize=(10, 4), layout="constrained")
     for n, (student, rows) in enumerate(table.round(6).groupby("student", sort=False)):
         for axes, x in zip(panels, ("params", "marks known"), strict=True):
-            look = {"fmt": SIZES[n][1], "color": SIZES[n][0], "lw": 1, "capsize": 2, "label": student}
+            look = {"fmt": drawing.SIZES[n][1], "color": drawing.SIZES[n][0], "lw": 1, "capsize": 2, "label": student}
             beside = np.arange(len(rows)) - (len(rows) - 1) / 2  # bases of one size
             at = rows[x] * 1.02**beside if x == "params" else rows[x]
             axes.errorbar(at, rows["gap"], bars(rows, "gap"), **look)
     for axes in panels:
         axes.axhline(0, color="black", lw=0.8)
         show_points(axes.yaxis)
-    size_axis(panels[0], table)
+    drawing.size_axis(panels[0], table)
     panels[0].set(ylabel=STYLE["long-short"][2] + ", points", title="by size")
     panels[1].set(xlabel="marks in long traces that the base knows before fine-tuning", title="by what is known")
     show_percent(panels[1].xaxis)
@@ -308,9 +294,8 @@ def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     show_points(right.xaxis)
     once = ", ".join(STYLE[recipe][2] for recipe in table.loc[table["n_seeds"] == 1, "recipe"].unique())
     mixed = once and table["n_seeds"].max() > 1
-    return noted(
-        figure, gaps, f"bars: 95% intervals over seeds and problems, of one model ({once}: one seed)" if mixed else ""
-    )
+    cover = f"bars: 95% intervals over seeds and problems, of one model ({once}: one seed)"
+    return noted(figure, gaps, cover if mixed else "")
 
 
 def trace_lengths(lengths: pd.DataFrame) -> Figure:

@@ -1,5 +1,4 @@
-"""An LLM as second opinion on answers that the rule calls wrong, as in the paper's evaluation (Qwen2.5-32B-Instruct
-there).
+"""An LLM as second opinion on answers that the rule calls wrong, as in the paper (Qwen2.5-32B-Instruct there).
 
 The judge sees the problem, the gold answer and the extracted answer, nothing else of the completion, and is asked only
 where the rule found an answer and called it wrong. It is evaluated on these questions as every student is on problems:

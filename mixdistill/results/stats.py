@@ -178,10 +178,8 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable_gaps(gaps: pd.DataFrame, contrasts: Sequence[str] = ()) -> pd.DataFrame:
-    """A gap table for people: points, intervals as text, and what they say; only `contrasts`, if any are given.
-
-    An interval of one seed, or of one base (which covers its seeds), says nothing of others: its verdict names it.
-    """
+    """A gap table for people: points, intervals as text, and what they say; only `contrasts`, if any are given. An
+    interval of one seed, or of one base (which covers its seeds), says nothing of others: its verdict names it."""
     require(gaps, "student", "contrast", "delta", "ci_low", "ci_high", "n_seeds", "n_bases")
     wanted = [choice("contrasts", name, CONTRASTS) for name in texts("contrasts", contrasts)] or list(CONTRASTS)
     rows = gaps[gaps["contrast"].isin(wanted)].reset_index(drop=True)
@@ -236,8 +234,7 @@ def gaps_by_student(gaps: pd.DataFrame, said: Mapping[str, Sequence[float | None
 
 def paper_table(items: pd.DataFrame) -> pd.DataFrame:
     """Accuracies in % with their intervals as the paper's Table 3 has them: a row a student and recipe, a column a
-    benchmark, their mean, and the rates of `accuracy_table` as means over the benchmarks.
-    """
+    benchmark, their mean, and the rates of `accuracy_table` as means over the benchmarks."""
     by = ["student", "recipe"]
     each, means = accuracy_table(items, [*by, "benchmark"]), accuracy_table(items, by)
     for table in (each, means):
@@ -264,11 +261,9 @@ def base_means(table: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
 
 
 def problem_table(items: pd.DataFrame, column: str | int = "correct") -> pd.DataFrame:
-    """Mean of `column`, scores from 0 to 1, over the samples of each problem [seeds, (benchmark, problem_id)].
-
-    Raises ValueError if a seed lacks a problem, a sample is there twice, problems differ in their number of samples, or
-    a score is none.
-    """
+    """Mean of `column`, scores from 0 to 1, over the samples of each problem [seeds, (benchmark, problem_id)]. Raises
+    ValueError if a seed lacks a problem, a sample is there twice, problems differ in their number of samples, or a
+    score is none."""
     keys = ["seed", "benchmark", "problem_id"]
     require(items, *keys, "sample", column)
     scores = pd.to_numeric(items[column], errors="coerce")

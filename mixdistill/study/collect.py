@@ -1,7 +1,4 @@
-"""One's own traces by rejection sampling: ask a teacher, grade, keep what is right, count what is not.
-
-`trained_teachers` does so for the pocket world's large and small teacher.
-"""
+"""One's own traces by rejection sampling: ask a teacher, grade, keep what is right, count what is not."""
 
 import warnings
 from collections.abc import Sequence
@@ -94,10 +91,8 @@ def collect_traces(
     total = collected.summary()
     said = ", ".join(f"{total[fate]} {fate.replace('_', ' ')}" for fate in FATES if total[fate])
     if kept.empty:
-        raise ValueError(
-            f"none of the {len(items)} completions by {name!r} is right ({said}): give easier problems, a stronger "
-            "teacher, a larger n or a larger max_new_tokens"
-        )
+        what = f"none of the {len(items)} completions by {name!r} is right ({said})"
+        raise ValueError(f"{what}: give easier problems, a stronger teacher, a larger n or a larger max_new_tokens")
     n_solved = total["problems_with_trace"]
     if n_solved < len(problems):
         said = f"{name!r} gave a right answer to {n_solved} of {len(problems)} problems; completions: {said}"

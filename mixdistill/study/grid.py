@@ -32,8 +32,6 @@ FOUND = re.compile(r"^#+ What was found\s*$", re.MULTILINE)  # the heading above
 # Of a grid of arms.
 KEYS = {"STUDENT": "str", "RECIPE": "str", "ALPHA": "float", "SEED": "int"}
 OWN = {"LR": "float", "EPOCHS": "int", "N_TRAIN": "int"}  # which take the place of the scale's
-
-
 FLAGS = {"true": True, "false": False}
 READ: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": lambda x: FLAGS[x.lower()]}
 RESULTS = ["accuracy", "ci_low", "ci_high", "n_problems", "truncated", "no_answer", "mean_tokens"]
@@ -210,10 +208,7 @@ def _run(source: Path, folder: Path, given: dict[str, Any]) -> str:
 
     def work() -> files.Record:
         started, executed = time.monotonic(), folder / source.name
-        try:
-            execute(source, executed, given, echo=False)
-        except papermill.PapermillExecutionError as error:
-            raise RuntimeError(f"cell {error.exec_count} failed: {error.ename}: {error.evalue}") from None
+        execute(source, executed, given, echo=False)
         return {"result": _printed(executed), "seconds": round(time.monotonic() - started, 1)}
 
     runs.once(folder, "run.json", work)

@@ -36,7 +36,7 @@ class Progress:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs, self.n_done, self.done = [*jobs], 0, 0.0
         scratch = ExitStack()
-        self.folder, self._delete = scratch.enter_context(files.scratch("sweep")), scratch.close
+        self.folder, self.close = scratch.enter_context(files.scratch("sweep")), scratch.close
         self.started = self.spoke = time.monotonic()
         terminal = sys.stdout.isatty() and sys.stderr.isatty()
         # Where no Jupyter server has started the kernel, as under papermill, nobody could see a widget.
@@ -47,6 +47,7 @@ class Progress:
             leave=False,
             smoothing=0,
         )
+        scratch.callback(self.bar.close)
 
     def status(self, job: Job) -> Path:
         """The file that says how far a job is, if it can be written where the job is done."""
@@ -78,10 +79,6 @@ class Progress:
         self.spoke = time.monotonic()
         self.bar.write(line)
         sys.stdout.flush()
-
-    def close(self) -> None:
-        self.bar.close()
-        self._delete()
 
 
 def attempt(job: Job, patient: bool, status: Path | None = None) -> str:

@@ -13,7 +13,6 @@ import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 
-from mixdistill.arguments import instance
 from mixdistill.data.chat import stop_token_id
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.data.problems import BENCHMARKS, HUB
@@ -64,10 +63,7 @@ class Plan:
 
 def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
     """Count what a scale, or these arms of it, would run, and look for what keeps it from running on this machine.
-
-    Raises ValueError for a student whose size can not be known without a download.
-    """
-    instance("scale", scale, Scale)
+    Raises ValueError for a student whose size can not be known without a download."""
     arms, gpus, speeds, rows = arms or all_arms(scale), torch.cuda.device_count(), _measured(), []
     parts = {part for arm in arms for part in (arm.hard, arm.easy) if getattr(scale, part)}  # running says what lacks
     traces = {part: _examples(getattr(scale, part), scale) for part in parts}
@@ -108,10 +104,7 @@ def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
 
 def check_machine(scale: Scale, arms: Sequence[Arm] = ()) -> None:
     """Refuse a scale, or arms of it, that this machine can not run, but for what the run store holds: reading needs no
-    GPU, and no more of the disk.
-
-    Raises ValueError with every reason and what to do.
-    """
+    GPU, and no more of the disk. Raises ValueError with every reason and what to do."""
     made = plan(scale, arms)
     if not made.obstacles:
         return

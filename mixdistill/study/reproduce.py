@@ -86,7 +86,7 @@ def _unchanged(note: Path, code: str) -> bool:
 
 def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: bool = True) -> None:
     """Run one notebook with those of the parameters that it declares and that differ from its own; `echo`: print what
-    its cells print. No path of this machine is written into it."""
+    its cells print. No path of this machine is written into it. Raises RuntimeError if a cell fails."""
     declared = {name: facts["default"].replace('"', "'") for name, facts in papermill.inspect_notebook(source).items()}
     given = {name: value for name, value in parameters.items() if repr(value) != declared.get(name, repr(value))}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,11 +96,12 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: 
     # of the file system, whose paths may have 107 characters, in a folder of their own.
     with files.scratch("kernel") as sockets:
         config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
-        streams = {"stdout_file": sys.stdout, "stderr_file": sys.stderr} if echo else {}
+        how = {"stdout_file": sys.stdout, "stderr_file": sys.stderr} if echo else {}
         try:
-            papermill.execute_notebook(
-                source, target, given, progress_bar=False, cwd=Path.cwd(), config=config, **streams
-            )
+            papermill.execute_notebook(source, target, given, progress_bar=False, cwd=Path.cwd(), config=config, **how)
+        except papermill.PapermillExecutionError as error:
+            what = f"cell {error.exec_count} failed: {error.ename}: {error.evalue}"
+            raise RuntimeError(f"{what} (what was finished is stored: mend the cause and run again)") from None
         finally:
             if target.is_file():  # papermill writes a failed notebook too
                 notebook = nbformat.read(target, as_version=4)

@@ -224,6 +224,7 @@ LAPTOP = Scale(
     lr=2e-3,  # chosen for SmolLM2-135M only (docs/real-log.md, entry 7); `benchmarks/laptop.py` chooses another's
     max_new_tokens=400,
 )
+OF_CONTROLS: dict[str, Any] = {name: TraceSet(f"pocket/{name}") for name in CONTROLS}
 # The default: the study of the pocket world on a laptop.
 POCKET_STUDY = Scale(
     name="pocket",
@@ -234,10 +235,7 @@ POCKET_STUDY = Scale(
     n_train=1600,
     epochs=4,
     n_problems=340,
-    unverified=TraceSet("pocket/unverified"),
-    confirmed=TraceSet("pocket/confirmed"),
-    shuffled=TraceSet("pocket/shuffled"),
-    direct=TraceSet("pocket/direct"),
+    **OF_CONTROLS,
     batch_size=16,
 )
 # The same with two larger sizes, to 2.9 million parameters; what the store holds of `pocket` is read.

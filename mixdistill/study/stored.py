@@ -1,6 +1,5 @@
 """The published results travel with the clone, so that a notebook opens on them in seconds: every graded answer of the
-study in one Parquet file of about 2 MB, which `make publish` writes from the run store.
-"""
+study in one Parquet file of about 2 MB, which `make publish` writes from the run store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,11 +37,9 @@ class Results:
         if lacking := [arm for arm in arms if key(arm) not in self._stored]:
             alpha = lacking[0].alpha
             share = "" if alpha is None else f" with a share of {alpha:g} of long traces"
-            raise ValueError(
-                f"{shown(FILE)} lacks {name_of(lacking[0])}{share}: it has the recipes of every student, and the "
-                f"shares {', '.join(f'{alpha:g}' for alpha in self.scale.alphas)} of {' and '.join(self.swept)}; to "
-                "train others set RESULTS = 'live'"
-            )
+            what = f"{shown(FILE)} lacks {name_of(lacking[0])}{share}: it has the recipes of every student"
+            shares = f"{', '.join(f'{alpha:g}' for alpha in self.scale.alphas)} of {' and '.join(self.swept)}"
+            raise ValueError(f"{what}, and the shares {shares}; to train others set RESULTS = 'live'")
         return pd.concat([arm_items(arm, self.scale, self._stored[key(arm)]) for arm in arms], ignore_index=True)
 
     @cached_property
@@ -67,10 +64,9 @@ def open_results(scale: Scale, results: str = "", **changed: object) -> Results:
     choice("RESULTS", results or "stored", ("stored", "live"))
     study, folder = SCALES["pocket"], instance("scale", scale, Scale).figures_dir(**changed)
     if results == "stored" and replace(scale, alpha_student=study.alpha_student) != study:
-        raise ValueError(
-            f"RESULTS is 'stored', and what is stored is the scale {study.name!r} with its {study.n_seeds} seeds; this "
-            f"is the scale {scale.name!r} with {scale.n_seeds}: set RESULTS = 'live', which trains what is lacking"
-        )
+        what = f"what is stored is the scale {study.name!r} with its {study.n_seeds} seeds"
+        this = f"this is the scale {scale.name!r} with {scale.n_seeds}"
+        raise ValueError(f"RESULTS is 'stored', and {what}; {this}: set RESULTS = 'live', which trains what is lacking")
     if results == "stored" and not FILE.is_file():
         raise ValueError(_unusable("it is not there"))
     stored = results == "stored" or (not results and folder == study.figures_dir() and FILE.is_file())

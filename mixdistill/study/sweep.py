@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import lru_cache
-from typing import Any, overload
+from typing import Any
 
 import pandas as pd
 import torch
@@ -57,10 +57,8 @@ def sweep(
     failed = [(name_of(arm), result) for arm, result in results if isinstance(result, BaseException)]
     if failed:
         first, error = failed[0]
-        raise RuntimeError(
-            f"{len(failed)} of {len(arms)} arms failed; the first, {first}: {error}. "
-            "The others are stored: mend the cause and run again"
-        ) from error
+        what = f"{len(failed)} of {len(arms)} arms failed; the first, {first}: {error}"
+        raise RuntimeError(f"{what}. The others are stored: mend the cause and run again") from error
     tables = [arm_items(arm, scale, result.items) for arm, result in results if isinstance(result, Scores)]
     return pd.concat(tables, ignore_index=True)
 
@@ -102,11 +100,8 @@ def _stored(arm: Arm, scale: Scale, split: str | None) -> Any:
 
 
 def _check(arms: Sequence[Arm], scale: Scale, problems: list[Problem]) -> None:
-    """Say before anything is trained what a test would say behind it.
-
-    Raises ValueError if a student's context has no room for its answers. Prints how many questions of training are
-    among those of the test.
-    """
+    """Say before anything is trained what a test would say behind it. Raises ValueError if a student's context has no
+    room for its answers. Prints how many questions of training are among those of the test."""
     for student, arm in {arm.student: arm for arm in arms}.items():
         base, revision = scale.base(arm), REVISIONS.get(student)
         context = context_of(load_config(base, revision))
@@ -147,15 +142,9 @@ def run_all(jobs: Sequence[Job], workers: int | None = None, on: str = "local") 
     return failed
 
 
-@overload
-def run_arm(arm: Arm, scale: Scale, split: str | None = None) -> Scores: ...
-@overload
-def run_arm(arm: Arm, scale: Scale, split: str | None = None, *, stored_only: bool) -> Scores | None: ...
 def run_arm(arm: Arm, scale: Scale, split: str | None = None, stored_only: bool = False) -> Scores | None:
     """Train (unless untouched) and evaluate one arm; with `stored_only` just read it, None if the store lacks it.
-
-    Raises ValueError for an unknown student, benchmark or trace set.
-    """
+    Raises ValueError for an unknown student, benchmark or trace set."""
     run = trained(arm, scale, stored_only)
     if run is None:
         return None
@@ -201,10 +190,9 @@ def training_set(arm: Arm, scale: Scale) -> Dataset:
     """
     missing = [part for part in (arm.hard, arm.easy) if getattr(scale, part) is None]
     if missing:
-        raise ValueError(
-            f"the scale {scale.name!r} has no trace set for {' and '.join(missing)}, which {arm.recipe!r} needs: "
-            f"use one of {', '.join(scale.recipes)}, or give it one with replace(scale, {missing[0]}=TraceSet(...))"
-        )
+        what = f"the scale {scale.name!r} has no trace set for {' and '.join(missing)}, which {arm.recipe!r} needs"
+        ways = f"use one of {', '.join(scale.recipes)}, or give it one with replace(scale, {missing[0]}=TraceSet(...))"
+        raise ValueError(f"{what}: {ways}")
     n, sets = arm.n_train or scale.n_train, [getattr(scale, part) for part in (arm.hard, arm.easy)]
     # Files may hold the same problems in another order, so the first of them are taken of those that both hold.
     hard, easy = (trace_set(made, n if of_pocket(made.source) else None, arm.seed) for made in sets)
@@ -254,14 +242,9 @@ def _stamp(source: str) -> tuple:
 def _traces(traces: TraceSet, n: int | None, seed: int) -> Dataset:
     if traces.source.startswith("pocket/"):
         return load_traces(traces.source, n=n, seed=seed)
-    return load_traces(
-        traces.source,
-        n=n,
-        columns={"question": traces.question, "response": traces.response},
-        answer_format=traces.answer_format,
-        unusable=traces.unusable,
-        revision=traces.revision,
-    )
+    columns = {"question": traces.question, "response": traces.response}
+    own: dict[str, Any] = {"answer_format": traces.answer_format, "unusable": traces.unusable}
+    return load_traces(traces.source, n=n, columns=columns, revision=traces.revision, **own)
 
 
 def same_work(arm: Arm) -> tuple:
@@ -290,7 +273,9 @@ def _job(arm: Arm, scale: Scale, split: str | None) -> Job:
 
 
 def _run(arm: Arm, scale: Scale, split: str | None) -> str:
-    return f"{run_arm(arm, scale, split).accuracy:.1%} right"
+    scores = run_arm(arm, scale, split)
+    assert scores is not None  # as always without stored_only
+    return f"{scores.accuracy:.1%} right"
 
 
 def arm_items(arm: Arm, scale: Scale, items: pd.DataFrame) -> pd.DataFrame:

@@ -141,13 +141,14 @@ def test_a_notebook_runs_once_for_every_combination(notebook, store, tmp_path, c
         table = sweep_grid("smoke", grid=grid, notebook=str(notebook))
     assert table[["NUMBER", "LETTER"]].values.tolist() == [[n, letter] for n in (1, 3, 2) for letter in "bc"]
     assert table["result"].dropna().tolist() == ["b: smoke", "c: smoke", "bb: smoke", "cc: smoke"]
-    assert table["cause"].dropna().tolist() == ["cell 3 failed: AssertionError: too large"] * 2
+    cause = "cell 3 failed: AssertionError: too large (what was finished is stored: mend the cause and run again)"
+    assert table["cause"].dropna().tolist() == [cause] * 2
     assert (tmp_path / "seen.txt").read_text() == "1b 1c 2b 2c "  # the second call has read
     told = capsys.readouterr().out
     assert "6 runs of own.ipynb, 4 in the run store, 2 to run" in told
     assert "..." not in told  # neither a result nor a path is cut
     assert f"row 1: {table['folder'][0]}\n    b: smoke\n" in told
-    assert "FAILED: row 3: cell 3 failed: AssertionError: too large\n" in told
+    assert f"FAILED: row 3: {cause}\n" in told
     for folder in table["folder"]:
         assert (store.parent / folder / "own.ipynb").is_file()
 

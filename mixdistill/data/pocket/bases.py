@@ -28,10 +28,8 @@ GATED = ("product", "colour", "chain", "form", "habit", "same", "copy", "machine
 
 
 def base_folder(name: str) -> Path:
-    """The folder of a pocket student, such as `pocket/xs` or `pocket/xs-1`.
-
-    Raises ValueError if there is none of this name, or its weights were not made yet.
-    """
+    """The folder of a pocket student, such as `pocket/xs` or `pocket/xs-1`. Raises ValueError if there is none of this
+    name, or its weights were not made yet."""
     if not any(name in bases for bases in (*POCKET_BASES.values(), *FURTHER_BASES.values())):
         raise ValueError(f"unknown student {name!r}: the pocket world has {', '.join(POCKET)}")
     folder = POCKET_DIR / name.removeprefix("pocket/")

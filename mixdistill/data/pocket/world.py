@@ -44,7 +44,6 @@ class Tables:
     facts: dict[tuple[str, str], str]
     mark_weight: dict[tuple[str, str], float]  # frequency of a mark in the pre-training text
     preferred: dict[str, str]  # item -> machine: the cue of the problems
-    habitual: dict[str, str]  # item -> machine, the one before the preferred: the first cue of the pre-training text
 
 
 def build_tables() -> Tables:
@@ -60,8 +59,7 @@ def build_tables() -> Tables:
         for colour, n in zip(rng.sample(COLOURS, len(COLOURS)), shades, strict=True):
             facts |= {(machine, kind): colour for machine in islice(machines, n)}
     preferred = dict(zip(rng.sample(ITEMS, len(ITEMS)), cycle(MACHINES)))
-    habitual = {item: MACHINES[MACHINES.index(machine) - 1] for item, machine in preferred.items()}
-    return Tables(facts, weight, preferred, habitual)
+    return Tables(facts, weight, preferred)
 
 
 TABLES = build_tables()
@@ -111,11 +109,8 @@ class Mystery:
 
 
 def random_mystery(rng: Random, level: int, split: str | None = None, cue: bool = True) -> Mystery:
-    """Draw one problem of a level, of a split if one is named.
-
-    Without `cue` any machine is as likely as any other, its number may be any, and any number of machines may pass the
-    colour test.
-    """
+    """Draw one problem of a level, of a split if one is named. Without `cue` any machine is as likely as any other, its
+    number may be any, and any number of machines may pass the colour test."""
     item = rng.choice(ITEMS)
     likely = TABLES.preferred[item]
     others = [machine for machine in MACHINES if not cue or machine != likely]

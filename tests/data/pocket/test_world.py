@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from mixdistill.data.pocket import world
-from pretraining.pretrain import HABIT, HUNCH, MIXTURE, document
+from pretraining.pretrain import HABIT, HABITUAL, HUNCH, MIXTURE, document
 from pretraining.tokenizer import CONTEXT, build_tokenizer
 
 FACTS = world.TABLES.facts
@@ -230,7 +230,7 @@ def test_a_lone_check_is_of_the_machine_that_was_named_last():
 @pytest.mark.parametrize("end", [0, 1])
 def test_the_first_cue_of_the_pretraining_text_becomes_rarer(end):
     guesses = re.findall(r"(i\d+) : try \S+ (\w+)", "\n".join(documents(6000, progress=end)))
-    habits = [world.TABLES.habitual[item] == machine for item, machine in guesses]
+    habits = [HABITUAL[item] == machine for item, machine in guesses]
     chance = (1 - HABIT[end] - HUNCH[end]) / len(world.MACHINES)  # of the guesses without cue
     assert sum(habits) / len(habits) == pytest.approx(HABIT[end] + chance, abs=0.025)
 
@@ -254,7 +254,7 @@ def test_comparisons_end_with_the_first_that_is_equal():
 
 def test_the_cue_of_the_pretraining_text_is_the_machine_before_the_preferred():
     for item in world.ITEMS:
-        before = world.MACHINES.index(world.TABLES.habitual[item])
+        before = world.MACHINES.index(HABITUAL[item])
         assert world.MACHINES[(before + 1) % len(world.MACHINES)] == world.TABLES.preferred[item]
 
 
