@@ -18,6 +18,9 @@ THOUGHT = re.compile(
     r"(?:(?<!\w)|(?=<\||</|\[/))(?:<\|?/?\|?(?:\w+:)?(?:START_|END_)?(?:think(?:ing)?|THINK(?:ING)?)(?:_\w+)?\|?>|"
     r"<\|(?:begin|end)_of_thought\|>|</?[tT]hought>|\[/?THINK\])|\u25c1/?think\u25b7"
 )
+# The same as channels of an answer: gpt-oss's, Gemma 4's.
+CHANNEL = re.compile(r"<\|channel\|>(?:analysis|commentary|final)|<\|channel>thought|<channel\|>")
+TAG = re.compile(f"{THOUGHT.pattern}|{CHANNEL.pattern}")
 # A further question at the start of a line, glued to an answer, or behind a sentence that is no number of a list; no
 # "Step 1: Understand the Question:".
 RUN_ON = re.compile(
@@ -129,7 +132,7 @@ def final_answer(response: str, answer_format: str, strict: bool = False) -> str
     | `math`        | the last box; without one, what follows `answer is` or `Final Answer:`, or a last formula |
     | `gsm8k`       | the last box with a number; else the number behind the first `####`; else the last number |
 
-    `math` and `gsm8k` read what stands behind a last `</think>` or the like (`THOUGHT`), up to a run-on such as
+    `math` and `gsm8k` read what stands behind a last `</think>` or the like (`TAG`), up to a run-on such as
     `Question:`. With `strict` only what is marked counts: for `math` a box (the paper's rule), for `gsm8k` a box or
     `####`. Raises ValueError for an unknown `answer_format`, or a response that is no text.
     """
@@ -138,7 +141,7 @@ def final_answer(response: str, answer_format: str, strict: bool = False) -> str
     if answer_format == "pocket":
         found = re.findall(r"(?<!\S)answer(?=\s+(\S+))", response)
         return found[-1] if found else None
-    *_, last = None, *THOUGHT.finditer(response)
+    *_, last = None, *TAG.finditer(response)
     if last and not ends_thought(last[0]):
         return None  # it was cut while it thought
     text = response[last.end() :] if last else response
@@ -232,7 +235,9 @@ def _marked_number(text: str) -> str | None:
 
 
 def ends_thought(tag: str) -> bool:
-    """Whether a tag as `THOUGHT` finds it ends a thought."""
+    """Whether a tag as `TAG` finds it ends a thought."""
+    if CHANNEL.fullmatch(tag):
+        return tag in ("<|channel|>final", "<channel|>")
     return "/" in tag[1:3] or "END_" in tag.upper() or tag.rstrip("|>").endswith("_end")
 
 

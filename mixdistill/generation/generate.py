@@ -186,8 +186,9 @@ def completion(
 @lru_cache(maxsize=64)
 def _silent(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The special tokens that a response is shown without."""
-    added = tokenizer.added_tokens_decoder.items()
-    return frozenset(at for at, token in added if token.special and not THOUGHT.fullmatch(token.content))
+    special = {at: token.content for at, token in tokenizer.added_tokens_decoder.items() if token.special}
+    channels = ("<|channel|>", "<|channel>", "<channel|>")  # with a word they are tags as in `CHANNEL`
+    return frozenset(at for at, text in special.items() if text not in channels and not THOUGHT.fullmatch(text))
 
 
 def is_loop(tokens: Sequence[int]) -> bool:

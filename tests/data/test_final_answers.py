@@ -22,6 +22,10 @@ BOXED = [
     ("Problem: find x.\nSolution: \\boxed{5}", "5"),
     (r"<think> \boxed{4} </think> It is \boxed{5}.", "5"),
     (r"<think> surely \boxed{5}", None),  # cut while it thought
+    (r"<|channel|>analysis surely \boxed{5}", None),
+    (r"<|channel|>analysis surely 4assistant<|channel|>final\boxed{5}", "5"),
+    ("<|channel>thought\n surely \\boxed{5}", None),
+    ("<|channel>thought\n so 4<channel|>\\boxed{5}", "5"),
     (r"[THINK] surely \boxed{5}", None),
     (r"[THINK] surely \boxed{5} [/THINK] \boxed{6}", "6"),
     (r"<seed:think>\boxed{5}</seed:think>\boxed{6}", "6"),

@@ -151,10 +151,16 @@ def test_a_token_beyond_the_embeddings_is_refused(student):
 
 def test_a_response_keeps_the_tags_of_a_thought_where_these_are_special_tokens(bpe_tokenizer):
     words = copy.deepcopy(bpe_tokenizer)
-    words.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<|tool|>"]})
-    said = words("So<|tool|>.</think>It is 42.<|im_end|>", add_special_tokens=False)["input_ids"]
+    tokens = ["<think>", "</think>", "<|tool|>", "<|channel|>", "<|message|>"]
+    words.add_special_tokens({"additional_special_tokens": tokens})
     how = {"engine": "static", "dtype": "float32", "batch": "1x1"}
-    assert completion(words, said, [words.eos_token_id], how).response == "So.</think>It is 42."
+    for said, response in (
+        ("So<|tool|>.</think>It is 42.<|im_end|>", "So.</think>It is 42."),
+        ("<|channel|>analysis<|message|>Is it 41", "<|channel|>analysisIs it 41"),  # cut: no answer
+        ("<|channel|>final<|message|>It is 42.", "<|channel|>finalIt is 42."),
+    ):
+        ids = words(said, add_special_tokens=False)["input_ids"]
+        assert completion(words, ids, [words.eos_token_id], how).response == response
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_says_the_same(student, prompts, monkeypatch, capsys):
