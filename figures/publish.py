@@ -28,6 +28,8 @@ def publish() -> None:
         source = REPO / "notebooks" / f"{name}.ipynb"
         execute(source, folder / f"{name}.ipynb", {})
         publish_notebook(folder / f"{name}.ipynb", source)
+    # Of every swept student, where a run that trains has swept one.
+    shutil.copytree(get_scale("pocket").figures_dir(RESULTS="stored"), REPO / "figures", dirs_exist_ok=True)
     for page in (REPO / "README.md", REPO / "docs" / "pocket-world.md"):
         page.write_text(with_results(page.read_text()))
     findings.write()

@@ -19,7 +19,7 @@ THOUGHT = re.compile(
     r"<\|(?:begin|end)_of_thought\|>|</?[tT]hought>|\[/?THINK\])|\u25c1/?think\u25b7"
 )
 # The same as channels of an answer: gpt-oss's, Gemma 4's.
-CHANNEL = re.compile(r"<\|channel\|>(?:analysis|commentary|final)|<\|channel>thought|<channel\|>")
+CHANNEL = re.compile(r"<\|channel\|>(?:analysis|final)|<\|channel>thought|<channel\|>")
 TAG = re.compile(f"{THOUGHT.pattern}|{CHANNEL.pattern}")
 # A further question at the start of a line, glued to an answer, or behind a sentence that is no number of a list; no
 # "Step 1: Understand the Question:".

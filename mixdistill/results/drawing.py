@@ -61,6 +61,7 @@ ERROR_COLORS = {
 }
 # What goes wrong at a check, for print without colours.
 ERROR_HATCHES = {"wrong mark": "///", "false proof": "..."}
+MARKS = {"o": "\u25cf", "^": "\u25b2", "v": "\u25bc", "s": "\u25a0", "D": "\u25c6"}  # markers in a text
 SIZE_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#000000")
 SIZES = list(zip(SIZE_COLORS, "ovsD^PX", strict=True))  # small to large
 INTERVAL, COUNTS = ("ci_low", "ci_high"), ("n_problems", "n_seeds", "n_bases")  # columns
@@ -148,8 +149,11 @@ def label_lines(axes: Axes) -> None:
             places[i - 1 : i + 1] = places[i - 1] - overlap / 2, places[i] + overlap / 2
         places = [min(max(y, low + h / 2), high - h / 2) for y, h in zip(places, heights, strict=True)]
     for line, name, y in zip(drawn, names, places, strict=True):
-        look = {"color": line.lines[0].get_color(), "fontsize": 9, "va": "center"}
-        axes.text(1.02, y, name, transform=axes.get_yaxis_transform(), **look)
+        point, color = line.lines[0], line.lines[0].get_color()
+        last = point.get_xdata()[-1], point.get_ydata()[-1]
+        look = {"color": color, "fontsize": 9, "va": "center", "textcoords": axes.get_yaxis_transform()}
+        lead = {"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkB": 4}
+        axes.annotate(f"{MARKS[point.get_marker()]} {name}", last, (1.04, y), arrowprops=lead, **look)
 
 
 def size_axis(axes: Axes, table: pd.DataFrame) -> None:

@@ -26,7 +26,7 @@ FAMILY = {"long": ("short", "long", "mix_long"), "large": ("small_teacher", "lar
 BY_SIZE = {  # title and contrasts of a figure
     "controls": ("The gap, the gap without checks, and finer steps", "long-short", "unverified-short", "short-direct"),
     "checks": ("What checks cost and are worth", "long-unverified", "long-confirmed", "confirmed-unverified"),
-    "mix": ("What a fifth of long traces adds to each part", "mix_long-short", "mix_long-long"),
+    "mix": ("The mix minus each of its parts", "mix_long-short", "mix_long-long"),
 }
 
 

@@ -1,6 +1,5 @@
 """What a scale would run and what it costs: `python -m mixdistill plan --scale gpu`. Reads no weight, loads nothing."""
 
-import os
 import re
 import shutil
 from collections.abc import Collection, Sequence
@@ -13,13 +12,24 @@ import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 
+from mixdistill.arguments import instance
 from mixdistill.data.chat import stop_token_id
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.data.problems import BENCHMARKS, HUB
 from mixdistill.data.students import load_tokenizer, n_params, student_source
 from mixdistill.data.tables import FILES, local_path, of_pocket
 from mixdistill.runs import read_json, runs_dir
-from mixdistill.study.scales import REVISIONS, Arm, ProblemSet, Scale, TraceSet, alpha_arms, control_arms, gap_arms
+from mixdistill.study.scales import (
+    REVISIONS,
+    Arm,
+    ProblemSet,
+    Scale,
+    TraceSet,
+    alpha_arms,
+    control_arms,
+    gap_arms,
+    source_of,
+)
 from mixdistill.study.sweep import MANY, evaluation_problems, run_arm, same_work, trace_set
 from mixdistill.study.workers import n_cores
 
@@ -64,6 +74,7 @@ class Plan:
 def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
     """Count what a scale, or these arms of it, would run, and look for what keeps it from running on this machine.
     Raises ValueError for a student whose size can not be known without a download."""
+    instance("scale", scale, Scale)
     arms, gpus, speeds, rows = arms or all_arms(scale), torch.cuda.device_count(), _measured(), []
     parts = {part for arm in arms for part in (arm.hard, arm.easy) if getattr(scale, part)}  # running says what lacks
     traces = {part: _examples(getattr(scale, part), scale) for part in parts}
@@ -136,7 +147,7 @@ def _examples(traces: TraceSet, scale: Scale) -> tuple[int, float]:
 
 
 def _n_problems(benchmark: str | ProblemSet, scale: Scale) -> int:
-    source = os.fspath(benchmark)
+    source = source_of(benchmark)
     if source.startswith("pocket/") or (source not in BENCHMARKS and local_path(source).exists()):
         return len(evaluation_problems(benchmark, scale.n_problems, None, scale.answer_format))
     return min(N_PROBLEMS.get(source, 1000), scale.n_problems or 10**9)
@@ -169,7 +180,7 @@ def _size(student: str) -> tuple[int, bool]:
 def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> list[str]:
     """What keeps these students from running on this machine, each with what to do."""
     files_only = {name: made.file.format(split="test") for name, made in BENCHMARKS.items() if name not in HUB}
-    tests = [os.fspath(benchmark) for benchmark in scale.benchmarks]
+    tests = [source_of(benchmark) for benchmark in scale.benchmarks]
     sources = [files_only.get(source, source) for source in tests] + [getattr(scale, part).source for part in parts]
     missing = [source for source in sources if source.endswith(FILES) and not local_path(source).exists()]
     found = [f"there is no file {name!r}: put it into the folder $MIXDISTILL_DATA" for name in missing]

@@ -100,7 +100,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], echo: 
         try:
             papermill.execute_notebook(source, target, given, progress_bar=False, cwd=Path.cwd(), config=config, **how)
         except papermill.PapermillExecutionError as error:
-            what = f"cell {error.exec_count} failed: {error.ename}: {error.evalue}"
+            what = f"cell {error.exec_count} of {source.name} failed: {error.ename}: {error.evalue}"
             raise RuntimeError(f"{what} (what was finished is stored: mend the cause and run again)") from None
         finally:
             if target.is_file():  # papermill writes a failed notebook too

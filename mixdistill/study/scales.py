@@ -1,7 +1,7 @@
 """The one dial: which students, how much data and how many seeds a study takes."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,30 @@ class ProblemSet:
     """A test file whose columns have other names: arguments of `load_problems`. Raises ValueError for a bad one."""
 
     source: str
-    question: str | tuple[str, ...] = "question"  # a column, or several whose texts are joined
+    question: str | tuple[str, ...] = ("question",)  # a column, or several whose texts are joined
     answer: str = "answer"
     unusable: str = "error"
 
     def __post_init__(self) -> None:
         for name in ("source", "answer"):
             object.__setattr__(self, name, text(name, getattr(self, name)))
-        one = isinstance(self.question, str)
-        object.__setattr__(self, "question", (text if one else texts)("question", self.question))
+        if self.source in BENCHMARKS or of_pocket(self.source):
+            raise ValueError(f"source is {self.source!r}, a benchmark with columns of its own: give its name alone")
+        columns: Any = texts("question", [self.question] if isinstance(self.question, str) else self.question)
+        whole("the number of columns of question", len(columns))
+        object.__setattr__(self, "question", columns)
         choice("unusable", self.unusable, ("error", "drop"))
 
-    def __fspath__(self) -> str:
-        return self.source
+
+def source_of(benchmark: str | ProblemSet) -> str:
+    """The name or the file of a scale's benchmark."""
+    return benchmark.source if isinstance(benchmark, ProblemSet) else benchmark
+
+
+def _benchmarks(given: object) -> tuple[str | ProblemSet, ...]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        return texts("benchmarks", given)  # which refuses it
+    return tuple(one if isinstance(one, ProblemSet) else text("one of benchmarks", one) for one in given)
 
 
 @dataclass(frozen=True)
@@ -107,9 +118,8 @@ class Scale:
         text("alpha_student", self.alpha_student)
         for name in ("students", "full"):
             object.__setattr__(self, name, texts(name, getattr(self, name)))  # a list as a tuple
-        tests = texts("benchmarks", self.benchmarks)  # names and files
-        sets = [one if isinstance(one, ProblemSet) else name for one, name in zip(self.benchmarks, tests, strict=True)]
-        object.__setattr__(self, "benchmarks", tuple(sets))
+        object.__setattr__(self, "benchmarks", _benchmarks(self.benchmarks))
+        tests = [source_of(benchmark) for benchmark in self.benchmarks]
         for name, named in (("students", self.students), ("benchmarks", tests)):
             whole(f"the number of {name}", len(named))
             if len(set(named)) < len(named):

@@ -25,7 +25,7 @@ from mixdistill.results.evaluate import Scores, each_once, evaluate, untouched
 from mixdistill.runs import Run
 from mixdistill.study import cluster
 from mixdistill.study.jobs import Job, Progress
-from mixdistill.study.scales import REVISIONS, Arm, ProblemSet, Scale, TraceSet
+from mixdistill.study.scales import REVISIONS, Arm, ProblemSet, Scale, TraceSet, source_of
 from mixdistill.study.workers import in_processes
 
 STOPPED = "stopped: what was finished is stored, the same call goes on from there"
@@ -212,7 +212,7 @@ def evaluation_problems(
     benchmark: str | ProblemSet, n: int | None, split: str | None, answer_format: str | None = None
 ) -> list[Problem]:
     """`load_problems`, read once as long as nothing on disk changes; `answer_format` is for files of one's own."""
-    source, folder = os.fspath(benchmark), os.environ.get("MIXDISTILL_DATA", "")
+    source, folder = source_of(benchmark), os.environ.get("MIXDISTILL_DATA", "")
     known = BENCHMARKS.get(source)
     own = {} if known or of_pocket(source) else {"answer_format": answer_format}
     file = os.path.join(folder, known.file.format(split=split or "test")) if known else source
@@ -223,7 +223,7 @@ def _problems(benchmark: str | ProblemSet, **options: Any) -> list[Problem]:
     if isinstance(benchmark, ProblemSet):
         options["columns"] = {"question": benchmark.question, "answer": benchmark.answer}
         options["unusable"] = benchmark.unusable
-    return load_problems(os.fspath(benchmark), **options)
+    return load_problems(source_of(benchmark), **options)
 
 
 @lru_cache(maxsize=256)

@@ -67,6 +67,24 @@ def test_the_headline_figure_shows_all_recipes_with_error_bars_and_the_guess(acc
     assert "your guess of the gap" in [text.get_text() for text in right.get_legend().get_texts()]
 
 
+def test_every_line_has_its_name_beside_it_and_no_two_names_overlap(gaps):
+    (axes,) = figures.by_size(gaps, "mix").axes
+    axes.figure.canvas.draw()
+    names = [text for text in axes.texts if text.get_text()]
+    assert [text.get_text()[2:] for text in names] == ["Mix-Long - long CoT", "Mix-Long - short CoT"]
+    colors = {line[0].get_color() for line in axes.containers}
+    assert {text.get_color() for text in names} == colors
+    low, high = (text.get_window_extent() for text in names)
+    assert low.y1 <= high.y0
+
+
+def test_the_parts_of_the_mixs_gain_add_up_to_it(gaps):
+    parts = pd.read_csv(FIGURES / "data" / "gain_parts.csv")
+    of_mix = parts[parts["answers of"] == "the mix"].groupby("student", sort=False)["delta"].sum()
+    gain = gaps[gaps["contrast"] == "mix_long-short"].set_index("student")["delta"]
+    assert of_mix.to_dict() == pytest.approx(gain.to_dict(), abs=1e-5)
+
+
 def test_a_curve_says_the_accuracy_of_the_marked_share_or_that_there_is_none():
     curves = pd.read_csv(FIGURES / "data/alpha_sweep.csv")
     row = curves.set_index("alpha").loc[0.4]

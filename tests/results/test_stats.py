@@ -369,6 +369,25 @@ def test_intervals_over_bases_cover_the_truth_and_those_over_their_seeds_would_n
     assert covered["seeds"] / runs < 0.9
 
 
+def test_intervals_over_three_bases_are_too_narrow_where_one_in_six_fails():
+    """As docs/pocket-world.md says: bases whose gap is +41 or +40 points, or -7 for one in six (2xl's)."""
+    rng, covered, runs = np.random.default_rng(0), 0, 2000
+    for _ in range(runs):
+        gaps = np.where(rng.random(3) < 1 / 6, -0.07, rng.normal(0.405, 0.007, 3))
+        estimate = stats.two_way_mean([gaps[:, None]])
+        covered += estimate.low <= 5 / 6 * 0.405 - 1 / 6 * 0.07 <= estimate.high
+    assert covered / runs < 0.6
+
+
+def test_two_bases_added_where_three_are_undecided_find_what_is_not_there_more_often():
+    rng, found, runs = np.random.default_rng(0), 0, 4000
+    for _ in range(runs):
+        gaps = rng.normal(0, 1, 5)
+        estimates = [stats.two_way_mean([gaps[:n, None]]) for n in (3, 5)]
+        found += any(not estimate.low <= 0 <= estimate.high for estimate in estimates)
+    assert 0.07 < found / runs < 0.1
+
+
 def sized_students(gains: dict[int, list[float]], recipe: str = "long") -> pd.DataFrame:
     """Students by parameters, with the gain of `recipe` over short on each of their bases, of 100 problems."""
     frames = []

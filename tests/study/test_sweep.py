@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import REPO, write_jsonl
 
-from mixdistill import LoRA, files, finetune, get_scale, load_traces, mix, open_run, sweep
+from mixdistill import LoRA, files, finetune, get_scale, load_problems, load_traces, mix, open_run, sweep
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.finetuning.finetune import default_lr
 from mixdistill.study.scales import Arm, ProblemSet, TraceSet, alpha_arms, control_arms, gap_arms, recipe_arm
@@ -117,6 +117,12 @@ def test_a_test_file_of_a_scale_may_have_columns_of_its_own(real_scale, tmp_path
         evaluation_problems(replace(own, answer="answer"), None, None, scale.answer_format)
     with pytest.raises(ValueError, match="unusable is 'skip': use one of error, drop"):
         ProblemSet(file, unusable="skip")
+    with pytest.raises(ValueError, match="'svamp', a benchmark with columns of its own: give its name alone"):
+        ProblemSet("svamp")
+    with pytest.raises(ValueError, match="it is a text"):
+        load_problems(own)  # which would leave out its columns
+    with pytest.raises(ValueError, match="it is a list of texts"):
+        replace(scale, benchmarks="svamp")
     with pytest.raises(ValueError, match="give each once"):
         replace(scale, benchmarks=(own, str(file)))
 
