@@ -272,7 +272,7 @@ def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     beside = {lr: 0.3 * (n - (len(rates) - 1) / 2) for n, lr in enumerate(rates)}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4 + 0.4 * len(rates)), layout="constrained")
     for axes, rows, name, x in ((left, table, "recipe", "accuracy"), (right, gaps, "contrast", "delta")):
-        names = [*rows[name].unique()]
+        names = [one for one in STYLE if one in set(rows[name])]
         for _, row in rows.round(6).iterrows():
             color, marker, _ = STYLE[choice(f"a {name}", row[name], STYLE)]
             ends = [[row[x] - row["ci_low"]], [row["ci_high"] - row[x]]]
@@ -285,7 +285,7 @@ def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
         for lr, face in zip(rates, ["0.3", *["white"] * len(rates)], strict=False):
             label = f"learning rate {lr:g}, seeds: {gaps.loc[gaps['lr'] == lr, 'n_seeds'].max()}"
             left.plot([], [], "o", c="0.3", mfc=face, label=label)
-        left.legend(fontsize=9, loc="upper right")
+        figure.legend(*left.get_legend_handles_labels(), fontsize=9, ncols=len(rates), loc="outside upper center")
     left.set(xlim=(0, None), xlabel="accuracy")
     left.set_title(f"{table['student'].iloc[0].split('/')[-1]} on {table['benchmark'].iloc[0]}")
     right.set(xlabel="difference in accuracy, points", title="Differences, paired by problem")

@@ -105,8 +105,9 @@ def test_a_student_on_one_benchmark_has_a_row_a_recipe_in_the_words_of_all_figur
     table = pd.read_csv(tmp_path / "data" / "svamp.csv")
     axes, _ = figures.recipes(table, pd.read_csv(tmp_path / "data" / "svamp_gaps.csv")).axes
     of = {"untouched": "untouched", "short": "short CoT", "long": "long CoT", "mix_long": "Mix-Long"}
+    of |= {"small_teacher": "small teacher", "large_teacher": "large teacher", "mix_large": "Mix-Large"}
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == [of[recipe] for recipe in table["recipe"].unique()]
+    assert labels == list(of.values())
     shown = [(round(line[0].get_ydata()[0]), line[0].get_xdata()[0]) for line in axes.containers]
     expected = zip(table["recipe"], table["accuracy"], strict=True)
     assert shown == [(labels.index(of[recipe]), value) for recipe, value in expected]
@@ -120,7 +121,7 @@ def test_learning_rates_stand_beside_each_other_and_all_but_the_first_are_hollow
     ys = [line[0].get_ydata()[0] for line in axes.containers]
     assert len({round(y, 3) for y in ys}) == len(ys) == 7
     assert [line[0].get_markerfacecolor() == "white" for line in axes.containers] == [False] * 4 + [True] * 3
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == [
         "learning rate 0.002, seeds: 3",
         "learning rate 0.0005, seeds: 3",
     ]
