@@ -92,5 +92,6 @@ def test_the_notebooks_run_at_the_gpu_scale(toy, tmp_path):
         "06_teacher_gap.png",
         "02_paper_table1.png",
         "03_mix_distillation.png",
+        "03_every_student.png",
     }
     assert "pocket/" not in done.stdout

@@ -141,7 +141,8 @@ def test_a_notebook_runs_once_for_every_combination(notebook, store, tmp_path, c
         table = sweep_grid("smoke", grid=grid, notebook=str(notebook))
     assert table[["NUMBER", "LETTER"]].values.tolist() == [[n, letter] for n in (1, 3, 2) for letter in "bc"]
     assert table["result"].dropna().tolist() == ["b: smoke", "c: smoke", "bb: smoke", "cc: smoke"]
-    cause = "cell 3 failed: AssertionError: too large (what was finished is stored: mend the cause and run again)"
+    advice = "(what was finished is stored: mend the cause and run again)"
+    cause = f"cell 3 of own.ipynb failed: AssertionError: too large {advice}"
     assert table["cause"].dropna().tolist() == [cause] * 2
     assert (tmp_path / "seen.txt").read_text() == "1b 1c 2b 2c "  # the second call has read
     told = capsys.readouterr().out
