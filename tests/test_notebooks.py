@@ -7,6 +7,7 @@ from shutil import copytree
 
 import findings
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
@@ -17,13 +18,17 @@ from IPython.core.interactiveshell import InteractiveShell
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from publish import with_results
+from scipy.stats import linregress
+from scipy.stats import t as student_t
 
 from mixdistill import load_student
 from mixdistill.data.chat import render_traces
 from mixdistill.finetuning.batches import pad
 from mixdistill.finetuning.checkpoints import load_trained, merged
+from mixdistill.results import stats
 from mixdistill.study.reproduce import FURTHER, NOTEBOOKS
 from mixdistill.study.scales import gap_arms, get_scale, recipe_arm
+from mixdistill.study.stored import open_results
 from mixdistill.study.sweep import sweep, trace_set, trained
 
 FOLDER = REPO / "notebooks"
@@ -241,6 +246,35 @@ def test_differences_in_prose_are_those_of_their_tables():
     for page, numbers in pages.items():
         text = (REPO / page).read_text()
         assert not [number for number in numbers if number not in text]
+
+
+def test_what_a_reviewer_is_answered_comes_from_the_committed_tables_and_answers():
+    """Numbers of docs/pocket-world.md that stand in no table."""
+    told = []
+    for file, contrast in (
+        ("data/gaps.csv", "long-short"),
+        ("data/teacher_gaps.csv", "large_teacher-small_teacher"),
+        ("pocket-large/data/gaps.csv", "long-short"),
+    ):
+        rows = pd.read_csv(REPO / "figures" / file)
+        rows = rows[rows["contrast"] == contrast]
+        line = linregress(np.log10(rows["params"]), 100 * rows["delta"])
+        half = student_t.ppf(0.975, len(rows) - 2) * line.stderr
+        told.append(f"[{line.slope - half:+.0f}, {line.slope + half:+.0f}]")
+    bases = pd.read_csv(REPO / "figures" / "data" / "known_marks.csv").groupby("student", sort=False)["gap"]
+    told += [f"{(of < 0).sum()} of {len(of)}" for _, of in bases]
+    scale = get_scale("pocket")
+    arms = [
+        recipe_arm(f"pocket/{name}", recipe, seed)
+        for name in ("xs", "s", "l")
+        for recipe in ("unverified", "mix_long")
+        for seed in range(scale.n_seeds)
+    ]
+    for _, own in open_results(scale, "stored").items(arms).groupby("student", sort=False):
+        found = stats.gap(*(own[own["recipe"] == recipe] for recipe in ("unverified", "mix_long")))
+        told.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in (found.mean, found.low, found.high))))
+    page = (REPO / "docs" / "pocket-world.md").read_text()
+    assert not [number for number in told if number not in page]
 
 
 @pytest.mark.parametrize(
