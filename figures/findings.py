@@ -64,7 +64,8 @@ def asked_of_the_world() -> str:
     """What the pocket world was built to show, and whether it does."""
     names = ("gaps", "checks", "controls", "teacher_gaps")
     gaps = pd.concat([pd.read_csv(DATA / f"{name}.csv") for name in names]).drop_duplicates(["student", "contrast"])
-    slope, errors = (pd.read_csv(DATA / f"{name}.csv") for name in ("slope", "errors"))
+    slope = pd.read_csv(DATA / "slope.csv")
+    checks = pd.read_csv(DATA / "check_errors.csv", index_col="student")["share"]
     found = gaps.set_index(["student", "contrast"])
 
     def shown(contrast: str, students: Sequence[str] = POCKET) -> str:
@@ -75,7 +76,6 @@ def asked_of_the_world() -> str:
         """Whether the whole interval is on that side of 0, a student each."""
         return [measured(found.loc[(student, contrast)], sign)[1] == "agrees" for student in students]
 
-    checks = errors[errors["recipe"] == "long"].set_index("student")[["wrong mark", "false proof"]].sum(axis=1)
     failing = ", ".join(f"{student[7:]} {share:.0%}" for student, share in checks.items())
     (trend,) = (measured(row, 1) for _, row in slope[slope["contrast"] == "long-short"].iterrows())
     mix = [measured(found.loc[(student, "mix_long-best")], 1)[1] for student in SMALL]

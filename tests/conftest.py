@@ -2,8 +2,10 @@
 tokenizer.
 """
 
+import gc
 import os
 
+gc.disable()  # until all is imported
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network; read when transformers is imported
 # One process of the tests a core, with all that it starts: threads that share cores wait for each other, and a sweep of
 # a notebook starts a worker a core.
@@ -22,6 +24,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from mixdistill.study.scales import Scale, TraceSet, get_scale
+
+gc.freeze()  # what is imported stays, and need not be searched again and again
+gc.enable()
 
 REPO = Path(__file__).parents[1]
 SHARED_BENCHMARKS = REPO.parent / "shared" / "benchmarks"
