@@ -1,4 +1,4 @@
-"""The laptop study: rates first, then every arm, seed by seed. In one go on a machine with a GPU:
+"""The laptop study: rates first, then every arm, some seeds at a time. In one go on a machine with a GPU:
 
     python benchmarks/laptop.py --student FOLDER --traces FOLDER --out FOLDER --workers 8
 
@@ -118,14 +118,20 @@ def study(args: argparse.Namespace) -> None:
         scales = {family: replace(scale, lr=best_rate(args.out, args.student, family)) for family in args.families}
     print("rates: " + ", ".join(f"{own.lr:g} for {family}" for family, own in scales.items()), flush=True)
     failed = []
+    at_a_time = math.ceil(2 * args.workers / 3)  # seeds of three arms: two arms a worker, so that few wait for the last
     for stage, arms_of in stages.items():
         parts = []
-        for seed in range(args.seeds):
-            for label, own, arms in arms_of(scales, seed):
+        for first in range(0, args.seeds, at_a_time):
+            together: dict[tuple[str, Scale], list[Arm]] = {}
+            for seed in range(first, min(first + at_a_time, args.seeds)):
+                for label, own, arms in arms_of(scales, seed):
+                    together.setdefault((label, own), []).extend(arms)
+            for (label, own), arms in together.items():
                 found = [*zip(arms, run_arms(arms, own, workers=args.workers), strict=True)]
                 wrong = [(arm, error) for arm, error in found if isinstance(error, BaseException)]
-                failed += [f"{stage}, {label}{arm.recipe}, seed {seed}: {error}" for arm, error in wrong]
-                for arm, scores in found if not wrong else ():  # a gap needs the same seeds on both sides
+                failed += [f"{stage}, {label}{arm.recipe}, seed {arm.seed}: {error}" for arm, error in wrong]
+                lost = {arm.seed for arm, _ in wrong}  # a gap needs the same seeds on both sides
+                for arm, scores in ((arm, scores) for arm, scores in found if arm.seed not in lost):
                     rate = math.nan if arm.alpha is None else own.lr
                     items = arm_items(arm, own, scores.items)
                     parts.append(items.assign(recipe=label + arm.recipe, lr=rate))
