@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in 20 minutes or less on one of 80 GB: the CUDA tests, speed and memory beside TRL (7B with 16k
-# tokens among them), decoding, and the laptop study. Every step has a limit of time, and its own log in OUT. It needs what
-# the repo pins, with a CUDA build of torch, and `pip install -e '.[test,gguf]'`: `make test` has made such an environment.
+# What only a GPU can show, in 15 minutes on one of 80 GB: the CUDA tests, speed and memory beside TRL (7B with 16k tokens
+# among them), decoding, and two seeds of the laptop study. Every step has a limit of time, and its own log in OUT. It needs
+# what the repo pins, with a CUDA build of torch, and `pip install -e '.[test,gguf]'`: `make test` has made such an environment.
 #
 #     bash benchmarks/gpu.sh OUT STUDENT TRACES     # STUDENT and TRACES as in benchmarks/laptop.py
-#     bash benchmarks/gpu.sh OUT STUDENT TRACES tests train decode     # some steps only, where a machine is lent for less
+#     bash benchmarks/gpu.sh OUT STUDENT TRACES tests train decode     # or in two halves, of 7 and 8 minutes at most
+#     bash benchmarks/gpu.sh OUT STUDENT TRACES train-7b laptop
 #
 # DEVICE=cpu tries the script itself, at the smallest sizes, without the laptop study.
 set -u
@@ -26,8 +27,9 @@ step() { # NAME SECONDS COMMAND...
 }
 
 python -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")' | tee "$out/machine.txt"
-step tests 180 python -m pytest -q -rs tests/finetuning/test_attention.py tests/finetuning/test_loss.py tests/finetuning/test_gpus.py
-step train 180 python benchmarks/train.py --device "$device" --students $small --longest $longest --rounds $rounds --json
-step train-7b 240 python benchmarks/train.py --device "$device" --students $large --longest $longest_7b --steps 2 --rounds 1 --json
-step decode 120 python benchmarks/decode.py --device "$device" $decoding
-[ "$device" = cpu ] || [ -z "$traces" ] || step laptop 480 python benchmarks/laptop.py --student "$student" --traces "$traces" --out "$out/laptop" --workers 8
+step tests 150 python -m pytest -q -rs tests/finetuning/test_attention.py tests/finetuning/test_loss.py tests/finetuning/test_gpus.py
+step train 150 python benchmarks/train.py --device "$device" --students $small --longest $longest --rounds $rounds --json
+step train-7b 180 python benchmarks/train.py --device "$device" --students $large --longest $longest_7b --steps 2 --rounds 1 --json
+step decode 90 python benchmarks/decode.py --device "$device" $decoding
+[ "$device" = cpu ] || [ -z "$traces" ] || step laptop 330 python benchmarks/laptop.py --student "$student" --traces "$traces" \
+    --out "$out/laptop" --workers 8 --lr 2e-3 --seeds 2 --stages svamp

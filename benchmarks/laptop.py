@@ -39,6 +39,7 @@ from mixdistill.results import stats
 from mixdistill.study.plan import check_machine
 from mixdistill.study.scales import Arm, Scale, TraceSet, get_scale, recipe_arm, untouched_arms
 from mixdistill.study.sweep import arm_items, evaluation_problems, run_arms, sweep, trained, training_set
+from mixdistill.study.workers import gpu_names, n_cores
 
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 FIRST_RATE_SEED = 1000  # far from the study's
@@ -66,7 +67,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", required=True)
     parser.add_argument("--traces", type=path, required=True)
     parser.add_argument("--out", type=path, required=True)
-    parser.add_argument("--workers", type=int, default=8, help="arms at a time, on one GPU or each on a core")
+    parser.add_argument("--workers", type=int, help="arms at a time; default: one a GPU, or a core with room for it")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--lr", type=float, help="the rate of all arms, in the place of the stage rates")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="rates to choose from")
@@ -118,7 +119,8 @@ def study(args: argparse.Namespace) -> None:
         scales = {family: replace(scale, lr=best_rate(args.out, args.student, family)) for family in args.families}
     print("rates: " + ", ".join(f"{own.lr:g} for {family}" for family, own in scales.items()), flush=True)
     failed = []
-    at_a_time = math.ceil(2 * args.workers / 3)  # seeds of three arms: two arms a worker, so that few wait for the last
+    # Seeds of three arms: two arms a worker, so that few wait for the last.
+    at_a_time = math.ceil(2 * (args.workers or len(gpu_names()) or n_cores()) / 3)
     for stage, arms_of in stages.items():
         parts = []
         for first in range(0, args.seeds, at_a_time):
@@ -148,7 +150,7 @@ def choose_rates(
     seeds: Iterable[int],
     traces: Path,
     out: Path,
-    workers: int,
+    workers: int | None,
     tried: Path,
 ) -> None:
     """Write `rates.csv`: of every recipe, rate and seed the accuracy on held-out training problems, and the loss on
@@ -178,7 +180,8 @@ def choose_rates(
         accuracy = items.groupby(["recipe", "seed"], as_index=False)["correct"].mean()
         runs = [run for arm in arms if (run := trained(arm, own, stored_only=True))]
         os.environ["MIXDISTILL_DATA"] = str(tried.absolute() / "held_out")
-        losses = [held_out_loss(run, training_set(arm, own)) for run, arm in zip(runs, arms, strict=True)]
+        with files.speaking(f"loss on held-out traces at {own.lr:g}"):
+            losses = [held_out_loss(run, training_set(arm, own)) for run, arm in zip(runs, arms, strict=True)]
         of = pd.DataFrame({"recipe": [arm.recipe for arm in arms], "seed": [arm.seed for arm in arms], "loss": losses})
         found = accuracy.rename(columns={"correct": "accuracy"}).merge(of).assign(lr=own.lr)
         found = found.assign(family=found["recipe"].map(family))
@@ -210,12 +213,11 @@ def held_out_loss(run: Run, traces: Dataset) -> float:
     student = load_trained(run)
     loss_of, total, n = ResponseLoss(student.model), 0.0, 0
     examples = render_traces(student.tokenizer, traces, student.context, "error")
-    with files.speaking(f"loss on held-out traces, {run.folder.name}"):
-        for done, example in enumerate(examples):
-            files.tell(f"{done} of {len(examples)}")
-            batch = pad([example], 0).to(student.device)
-            total += loss_of(batch).item()
-            n += len(batch.labels)
+    for done, example in enumerate(examples):
+        files.tell(f"{run.folder.name}, {done} of {len(examples)}")
+        batch = pad([example], 0).to(student.device)
+        total += loss_of(batch).item()
+        n += len(batch.labels)
     return total / n
 
 

@@ -1,5 +1,6 @@
 """What a scale would run and what it costs: `python -m mixdistill plan --scale gpu`. Reads no weight, loads nothing."""
 
+import os
 import re
 import shutil
 from collections.abc import Collection, Sequence
@@ -7,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
@@ -181,7 +183,8 @@ def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> 
     """What keeps these students from running on this machine, each with what to do."""
     files_only = {name: made.file.format(split="test") for name, made in BENCHMARKS.items() if name not in HUB}
     tests = [source_of(benchmark) for benchmark in scale.benchmarks]
-    sources = [files_only.get(source, source) for source in tests] + [getattr(scale, part).source for part in parts]
+    sets = [getattr(scale, part).source for part in parts]
+    sources = [files_only.get(source, source) for source in tests] + sets
     missing = [source for source in sources if source.endswith(FILES) and not local_path(source).exists()]
     found = [f"there is no file {name!r}: put it into the folder $MIXDISTILL_DATA" for name in missing]
     for student in students["student"]:
@@ -200,12 +203,28 @@ def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> 
         disks[disk] = needed = disks.get(disk, 0.0) + students[column].sum()
         if needed > free:
             found.append(f"disk: {needed:.0f} GB are needed and {free:.0f} free: point {variable} to a larger disk")
-    for student in students[students["download GB"] > 0]["student"]:
+    asked = [(name, "model", "") for name in students[students["download GB"] > 0]["student"]]
+    folder = os.environ.get("MIXDISTILL_DATA")
+    for source in (source for source in tests if source in HUB):
+        file = BENCHMARKS[source].file.format(split="test")
+        if not (folder and Path(folder, file).expanduser().is_file()):
+            asked.append((HUB[source][0], "dataset", f", or put {file!r} into the folder $MIXDISTILL_DATA"))
+    asked += [(source, "dataset", "") for source in sets if not of_pocket(source) and source not in missing]
+    for name, kind, other in dict.fromkeys(asked):
+        if kind == "dataset" and (local_path(name).exists() or _was_loaded(name)):
+            continue
         try:
-            HfApi().auth_check(student)
+            HfApi().auth_check(name, repo_type=kind)
         except GatedRepoError:
-            found.append(f"{student} is gated: accept its licence at https://huggingface.co/{student}, `hf auth login`")
+            found.append(f"{name} is gated: accept its licence at https://huggingface.co/{name}, `hf auth login`")
         except Exception as error:  # no such model, no network, HF_HUB_OFFLINE, the Hub is down: each has its own
             reason = f"not in the cache, and the Hub does not give it ({type(error).__name__})"
-            found.append(f"{student}: {reason}: check name and network, or copy the cache of another machine")
+            found.append(f"{name}: {reason}: check name and network, or copy the cache of another machine{other}")
     return found
+
+
+def _was_loaded(dataset: str) -> bool:
+    """Whether `datasets` has a Hub data set in its cache, whose folders have names of a spelling of their own."""
+    wanted = re.sub(r"\W|_", "", dataset).lower()
+    folders = Path(datasets.config.HF_DATASETS_CACHE).glob("*___*")
+    return any(re.sub(r"\W|_", "", folder.name).lower() == wanted for folder in folders)

@@ -247,10 +247,16 @@ def test_a_file_that_is_not_here_is_an_obstacle():
     assert "there is no file 'mine.jsonl': put it into the folder $MIXDISTILL_DATA" in made.obstacles
 
 
-def test_a_benchmark_that_is_a_file_only_and_a_template_that_lacks_are_obstacles(qwen, tmp_path):
+def test_a_benchmark_that_is_a_file_only_and_a_template_that_lacks_are_obstacles(qwen, tmp_path, monkeypatch):
     student = copytree(qwen, tmp_path / "base")
     (student / "chat_template.jinja").unlink()
     made = plan(replace(get_scale("laptop", students=str(student)), long=TRACES, short=TRACES, large=None, small=None))
-    first, *_, last = made.obstacles
-    assert first == "there is no file 'svamp_test.jsonl': put it into the folder $MIXDISTILL_DATA"
-    assert "its tokenizer has no chat template" in last
+    file, template, of_hub, traces = made.obstacles
+    assert file == "there is no file 'svamp_test.jsonl': put it into the folder $MIXDISTILL_DATA"
+    assert "its tokenizer has no chat template" in template
+    assert "openai/gsm8k: not in the cache, and the Hub does not give it" in of_hub
+    assert of_hub.endswith("or put 'gsm8k_test.jsonl' into the folder $MIXDISTILL_DATA")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
+    (tmp_path / "openai___gsm8k").mkdir()
+    assert plan(made.scale).obstacles == (file, template, traces)
+    assert traces.startswith("nobody/traces: not in the cache")
