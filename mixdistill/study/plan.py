@@ -204,10 +204,10 @@ def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> 
         if needed > free:
             found.append(f"disk: {needed:.0f} GB are needed and {free:.0f} free: point {variable} to a larger disk")
     asked = [(name, "model", "") for name in students[students["download GB"] > 0]["student"]]
-    folder = os.environ.get("MIXDISTILL_DATA")
+    data = os.environ.get("MIXDISTILL_DATA")
     for source in (source for source in tests if source in HUB):
         file = BENCHMARKS[source].file.format(split="test")
-        if not (folder and Path(folder, file).expanduser().is_file()):
+        if not (data and Path(data, file).expanduser().is_file()):
             asked.append((HUB[source][0], "dataset", f", or put {file!r} into the folder $MIXDISTILL_DATA"))
     asked += [(source, "dataset", "") for source in sets if not of_pocket(source) and source not in missing]
     for name, kind, other in dict.fromkeys(asked):
