@@ -26,11 +26,11 @@ TAG = re.compile(f"{THOUGHT.pattern}|{CHANNEL.pattern}")
 RUN_ON = re.compile(
     r"(?:^[^\w\n]*(?:(?:Next |New |Original )?Question|Problem|User|Human|Q)|"
     r"(?:(?<=[\w.!?}$*)%\"'])|(?<=[.!?}$] )(?<!^\d\. )(?<!^\d\d\. )(?<!\*\d\. ))Question)(?: \d+)?:|"
-    r"<\|(?:im_end|eot_id|endoftext)\|>|</s>",
+    r"<\|(?:im_end|eot_id|eom_id|endoftext|end_of_text|return|end)\|>|</s>|<eos>|<end_of_turn>|<\uff5cend\u2581of\u2581sentence\uff5c>",
     re.M,
 )
-# How LaTeX groups digits: 70{,}000 and 70,\!000 and 70\,000.
-THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\s*\\!|\\[,!])\s*(?=\d{3}(?!\d))")
+# How LaTeX groups digits: 70{,}000 and 70,\!000 and 70\,000; and others, by a narrow space.
+THOUSANDS = re.compile(r"(?<=\d)(?<!\d{4})(?:\{,\}|,\s*\\!|\\[,;!]|[\xa0\u2009\u202f])\s*(?=\d{3}(?!\d))")
 LED = re.compile(
     r"(?:\banswer(?:\s*(?:is|:|=|\*\*))+(?:\s+(?:therefore|thus|simply|exactly|option)\b)?|####)[\s:*]*(?=([^\n]+))",
     re.I,
@@ -40,6 +40,11 @@ DOUBT = re.compile(
     r"\b(?:not|cannot|never|no|at (?:least|most)|(?:more|less|greater|fewer|smaller|larger) than|approximately|about|"
     r"roughly|contradiction|unable|check|substitute|start|let|suppose|assume|consider|try|if|when|where|unless)\b",
     re.I,
+)
+# Where a reason begins behind an answer.
+BEHIND = re.compile(
+    r"(?:(?<=\d)|(?<=[$)])),? +\(?(?:(?:since|because|as|which|not|approximately)\b|i\.e)|"
+    r"(?<=[$)]),? +\(?(?:obtained|attained|with|where|when)\b"
 )
 FORMULA = re.compile(r"(?<!\\)\$\$?([^$]+)(?<!\\)\$\$?|\\\(((?:(?!\\\().)+?)\\\)|\\\[((?:(?!\\\[).)+?)\\\]", re.S)
 JOINT = re.compile(r"\s{0,20}(?:[,;]|[,;]?\s{0,20}(?:and|or))\s{0,20}")  # between the members of a list
@@ -71,6 +76,11 @@ CHINESE = (
 )
 # A counted noun behind a number, such as `red apples` or `cups of tea`, and words that are none: 5 lakh, 5 or more.
 NOUN = re.compile(r"(?:[a-z]+ )*(?:[a-z]+(?<!s)s|people|(?:wo)?men|children|feet|fish|sheep)(?: of [a-z ]+)?")
+# What mathematics counts, in words that change a number elsewhere: 5 pairs are 10.
+COUNTED = re.compile(
+    r"\bordered (?:pair|triple|quadruple)s|\b(?:real|complex|distinct|integer|rational|positive|negative) roots|"
+    r"\bperfect (?:square|cube|power)s|\btrailing zero(?:e?s)|\b\w+-digit (?:positive )?(?:number|integer)s"
+)
 DIGIT_WORD = (
     r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen|"
     r"(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|zero)"
@@ -190,8 +200,8 @@ def _unboxed(text: str) -> str | None:
         if led[-1][1].strip() in ("\\[", "$$"):  # on lines of its own
             shown = FORMULA.match(text, led[-1].end())
             return next(filter(None, shown.groups())).strip() if shown else None
-        sentence = re.split(r"\.(?:\s|$)|\s*I hope", led[-1][1])[0].strip(" *")
-        sentence = re.split(r"(?<=\d),? +\(?(?:since|because|as|which|not|approximately)\b", sentence)[0]
+        sentence = re.split(r"(?<!i\.e)\.(?:\s|$)|\s*I hope", led[-1][1])[0].strip(" *")
+        sentence = BEHIND.split(sentence)[0]
         if not re.search(r"[\w\u221e\u2205]", sentence):  # cut behind "the answer is:"; infinity, empty set
             return None
         return (None if sentence[:1].isdigit() else _last_formulas(sentence)) or sentence
@@ -229,7 +239,10 @@ def _marked_number(text: str) -> str | None:
     found = re.fullmatch(r"([-+]?\\?\$?[\d.,/]+) ?([A-Za-z ]{3,})\.?", plain)
     if found and is_counted(found[2].strip().lower()):  # 5 red apples are 5
         return found[1]
-    words = re.sub(r"\bper\b|[^a-z]+", " ", plain.lower())
+    words = re.sub(rf"\((?:{DIGIT_WORD}[- ]?)+\)", "", plain.lower())  # 5 (five)
+    words = re.sub(r"\bper\b|[^a-z]+", " ", words)
+    # 5 more, 5 in total; 5 more than x is another number.
+    words = re.sub(r"\b(?:more|extra|additional|other|remaining|in (?:total|all|an?))\b", "", words)
     # 18\text{ m} is no product. A number that is all of a short box is read as that of a gold answer.
     return (gold_number(box) if len(box) <= 60 and not NO_NOUN.search(words) else None) or plain
 
@@ -278,6 +291,7 @@ def _last_number(text: str) -> str | None:
 
 def is_counted(words: str) -> bool:
     """Whether words behind a number name what it counts, such as `red apples`, and do not change it."""
+    words = COUNTED.sub("things", words)
     return bool(NOUN.fullmatch(words)) and not NO_NOUN.search(words)
 
 

@@ -5,7 +5,6 @@ written and finds the same structure (a tuple, an interval, a set, a relation, .
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeAlias
@@ -16,65 +15,15 @@ from latex2sympy2_extended.logic import And
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy.core.relational import Relational
 
-from mixdistill.data.final_answers import SCALES, is_counted, number_value
+from mixdistill.data.final_answers import NO_NOUN, is_counted, number_value
+from mixdistill.grading.notation import FUNCTIONS, GREEK, clean, members
 
 AS_WRITTEN = NormalizationConfig(basic_latex=False, units=False, malformed_operators=False, nits=False, boxed="none")
 LATEX = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=AS_WRITTEN)]
-FUNCTIONS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp"
-GREEK = "alpha|beta|delta|(?:var)?epsilon|eta|theta|lambda|mu|nu|rho|sigma|tau|(?:var)?phi|psi|omega"
-ARGUMENT = rf"([\dA-Za-z]|\\(?:pi|{GREEK})(?![A-Za-z]))"  # what TeX takes for an argument without braces
-STYLES = r"text(?:bf|it|rm|tt|sf|normal)?|math(?:rm|bf|it|sf)|rm|bf|it|emph|mbox|operatorname|boldsymbol"
-LOOK = [  # what only changes how an answer looks, in this order
-    (r"^[*`\"]+|[*`\"]+$|(?<!\\)\$|\\[()]|^\\\[|\\\]$", ""),
-    (r"(?<=\\\\)\s*\[\s*[\d.]+\s*(?:ex|em|pt|mm|cm)\s*\]", " "),  # room between the rows of a matrix
-    (r"(?<!\\)\\\\(?=[A-Za-z]{2})", r"\\"),  # an escaped command, not the end of a row in front of one
-    (r"(?<=\d)\s*(?:\{,\}|,\s*\\!|\\,)\s*(?=\d{3}(?!\d))|\\!|\\(?=%)", ""),
-    (r"\\(?:left|right)(?![A-Za-z])\.?|\\(?:[bB]igg?[lr]?|(?:display|text)style|[lL]arge|[hH]uge)(?![A-Za-z])", ""),
-    (r"(?<![\^_}\]A-Za-z\\])\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}"),
-    (r"\\(?:math)?(?:bf|rm)(?![A-Za-z]|\s*\{)|\\checkmark", ""),
-    (r"\\lbrace(?![A-Za-z])", r"\\{"),
-    (r"\\rbrace(?![A-Za-z])", r"\\}"),
-    (r"\\vert(?![A-Za-z])", "|"),
-    (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
-    (r"\\(?:textcolor|color)\s*\{\w+\}|\\boxed\s*(?=\{)", ""),
-    (rf"\\(?:{STYLES})\s*(?=\{{)", r"\\text"),
-    (rf"\\text\s*\{{\s*({'|'.join(SCALES)})\s*\}}", r" \1 "),
-    (r"(?<![\d)}])(?<![\d)}] )\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
-    (r",?\s*(?:\\text\s*\{\s*,?\s*(?:and|or)?\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z]))", ", "),
-    (r"(?:\\text\s*\{|(?<=\d))\s*(?:percent(?:age)?|pct)\s*(?:\}|$)", "%"),
-    (r"(?:\\text\s*\{|(?<=\d))\s*degrees?\s*(?:\}|$)|\^\s*\{\s*\\circ\s*\}", r"^\\circ "),
-    (r"\\[dtc](frac|binom)(?![A-Za-z])", r"\\\1"),
-    (rf"\\frac\s*{ARGUMENT}\s*(?=[{{\\A-Za-z]|\d(?!\d))", r"\\frac{\1}"),
-    (rf"(\\frac\s*\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})\s*{ARGUMENT}(?!\d)", r"\1{\2}"),
-    (r"√ ?\(([^()]*)\)|√ ?(\d+|[a-z])|\\sqrt ?(\d(?!\d)|[a-z])", r"\\sqrt{\1\2\3}"),
-    (r"∛ ?(\d+|[a-z])", r"\\sqrt[3]{\1}"),
-    (r"\*\*|\^ ?(?=\()", "^"),
-    (r"\^\(([^()]*)\)", r"^{\1}"),
-    (r"\\geq?(?:slant)?(?![A-Za-z])|>=", r"\\ge "),
-    (r"\\leq?(?:slant)?(?![A-Za-z])|<=", r"\\le "),
-    (r"\\neq?(?![A-Za-z])|!=", r"\\ne "),
-    (r"\\lt(?![A-Za-z])", "<"),
-    (r"\\gt(?![A-Za-z])", ">"),
-    (r"\+/-|^\s*\+-(?=\s*[\d\\])", r"\\pm "),
-    (r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2 "),
-    (r"(\^\w) (?=\d)", r"\1\\cdot "),
-    (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
-    (r"\[? ?\\begin ?\{(?:[pb]?matrix|array)\}(?: ?\{[lcr| ]*\})?", r"\\begin{pmatrix}"),
-    (r"(?:\\\\\s*)?\\end ?\{(?:[pb]?matrix|array)\} ?\]?", r"\\end{pmatrix}"),
-    (r"^\s*(?:\\approx|=)|(?<=\d:\d\d):00$|\\text\s*\{\s*[.,]\s*\}$", ""),
-    (r"(?:(?<=[\d}])|(?<=\\pi)|(?<=\\pi )) *\\approx *[\d.]+$", ""),
-    (r"\s+", " "),
-    (r"^ ?\\text ?\{([^{}]*)\} ?$", r"\1"),
-]
-# The escapes are minus, times, union and the fraction slash.
-SYMBOLS = (
-    "\u2212=- \xd7=\\times ·=\\cdot ⋅=\\cdot ÷=\\div ≤=\\le ≥=\\ge ≠=\\ne ±=\\pm \u222a=\\cup ∈=\\in ≈=\\approx "
-    "⩾=\\ge ⩽=\\le 、=, ∞=\\infty °=^\\circ ∅=\\emptyset \u2044=/ θ=\\theta π=\\pi"
-)
 UNIT = (
     r"(?:(?:sq|square|cu|cubic) )?(?:[cmk]?m|[mk]?g|m?l|[a-z]*(?:met(?:er|re)|lit(?:er|re)|gram)|in|inch|inche|ft|foot|"
     r"feet|yd|yard|mi|mile|mph|kph|h|hr|hour|min|minute|s|sec|second|day|week|month|year|oz|lb|ounce|pound|[ap]m|dollar|"
-    r"cent|euro|yuan|yen|unit|[LJN])s?(?: ?\^ ?[23])?"
+    r"cent|euro|yuan|yen|unit|[km]?hz|[LJN])s?(?: ?\^ ?[23])?"
 )
 UNITS = re.compile(rf"{UNIT}(?:(?: ?/ ?| per ){UNIT})?")  # all other words have to be a counted noun
 SHORT = {
@@ -90,11 +39,12 @@ CAPITALS = re.compile(r"\s*\$?\s*\\(?:text(?:bf|it|rm|tt|sf|normal)?|mathrm|mbox
 WORD = re.compile(r"(?=.*[aeiou])[A-Za-z]{3,}|no|on|is|in|of|to|at|by|an|or|if|so|up|as|be|do|go|we|us|it")
 # What an equation may name: x, x_1, AB, f(x), (p, q), \angle ABC, |AB|, A:B; but no function of a name, such as \sec x.
 NAME = (
-    rf"(?:\\(?:angle|triangle|overline|vec|{GREEK})(?![A-Za-z])|[A-Za-z]|_\{{[^{{}}]*\}}|_\w|['(),:{{}} ])+|"
-    r"\|[A-Z]{2}\||\\frac ?\{[A-Z]+\} ?\{[A-Z]+\}|[A-Za-z]\([\d, ]+\)"
+    rf"(?:\\(?:angle|triangle|overline|vec|text|{GREEK})(?![A-Za-z])|[A-Za-z]|_\{{[^{{}}]*\}}|_\w|['(),:{{}} ])+|"
+    r"\|[A-Z]{2}\||\\frac ?\{[A-Z]+\} ?\{[A-Z]+\}|[A-Za-z]\([-\d, ]+\)|\[[A-Z]{3,}\]|[a-z](?: ?\+ ?[a-z])+|"
+    r"[A-Za-z] ?\^ ?\{ ?-1 ?\} ?(?:\([a-z]\))?"
 )
 NAMED = re.compile(rf"(?:^|(?<=,)) ?({NAME}) ?(?:=|\\(?:in|approx)(?![A-Za-z])) ?")
-NO_NAME = re.compile(rf"(?<![A-Za-z])(?:{FUNCTIONS}|sqrt|floor|ceil|abs|max|min|gcd|lcm|det|mod)(?![A-Za-z])")
+NO_NAME = re.compile(rf"(?<![A-Za-z])(?:{FUNCTIONS}|sqrt|floor|ceil|abs|max|min|gcd|lcm|det|mod|not|no|if)(?![A-Za-z])")
 COMMANDS = rf"frac|sqrt|binom|cdot|times|div|pi|[lr]floor|[lr]ceil|[lr]vert|infty|pm|cup|[lgn]e|{FUNCTIONS}|{GREEK}"
 KNOWN = re.compile(rf"\\(?:begin|end)\{{pmatrix\}}|\\(?:{COMMANDS})(?![A-Za-z])|\\\\|\\[{{}}]|{FUNCTIONS}")
 UNKNOWN = re.compile(r"[A-Za-z]{5}|[^\w\s+\-*/^(){}|!.,;=<>\[\]&:]")
@@ -106,6 +56,12 @@ AMBIGUOUS = re.compile(  # what `parse` drops or guesses at: bases, Gauss's [x],
     r"/ ?(?:\d++|[A-Za-z]|\\[a-z]++(?: ?\{[^{}]*\})*+|\([^()]*\))(?: ?\^ ?(?:\w|\{[^{}]*\}))? ?"
     r"(?:[A-Za-z(]|\\(?!\\|cdot|times|div|cup|pm|[lgn]e|r|end))"
 )
+# A function's argument without parentheses, and what may belong to it or not: `parse` reads \ln 2/2 as \ln(2/2).
+ARGUMENTS = (
+    rf"\\?(?<![A-Za-z])(?:{FUNCTIONS})(?![A-Za-z]) ?(?:[_^] ?(?:\w|\{{[^{{}}]*\}}) ?)*"
+    rf"(?:[\dA-Za-z.]|\{{[^{{}}]*\}}|\\(?:pi|sqrt|frac|{GREEK})(?![A-Za-z])| )+"
+)
+FACTOR = re.compile(rf"{ARGUMENTS}(?:[/*(]|\\(?:cdot|times|div)(?![A-Za-z]))")
 PRODUCT = r"((?<![\^_])\d|\)|[^x]\}) ?(?=\()|(?<=[})])(?<!x\}) ?(?=\\(?:frac|binom))|(?<=\d) ?(?=\\binom)"  # no sum
 Parsed: TypeAlias = sympy.Basic | sympy.MatrixBase
 
@@ -115,26 +71,10 @@ def compare(gold: str, answer: str) -> bool:
     joined = [set(re.findall(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])", text)) for text in (gold, answer)]
     inequality = re.search(r"[<>≤≥]|\\[lg](?:eq?|t)(?![A-Za-z])", gold + answer)
     if joined[0] != joined[1] and (all(joined) or (inequality and "or" in joined[0] | joined[1])):
-        return False  # x < 1 or x > 3: `_clean` makes `and` and `or` commas
+        return False  # x < 1 or x > 3: `clean` makes `and` and `or` commas
     if CAPITALS.fullmatch(gold) or CAPITALS.fullmatch(answer):  # a word, not a product of letters
-        return _text(_clean(gold)) == _text(_clean(answer))
-    return any(_same(one, other) for one in _readings(_clean(gold)) for other in _readings(_clean(answer)))
-
-
-def _clean(text: str) -> str:
-    """An answer in one way of writing: no Unicode, styles, thousands separators, brackets around the whole."""
-    for mark, digits in (("^", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ"), ("_", "₀₁₂₃₄₅₆₇₈₉")):
-        text = re.sub(rf"[{digits}]+", rf"{mark}{{\g<0>}}", text)
-    text = re.sub(r"(?<=\d)(?=[\xbc-\xbe\u2150-\u215e])", " ", text)  # 1½ is not 11/2
-    text = unicodedata.normalize("NFKC", re.sub(r"^\u2013(?=[\d.\\])", "-", text))  # elsewhere an en dash is a range
-    for char, latex in (pair.split("=") for pair in SYMBOLS.split()):
-        text = text.replace(char, f"{latex} ")
-    for pattern, replacement in LOOK:
-        text = re.sub(pattern, replacement, text)
-    text = re.sub(r"(?<!\.)\.$|\u3002$|[\\ ,]+$", "", text.strip())
-    while found := re.fullmatch(r"\\?\{(?!\\empty)([^{}\[\],;]+?)\\?\}|\(([^()\[\],;]+)\)|\+(.+)", text):
-        text = next(filter(None, found.groups())).strip()
-    return text.replace(" ", "") if re.fullmatch(r"[1-9]\d{0,2}(?: \d{3})+", text) else text
+        return _text(clean(gold)) == _text(clean(answer))
+    return any(_same(one, other) for one in _readings(clean(gold)) for other in _readings(clean(answer)))
 
 
 def _readings(text: str) -> list[str]:
@@ -148,13 +88,47 @@ def _same(gold: str, answer: str) -> bool:
     if _text(gold) == _text(answer):
         return bool(gold)
     (names, left), (other_names, right) = _named(gold), _named(answer)
-    if "=" in left or (names and not other_names and "=" in right) or (names and other_names and names != other_names):
+    line = any("+" in name for name in names)  # x + y = 5 names no value, if it is the gold answer
+    if (
+        "=" in left
+        or line
+        or (names and not other_names and "=" in right)
+        or (names and other_names and names != other_names)
+    ):
         return _same_parsed(gold, answer)
     if re.search(r"[<>]|\\[lg]e ", left) and not set(other_names) <= set(left):
         return False  # x < 3 and y \in (-\infty, 3)
-    if len(names or other_names) > 1:  # by place
+    if len(names or other_names) > 1:  # by place; y = 2, x = 1 answers (1, 2)
+        right = _in_order(other_names, right)
         left, right = (value if value.startswith("(") else f"({value})" for value in (left, right))
+    by_member = _same_members(left, right)
+    if by_member is not None:
+        return by_member
     return all(_same_value(left, side) for side in ([right] if "," in right else right.split("=")))
+
+
+def _in_order(names: list[str], values: str) -> str:
+    """The values of single letters in the order of these."""
+    listed = members(values)
+    if len(listed) != len(names) or any(len(name) > 1 for name in names):
+        return values
+    return ",".join(value for _, value in sorted(zip(names, listed, strict=True)))
+
+
+def _same_members(gold: str, answer: str) -> bool | None:
+    """Lists, sets or tuples of which a member has a unit: member by member, of tuples by place. None for others."""
+    left, right = (members(re.sub(r"^\\?[({](.*?)\\?[)}]$", r"\1", side)) for side in (gold, answer))
+    with_units = any(_with_unit(member)[1] for member in [*left, *right])
+    if len(left) != len(right) or len(left) == 1 or not with_units or re.search(r"\),|\[", gold + answer):
+        return None
+    if "(" in (gold[:1], answer[:1]):
+        return gold[:1] == answer[:1] and all(map(_same_value, left, right))
+    for member in left:
+        found = next((other for other in right if _same_value(member, other)), None)
+        if found is None:
+            return False
+        right.remove(found)
+    return True
 
 
 def _text(text: str) -> str:
@@ -176,7 +150,7 @@ def _folded(word: re.Match[str]) -> str:
 def _named(text: str) -> tuple[list[str], str]:
     """The names, each once, and what they name, without an approximation behind it."""
     names = list(dict.fromkeys(map(_text, NAMED.findall(text))))
-    if not names or any(map(NO_NAME.search, names)):
+    if not names or any(NO_NAME.search(re.sub(r"_\{[^{}]*\}", "", name)) for name in names):
         return [], text
     return names, re.sub(r" ?\\approx(?![A-Za-z]).*", "", NAMED.sub("", text))
 
@@ -202,8 +176,9 @@ def _with_unit(text: str) -> tuple[str, str]:
     """A value and its unit, "" if it has none."""
     if re.search(rf"[,;&]|\\begin|\\(?:{FUNCTIONS})", text):
         return text, ""
-    if found := re.fullmatch(r"([-+]?) ?\\?([$€£]) ?(.+)", text):
-        return found[1] + found[3], found[2]
+    if found := re.fullmatch(r"([-+]?) ?\\?([$€£]) ?(.+?)(?: ?/? ?\\text ?\{ ?(?:per |an? |/ ?)?(\w+)\})?", text):
+        of = found[4] or ""  # $18 per day, $18 each; no $18 dozen
+        return (text, "") if NO_NOUN.search(of) else (found[1] + found[3], found[2])
     if found := re.fullmatch(r"(.+?) ?(%|\^ ?\\circ|\\?[$€£])", text):
         return found[1], found[2].lstrip("\\")
     found = re.fullmatch(r"(.*?[\w})!.]) ?\\text ?\{([^{}]*)\}(.*)", text)
@@ -258,8 +233,14 @@ def _parsed(text: str) -> Parsed:
     # School's root of a negative number, not the principal one.
     text = re.sub(r"\\sqrt ?\[(\d*[13579])\] ?\{ ?- ?([\d.]+) ?\}", r"(-\\sqrt[\1]{\2})", text)
     mixed = re.findall(r"(?<![\w.])\d+ ?\\frac ?\{\d+\} ?\{\d+\}", text)
+    text = re.sub(rf"({ARGUMENTS})\\(?:cdot|times)(?= ?\\(?:{FUNCTIONS}))", r"\1", text)  # \sin x \cdot \cos x
     ambiguous = AMBIGUOUS.search(re.sub(r"\\sqrt ?\[\w+\]", r"\\sqrt", text)) or None in map(number_value, mixed)
-    if ambiguous or UNKNOWN.search(KNOWN.sub(" ", text)) or text.count("=") > 1 + text.count(","):
+    if (
+        ambiguous
+        or FACTOR.search(text)
+        or UNKNOWN.search(KNOWN.sub(" ", text))
+        or text.count("=") > 1 + text.count(",")
+    ):
         raise ValueError(text)
     text = re.sub(rf"(?<![\\A-Za-z])({FUNCTIONS}|pi)(?![A-Za-z])", r"\\\1 ", text)
     # `parse` reads decimals as rounded, and 5(3) as the mixed number 5 + 3.

@@ -26,7 +26,7 @@ from mixdistill.data.final_answers import ANSWER_FORMATS, final_answer, number_v
 from mixdistill.data.problems import GOLDS
 
 # Raised whenever the same completion may get another grade than before: stored ones are graded anew.
-GRADING_VERSION = 4
+GRADING_VERSION = 5
 SECONDS = 4.0  # of processor time for the comparison of one answer; 15 times as much by the clock
 MAX_CHARS = 2000  # no final answer is that long; longer ones are equal only if they are the same text
 N_WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -49,6 +49,13 @@ BOXED = [
     (r"See [think](http://x.y): dp[i_think] = a[think], List<think> x. \boxed{5}", "5"),
 ]
 UNBOXED = [
+    ("The answer is $10$ since $a=5$.", "10"),
+    ("Therefore the answer is $10$ because $n=3$ fails.", "10"),
+    ("The final answer is $10$, obtained at $x=3$.", "10"),
+    ("The answer is $10$ (with $x=2$).", "10"),
+    ("So the answer is $2$, not $3$.", "2"),
+    ("The answer is 2, i.e. $x=2$.", "2"),
+    ("The answer is $(1,2)$ and $(3,4)$.", "(1,2), (3,4)"),
     ("The answer is 42.", "42"),
     ("Final Answer: The final answer is $\\frac{1}{2}$. I hope it is correct.", r"\frac{1}{2}"),
     ("**Final Answer:** 42", "42"),
@@ -59,6 +66,16 @@ UNBOXED = [
     ("**Final Answer:**\n\n$$\n\\frac{1}{2}\n$$", r"\frac{1}{2}"),
 ]
 GSM8K = [
+    (r"\boxed{18\text{ more minutes}}", "18"),
+    (r"\boxed{\$1,800\text{ in total}}", r"\$1,800"),
+    (r"\boxed{18\text{ eggs in a week}}", "18"),
+    (r"\boxed{12\text{ remaining}}", "12"),
+    (r"\boxed{3 \text{ (three)}}", "3"),
+    (r"\boxed{5\text{ to one}}", "5  to one"),
+    ("So the profit is **$70\u202f000**.", "$70,000"),
+    ("#### 70\u202f000", "70,000"),
+    ("In 2020\u202f300 came", "300"),
+    ("It is 5 apples.<end_of_turn> 7", "5"),
     ("9 * 2 = 18 #### 18", "18"),
     ("#### $1,234.50 a year", "1,234.50"),
     ("#### **42**", "42"),
