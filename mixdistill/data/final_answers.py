@@ -41,10 +41,11 @@ DOUBT = re.compile(
     r"roughly|contradiction|unable|check|substitute|start|let|suppose|assume|consider|try|if|when|where|unless)\b",
     re.I,
 )
-# Where a reason begins behind an answer.
-BEHIND = re.compile(
-    r"(?:(?<=\d)|(?<=[$)])),? +\(?(?:(?:since|because|as|which|not|approximately)\b|i\.e)|"
-    r"(?<=[$)]),? +\(?(?:obtained|attained|with|where|when)\b"
+# A reason behind a number, or behind a formula that a sentence begins with.
+BEHIND = re.compile(r"(?<=\d),? +\(?(?:(?:since|because|as|which|not|approximately)\b|i\.e)")
+REASONED = re.compile(
+    r"(\$[^$]*\d[^$]*\$|\\\((?:(?!\\\)).)*\d(?:(?!\\\)).)*\\\)),? +"
+    r"\(?(?:since|because|as|not|obtained|attained|with|where|when)\b"
 )
 FORMULA = re.compile(r"(?<!\\)\$\$?([^$]+)(?<!\\)\$\$?|\\\(((?:(?!\\\().)+?)\\\)|\\\[((?:(?!\\\[).)+?)\\\]", re.S)
 JOINT = re.compile(r"\s{0,20}(?:[,;]|[,;]?\s{0,20}(?:and|or))\s{0,20}")  # between the members of a list
@@ -85,6 +86,7 @@ DIGIT_WORD = (
     r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen|"
     r"(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|zero)"
 )
+SPELT = re.compile(rf"\((?:\b{DIGIT_WORD}\b[- ]?)++\)", re.I)  # 5 (five)
 NUMBER_WORD = (
     rf"(?:{DIGIT_WORD}|hundred|thousand|\w*illion|dozen|score|lakh|crore|myriad|grand|k|pair|couple|double|triple)"
     r"(?:e?s)?|\w*illion\w*"
@@ -201,7 +203,7 @@ def _unboxed(text: str) -> str | None:
             shown = FORMULA.match(text, led[-1].end())
             return next(filter(None, shown.groups())).strip() if shown else None
         sentence = re.split(r"(?<!i\.e)\.(?:\s|$)|\s*I hope", led[-1][1])[0].strip(" *")
-        sentence = BEHIND.split(sentence)[0]
+        sentence = found[1] if (found := REASONED.match(sentence)) else BEHIND.split(sentence)[0]
         if not re.search(r"[\w\u221e\u2205]", sentence):  # cut behind "the answer is:"; infinity, empty set
             return None
         return (None if sentence[:1].isdigit() else _last_formulas(sentence)) or sentence
@@ -239,7 +241,7 @@ def _marked_number(text: str) -> str | None:
     found = re.fullmatch(r"([-+]?\\?\$?[\d.,/]+) ?([A-Za-z ]{3,})\.?", plain)
     if found and is_counted(found[2].strip().lower()):  # 5 red apples are 5
         return found[1]
-    words = re.sub(rf"\((?:{DIGIT_WORD}[- ]?)+\)", "", plain.lower())  # 5 (five)
+    words = SPELT.sub("", plain.lower())
     words = re.sub(r"\bper\b|[^a-z]+", " ", words)
     # 5 more, 5 in total; 5 more than x is another number.
     words = re.sub(r"\b(?:more|extra|additional|other|remaining|in (?:total|all|an?))\b", "", words)
@@ -276,7 +278,7 @@ def gold_number(text: str) -> str | None:
     if not numbers:
         return None if marked else said
     before, _, after = plain.partition(numbers[0])
-    after = re.sub(rf"^ ?\((?:{DIGIT_WORD}[- ]?)+\)", "", after, flags=re.I)  # 5 (five)
+    after = re.sub(f"^ ?{SPELT.pattern}", "", after, flags=re.I)
     money = re.search(rf"[{MONEY}]|\b(?:Rs|INR|USD|EUR|GBP)\b", before + numbers[0], re.I)
     if money and re.match(r" ?[b-zA-Z]\b", after):  # $5m are millions, though 5 m is a length
         return None

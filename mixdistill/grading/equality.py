@@ -26,6 +26,11 @@ UNIT = (
     r"cent|euro|yuan|yen|unit|[km]?hz|[LJN])s?(?: ?\^ ?[23])?"
 )
 UNITS = re.compile(rf"{UNIT}(?:(?: ?/ ?| per ){UNIT})?")  # all other words have to be a counted noun
+# Of money or of a number: $18 per day, 18/hour, $18 each.
+RATE = re.compile(
+    r"(\\?[$€£]? ?[-+]?[\d.,]+) ?(?:/ ?\\text ?\{ ?|\\text ?\{ ?(?:per |an? |/ ?))([a-z]{2,}) ?\}|"
+    r"(\\?[$€£] ?[-+]?[\d.,]+) ?\\text ?\{ ?(?:each|dollars?|USD) ?\}"
+)
 SHORT = {
     **{"inch": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "hr": "h", "hour": "h", "minute": "min"},
     **{"sec": "s", "second": "s", "ounce": "oz", "pound": "lb", "dollar": "$", "euro": "€", "mph": "mi/h", "L": "l"},
@@ -39,12 +44,12 @@ CAPITALS = re.compile(r"\s*\$?\s*\\(?:text(?:bf|it|rm|tt|sf|normal)?|mathrm|mbox
 WORD = re.compile(r"(?=.*[aeiou])[A-Za-z]{3,}|no|on|is|in|of|to|at|by|an|or|if|so|up|as|be|do|go|we|us|it")
 # What an equation may name: x, x_1, AB, f(x), (p, q), \angle ABC, |AB|, A:B; but no function of a name, such as \sec x.
 NAME = (
-    rf"(?:\\(?:angle|triangle|overline|vec|text|{GREEK})(?![A-Za-z])|[A-Za-z]|_\{{[^{{}}]*\}}|_\w|['(),:{{}} ])+|"
+    rf"(?:\\(?:angle|triangle|overline|vec|{GREEK})(?![A-Za-z])|[A-Za-z]|_\{{[^{{}}]*\}}|_\w|['(),:{{}} ])+|"
     r"\|[A-Z]{2}\||\\frac ?\{[A-Z]+\} ?\{[A-Z]+\}|[A-Za-z]\([-\d, ]+\)|\[[A-Z]{3,}\]|[a-z](?: ?\+ ?[a-z])+|"
-    r"[A-Za-z] ?\^ ?\{ ?-1 ?\} ?(?:\([a-z]\))?"
+    r"[fghA] ?\^ ?\{ ?-1 ?\} ?(?:\([a-z]\))?|\\text ?\{ ?[A-Z][a-z]+ ?\}|[PE]\(\\text ?\{[A-Za-z ]+\}\)"
 )
 NAMED = re.compile(rf"(?:^|(?<=,)) ?({NAME}) ?(?:=|\\(?:in|approx)(?![A-Za-z])) ?")
-NO_NAME = re.compile(rf"(?<![A-Za-z])(?:{FUNCTIONS}|sqrt|floor|ceil|abs|max|min|gcd|lcm|det|mod|not|no|if)(?![A-Za-z])")
+NO_NAME = re.compile(rf"(?<![A-Za-z])(?:{FUNCTIONS}|sqrt|floor|ceil|abs|max|min|gcd|lcm|det|mod)(?![A-Za-z])")
 COMMANDS = rf"frac|sqrt|binom|cdot|times|div|pi|[lr]floor|[lr]ceil|[lr]vert|infty|pm|cup|[lgn]e|{FUNCTIONS}|{GREEK}"
 KNOWN = re.compile(rf"\\(?:begin|end)\{{pmatrix\}}|\\(?:{COMMANDS})(?![A-Za-z])|\\\\|\\[{{}}]|{FUNCTIONS}")
 UNKNOWN = re.compile(r"[A-Za-z]{5}|[^\w\s+\-*/^(){}|!.,;=<>\[\]&:]")
@@ -58,8 +63,8 @@ AMBIGUOUS = re.compile(  # what `parse` drops or guesses at: bases, Gauss's [x],
 )
 # A function's argument without parentheses, and what may belong to it or not: `parse` reads \ln 2/2 as \ln(2/2).
 ARGUMENTS = (
-    rf"\\?(?<![A-Za-z])(?:{FUNCTIONS})(?![A-Za-z]) ?(?:[_^] ?(?:\w|\{{[^{{}}]*\}}) ?)*"
-    rf"(?:[\dA-Za-z.]|\{{[^{{}}]*\}}|\\(?:pi|sqrt|frac|{GREEK})(?![A-Za-z])| )+"
+    rf"\\?(?<![A-Za-z])(?:{FUNCTIONS})(?![A-Za-z]) ?(?:[_^] ?(?:\w|\{{[^{{}}]*\}}) ?)*+"
+    rf"(?: ?(?:[\dA-Za-z.]|\{{[^{{}}]*\}}|\\(?:pi|sqrt|frac|{GREEK})(?![A-Za-z])))++ ?"
 )
 FACTOR = re.compile(rf"{ARGUMENTS}(?:[/*(]|\\(?:cdot|times|div)(?![A-Za-z]))")
 PRODUCT = r"((?<![\^_])\d|\)|[^x]\}) ?(?=\()|(?<=[})])(?<!x\}) ?(?=\\(?:frac|binom))|(?<=\d) ?(?=\\binom)"  # no sum
@@ -88,18 +93,16 @@ def _same(gold: str, answer: str) -> bool:
     if _text(gold) == _text(answer):
         return bool(gold)
     (names, left), (other_names, right) = _named(gold), _named(answer)
-    line = any("+" in name for name in names)  # x + y = 5 names no value, if it is the gold answer
-    if (
-        "=" in left
-        or line
-        or (names and not other_names and "=" in right)
-        or (names and other_names and names != other_names)
-    ):
+    line = any(
+        "+" in re.sub(r"_(?:\{[^{}]*\}|\w)", "", name) for name in names
+    )  # x + y = 5 names no value, if it is the gold answer
+    others = names != other_names if other_names else "=" in right
+    if "=" in left or line or (names and others):
         return _same_parsed(gold, answer)
     if re.search(r"[<>]|\\[lg]e ", left) and not set(other_names) <= set(left):
         return False  # x < 3 and y \in (-\infty, 3)
     if len(names or other_names) > 1:  # by place; y = 2, x = 1 answers (1, 2)
-        right = _in_order(other_names, right)
+        right = right if names else _in_order(other_names, right)
         left, right = (value if value.startswith("(") else f"({value})" for value in (left, right))
     by_member = _same_members(left, right)
     if by_member is not None:
@@ -108,9 +111,9 @@ def _same(gold: str, answer: str) -> bool:
 
 
 def _in_order(names: list[str], values: str) -> str:
-    """The values of single letters in the order of these."""
+    """The values of letters that have an order of their own, in this order; r, h and others as they are written."""
     listed = members(values)
-    if len(listed) != len(names) or any(len(name) > 1 for name in names):
+    if len(listed) != len(names) or not (set(names) <= set("xyzw") or set(names) <= set("abcd")):
         return values
     return ",".join(value for _, value in sorted(zip(names, listed, strict=True)))
 
@@ -119,7 +122,12 @@ def _same_members(gold: str, answer: str) -> bool | None:
     """Lists, sets or tuples of which a member has a unit: member by member, of tuples by place. None for others."""
     left, right = (members(re.sub(r"^\\?[({](.*?)\\?[)}]$", r"\1", side)) for side in (gold, answer))
     with_units = any(_with_unit(member)[1] for member in [*left, *right])
-    if len(left) != len(right) or len(left) == 1 or not with_units or re.search(r"\),|\[", gold + answer):
+    if (
+        len(left) != len(right)
+        or len(left) == 1
+        or not with_units
+        or re.search(r"\),|\[|\d,\d{3}(?!\d)", gold + " " + answer)
+    ):
         return None
     if "(" in (gold[:1], answer[:1]):
         return gold[:1] == answer[:1] and all(map(_same_value, left, right))
@@ -159,7 +167,12 @@ def _same_value(gold: str, answer: str) -> bool:
     """Two values, each with or without a unit."""
     (left, unit), (right, other_unit) = _with_unit(gold), _with_unit(answer)
     if unit and other_unit and unit != other_unit:
-        return False
+        (money, _, rate), (other_money, _, other_rate) = unit.partition("/"), other_unit.partition("/")
+        # $18 an hour is $18, and 18 an hour.
+        if not {money, other_money} <= {*"$€£", ""} or (money and other_money and money != other_money):
+            return False
+        if rate and other_rate and rate != other_rate:
+            return False
     one, other = number_value(left), number_value(right)
     if unit != other_unit and "%" in (unit, other_unit):
         if one is None or other is None:
@@ -176,9 +189,11 @@ def _with_unit(text: str) -> tuple[str, str]:
     """A value and its unit, "" if it has none."""
     if re.search(rf"[,;&]|\\begin|\\(?:{FUNCTIONS})", text):
         return text, ""
-    if found := re.fullmatch(r"([-+]?) ?\\?([$€£]) ?(.+?)(?: ?/? ?\\text ?\{ ?(?:per |an? |/ ?)?(\w+)\})?", text):
-        of = found[4] or ""  # $18 per day, $18 each; no $18 dozen
-        return (text, "") if NO_NOUN.search(of) else (found[1] + found[3], found[2])
+    if (found := RATE.fullmatch(text)) and not NO_NOUN.search(found[2] or ""):
+        value, money = _with_unit(found[1] or found[3])
+        return value, f"{money}/{_unit_name(found[2])}" if found[2] else money
+    if found := re.fullmatch(r"([-+]?) ?\\?([$€£]) ?(.+)", text):
+        return found[1] + found[3], found[2]
     if found := re.fullmatch(r"(.+?) ?(%|\^ ?\\circ|\\?[$€£])", text):
         return found[1], found[2].lstrip("\\")
     found = re.fullmatch(r"(.*?[\w})!.]) ?\\text ?\{([^{}]*)\}(.*)", text)
@@ -235,12 +250,8 @@ def _parsed(text: str) -> Parsed:
     mixed = re.findall(r"(?<![\w.])\d+ ?\\frac ?\{\d+\} ?\{\d+\}", text)
     text = re.sub(rf"({ARGUMENTS})\\(?:cdot|times)(?= ?\\(?:{FUNCTIONS}))", r"\1", text)  # \sin x \cdot \cos x
     ambiguous = AMBIGUOUS.search(re.sub(r"\\sqrt ?\[\w+\]", r"\\sqrt", text)) or None in map(number_value, mixed)
-    if (
-        ambiguous
-        or FACTOR.search(text)
-        or UNKNOWN.search(KNOWN.sub(" ", text))
-        or text.count("=") > 1 + text.count(",")
-    ):
+    ambiguous = ambiguous or FACTOR.search(text) or text.count("=") > 1 + text.count(",")
+    if ambiguous or UNKNOWN.search(KNOWN.sub(" ", text)):
         raise ValueError(text)
     text = re.sub(rf"(?<![\\A-Za-z])({FUNCTIONS}|pi)(?![A-Za-z])", r"\\\1 ", text)
     # `parse` reads decimals as rounded, and 5(3) as the mixed number 5 + 3.

@@ -23,8 +23,9 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
     (r"\\(?:textcolor|color)\s*\{\w+\}|\\boxed\s*(?=\{)", ""),
     (rf"\\(?:{STYLES})\s*(?=\{{)", r"\\text"),
-    (rf"\\text\s*\{{\s*({FUNCTIONS})\s*\}}", r"\\\1 "),
-    (r"^\s*\\text\s*\{\s*(?:(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is)?:?\s*|\([A-E]\))\}\s*(?=\S)(?!\.?$)", ""),
+    (rf"\\text\s*\{{\s*({FUNCTIONS.replace('sec|', '')})\s*\}}\s*(?=[({{\\\w])", r"\\\1 "),  # `sec` is a unit, too
+    (r"^\s*\\text\s*\{\s*(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is)?:?\s*\}\s*(?=\S)", ""),
+    (r"^\s*\\text\s*\{\s*\([A-E]\)\s*\}\s*(?=\\?\$?-?\.?\d|\\(?:[dt]?frac|sqrt|pi))", ""),  # a choice and its value
     (rf"\\text\s*\{{\s*({'|'.join(SCALES)})\s*\}}", r" \1 "),
     (r"(?<![\d)}])(?<![\d)}] )\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
     (r"\\text\s*\{([^{}]*\w),?\s+(?:and|or)\s*\}(?=\s*[-\d\\])", r"\\text{\1}, "),  # 5 cm and 12 cm
@@ -41,7 +42,8 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"\^\(([^()]*)\)", r"^{\1}"),
     (r"\\geq?(?:slant)?(?![A-Za-z])|>=", r"\\ge "),
     (r"\\leq?(?:slant)?(?![A-Za-z])|<=", r"\\le "),
-    (r"\\neq?(?![A-Za-z])|(?<!\d)!=", r"\\ne "),
+    (r"^\s*(\d+)!\s*=", r"\1! ="),
+    (r"\\neq?(?![A-Za-z])|!=", r"\\ne "),
     (r"\\lt(?![A-Za-z])", "<"),
     (r"\\gt(?![A-Za-z])", ">"),
     (r"\+/-|^\s*\+-(?=\s*[\d\\])", r"\\pm "),
@@ -53,7 +55,7 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"^\s*(?:\\approx|=)|(?<=\d:\d\d):00$|\\text\s*\{\s*[.,]\s*\}$", ""),
     (r"(?:(?<=[\d}])|(?<=\\pi)|(?<=\\pi )) *\\approx *[\d.]+$", ""),
     (r"\s+", " "),
-    (r"^ ?\\text ?\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\} ?\.?$", r"\1"),
+    (r"^ ?\\text ?\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})*+)\} ?\.?$", r"\1"),
 ]
 # The escapes are minus, times, union and the fraction slash.
 SYMBOLS = (
@@ -75,7 +77,7 @@ def clean(text: str) -> str:
     text = re.sub(r"(?<!\.)\.$|\u3002$|[\\ ,;]+$", "", text.strip())
     while found := re.fullmatch(r"\\?\{(?!\\empty)([^{}\[\],;]+?)\\?\}|\(([^()\[\],;]+)\)|\+(.+)", text):
         text = next(filter(None, found.groups())).strip()
-    # `parse` knows no list of two inside of a fraction or of brackets: 1/2 (1 \pm \sqrt 5), (\pm 1, 2).
+    # `parse` knows no list of two inside of a fraction or of brackets: 1/2 (1 \pm \sqrt 5).
     text = ",".join(map(_both_signs, members(text))) if "\\pm" in text else text
     return text.replace(" ", "") if re.fullmatch(r"[1-9]\d{0,2}(?: \d{3})+", text) else text
 
@@ -93,7 +95,7 @@ def members(text: str) -> list[str]:
 
 def _both_signs(text: str) -> str:
     """A member with one \\pm in brackets as its two values, with a comma between."""
-    if not re.fullmatch(r"[^{(]*[{(].*\\pm.*", text) or text.count("\\pm") > 1 or "\\{" in text:
+    if not re.fullmatch(r"[^{(]*[{(].*\\pm.*", text) or text.count("\\pm") > 1 or "\\{" in text or "," in text:
         return text
-    plus = re.sub(r"(?<=[{(,]) ?\\pm ?", "", text).replace("\\pm", "+")
+    plus = re.sub(r"(?<=[{(]) ?\\pm ?", "", text).replace("\\pm", "+")
     return plus + "," + text.replace("\\pm", "-")

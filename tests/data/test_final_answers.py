@@ -56,6 +56,10 @@ UNBOXED = [
     ("So the answer is $2$, not $3$.", "2"),
     ("The answer is 2, i.e. $x=2$.", "2"),
     ("The answer is $(1,2)$ and $(3,4)$.", "(1,2), (3,4)"),
+    ("The answer is $m+n$, which is $100+3=103$.", "100+3=103"),
+    ("The answer is the coefficient of $x^2$, which is $-6$.", "-6"),
+    ("The answer is $f(2)$, i.e., $12$.", "12"),
+    ("The final answer is $(a,b)$ with $a=3$ and $b=4$.", "a=3, b=4"),
     ("The answer is 42.", "42"),
     ("Final Answer: The final answer is $\\frac{1}{2}$. I hope it is correct.", r"\frac{1}{2}"),
     ("**Final Answer:** 42", "42"),
@@ -72,6 +76,7 @@ GSM8K = [
     (r"\boxed{12\text{ remaining}}", "12"),
     (r"\boxed{3 \text{ (three)}}", "3"),
     (r"\boxed{5\text{ to one}}", "5  to one"),
+    (rf"\boxed{{5 ({'seventeen ' * 40}x)}}", f"5 ({'seventeen ' * 40}x)"),  # in no time
     ("So the profit is **$70\u202f000**.", "$70,000"),
     ("#### 70\u202f000", "70,000"),
     ("In 2020\u202f300 came", "300"),
