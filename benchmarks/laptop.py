@@ -89,6 +89,7 @@ def path(name: str) -> Path:
 
 def study(args: argparse.Namespace) -> None:
     os.environ["MIXDISTILL_DATA"] = str(args.traces.absolute())
+    whole("workers", args.workers, optional=True)  # before any work
     scale = replace(get_scale("laptop", whole("seeds", args.seeds), args.student), lr=args.lr, benchmarks=("svamp",))
     if len(scale.students) > 1:
         raise ValueError(f"--student is {args.student!r}: give one, and call this once for each")
