@@ -4,7 +4,7 @@
 # what the repo pins, with a CUDA build of torch, and `pip install -e '.[test,gguf]'`: `make test` has made such an environment.
 #
 #     bash benchmarks/gpu.sh OUT STUDENT TRACES     # STUDENT and TRACES as in benchmarks/laptop.py
-#     bash benchmarks/gpu.sh OUT STUDENT TRACES tests train decode     # or in two halves, of 7 and 8 minutes at most
+#     bash benchmarks/gpu.sh OUT STUDENT TRACES tests train decode     # or in two halves, of 7 and 9 minutes at most
 #     bash benchmarks/gpu.sh OUT STUDENT TRACES train-7b laptop
 #
 # DEVICE=cpu tries the script itself, at the smallest sizes, without the laptop study.

@@ -5,9 +5,9 @@ written and finds the same structure (a tuple, an interval, a set, a relation, .
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import sympy
 from latex2sympy2_extended import NormalizationConfig
@@ -49,6 +49,7 @@ NAME = (
     r"[fghA] ?\^ ?\{ ?-1 ?\} ?(?:\([a-z]\))?|\\text ?\{ ?[A-Z][a-z]+ ?\}|[PE]\(\\text ?\{[A-Za-z ]+\}\)"
 )
 NAMED = re.compile(rf"(?:^|(?<=,)) ?({NAME}) ?(?:=|\\(?:in|approx)(?![A-Za-z])) ?")
+SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")  # of a name: m_{\max}, a_{n+1}
 NO_NAME = re.compile(rf"(?<![A-Za-z])(?:{FUNCTIONS}|sqrt|floor|ceil|abs|max|min|gcd|lcm|det|mod)(?![A-Za-z])")
 COMMANDS = rf"frac|sqrt|binom|cdot|times|div|pi|[lr]floor|[lr]ceil|[lr]vert|infty|pm|cup|[lgn]e|{FUNCTIONS}|{GREEK}"
 KNOWN = re.compile(rf"\\(?:begin|end)\{{pmatrix\}}|\\(?:{COMMANDS})(?![A-Za-z])|\\\\|\\[{{}}]|{FUNCTIONS}")
@@ -69,6 +70,7 @@ ARGUMENTS = (
 FACTOR = re.compile(rf"{ARGUMENTS}(?:[/*(]|\\(?:cdot|times|div)(?![A-Za-z]))")
 PRODUCT = r"((?<![\^_])\d|\)|[^x]\}) ?(?=\()|(?<=[})])(?<!x\}) ?(?=\\(?:frac|binom))|(?<=\d) ?(?=\\binom)"  # no sum
 Parsed: TypeAlias = sympy.Basic | sympy.MatrixBase
+T = TypeVar("T")
 
 
 def compare(gold: str, answer: str) -> bool:
@@ -93,9 +95,7 @@ def _same(gold: str, answer: str) -> bool:
     if _text(gold) == _text(answer):
         return bool(gold)
     (names, left), (other_names, right) = _named(gold), _named(answer)
-    line = any(
-        "+" in re.sub(r"_(?:\{[^{}]*\}|\w)", "", name) for name in names
-    )  # x + y = 5 names no value, if it is the gold answer
+    line = any("+" in SUBSCRIPT.sub("", name) for name in names)  # as a gold answer x + y = 5 names no value
     others = names != other_names if other_names else "=" in right
     if "=" in left or line or (names and others):
         return _same_parsed(gold, answer)
@@ -121,21 +121,23 @@ def _in_order(names: list[str], values: str) -> str:
 def _same_members(gold: str, answer: str) -> bool | None:
     """Lists, sets or tuples of which a member has a unit: member by member, of tuples by place. None for others."""
     left, right = (members(re.sub(r"^\\?[({](.*?)\\?[)}]$", r"\1", side)) for side in (gold, answer))
-    with_units = any(_with_unit(member)[1] for member in [*left, *right])
-    if (
-        len(left) != len(right)
-        or len(left) == 1
-        or not with_units
-        or re.search(r"\),|\[|\d,\d{3}(?!\d)", gold + " " + answer)
-    ):
+    if len(left) != len(right) or len(left) == 1 or not any(_with_unit(member)[1] for member in [*left, *right]):
+        return None
+    if re.search(r"\),|\[|\d,\d{3}(?!\d)", f"{gold} {answer}"):  # of tuples, intervals, thousands
         return None
     if "(" in (gold[:1], answer[:1]):
         return gold[:1] == answer[:1] and all(map(_same_value, left, right))
+    return _matched(left, right, _same_value)
+
+
+def _matched(left: Iterable[T], right: Iterable[T], same: Callable[[T, T], bool]) -> bool:
+    """Whether every member on the left has one of its own on the right, in any order."""
+    rest = list(right)
     for member in left:
-        found = next((other for other in right if _same_value(member, other)), None)
+        found = next((n for n, other in enumerate(rest) if same(member, other)), None)
         if found is None:
             return False
-        right.remove(found)
+        rest.pop(found)
     return True
 
 
@@ -158,7 +160,7 @@ def _folded(word: re.Match[str]) -> str:
 def _named(text: str) -> tuple[list[str], str]:
     """The names, each once, and what they name, without an approximation behind it."""
     names = list(dict.fromkeys(map(_text, NAMED.findall(text))))
-    if not names or any(NO_NAME.search(re.sub(r"_\{[^{}]*\}", "", name)) for name in names):
+    if not names or any(NO_NAME.search(SUBSCRIPT.sub("", name)) for name in names):
         return [], text
     return names, re.sub(r" ?\\approx(?![A-Za-z]).*", "", NAMED.sub("", text))
 
@@ -278,13 +280,7 @@ def _same_structure(gold: Parsed, answer: Parsed) -> bool:
         return bool(usable) and _same_expression(one, factor * other)
     if kind not in ("FiniteSet", "Union", "And"):
         return all(map(_same_structure, left, right))
-    rest = list(right)
-    for member in left:
-        found = next((other for other in rest if _same_structure(member, other)), None)
-        if found is None:
-            return False
-        rest.remove(found)
-    return True
+    return _matched(left, right, _same_structure)
 
 
 def _structure(expr: Parsed) -> tuple[str, Sequence[Parsed]]:
@@ -296,11 +292,11 @@ def _structure(expr: Parsed) -> tuple[str, Sequence[Parsed]]:
         return f"interval {expr.left_open} {expr.right_open}", expr.args[:2]
     if isinstance(expr, sympy.MatrixBase):
         return f"matrix {expr.shape}", list(expr)
-    members = getattr(expr, "_unsorted_args", expr.args)
-    if isinstance(expr, sympy.FiniteSet) and len(members) == 1:
-        return _structure(members[0])
+    parts = getattr(expr, "_unsorted_args", expr.args)
+    if isinstance(expr, sympy.FiniteSet) and len(parts) == 1:
+        return _structure(parts[0])
     if isinstance(expr, sympy.FiniteSet | sympy.Union | sympy.Tuple | And):
-        return type(expr).__name__, members
+        return type(expr).__name__, parts
     return "value", [expr]
 
 

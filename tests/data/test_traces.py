@@ -1,7 +1,8 @@
+import json
 import re
 
 import pytest
-from conftest import SHARED_BENCHMARKS, write_jsonl
+from conftest import REPO, SHARED_BENCHMARKS, write_jsonl
 from datasets import Dataset
 
 from mixdistill import Problem, load_problems, load_traces, mix
@@ -200,9 +201,29 @@ def test_copies_of_a_question_are_told_from_other_questions(one, other, same):
 SHARED_TRACES = SHARED_BENCHMARKS.with_name("traces")
 
 
-@pytest.mark.skipif(
+needs_traces = pytest.mark.skipif(
     not SHARED_TRACES.is_dir(), reason="real traces are not part of the repo; put them in ../shared/traces"
 )
+
+
+@needs_traces
+def test_the_log_says_how_many_tests_share_a_story():
+    """All of a problem but its last sentence, numbers aside (docs/real-log.md, entry 11)."""
+
+    def stories(name: str) -> list[str]:
+        rows = map(json.loads, (SHARED_TRACES / name).read_text().splitlines())
+        questions = [re.split(r"(?<=[.?!])\s+", row["question"].strip()) for row in rows]
+        bodies = [" ".join(sentences[:-1] or sentences) for sentences in questions]
+        return [re.sub(r"\d[\d.,]*", "N", body).lower().strip() for body in bodies]
+
+    tests, trained = stories("svamp_test.jsonl"), {*stories("svamp_llama_level1.jsonl")}
+    again = sum(tests.count(story) > 1 for story in tests)
+    log = (REPO / "docs" / "real-log.md").read_text()
+    assert f"{sum(story in trained for story in tests)} have the story of one of these" in log
+    assert f"{again} that of another test problem" in log
+
+
+@needs_traces
 @pytest.mark.parametrize(
     ("group", "n_problems", "n_sets"),
     [(r"svamp_\w+_level\d", 657, 16), (r"gsm8k_\w+", 6977, 4), (r"svamp_(gpt35|flant5large)", 425, 2)],
