@@ -19,11 +19,11 @@ from mixdistill.data.students import fingerprint, load_config, load_tokenizer, n
 from mixdistill.files import Record
 from mixdistill.finetuning.checkpoints import check_unchanged, load_trained
 from mixdistill.finetuning.finetune import TRAINING_VERSION
-from mixdistill.generation.generate import Completion, check_engine, complete, default_engine, length_sorted_batches
+from mixdistill.generation.generate import check_engine, complete, default_engine, length_sorted_batches
 from mixdistill.generation.sampling import Sampling
 from mixdistill.generation.vllm_engine import Complete, open_vllm, why_not
-from mixdistill.grading.grade import GRADING_VERSION, Grade, grade_all
-from mixdistill.results import stats
+from mixdistill.grading.grade import GRADING_VERSION
+from mixdistill.results import answers, stats
 from mixdistill.runs import Run
 
 # Raised whenever the same evaluation would give other completions than before (rendering, decoding).
@@ -81,8 +81,9 @@ def evaluate(
     progress: bool = True,
     stored_only: bool = False,
 ) -> Scores | None:
-    """Evaluate a run, or an untouched student; an evaluation that the store already holds is read from it. Completions
-    that an older version of the rules has graded are graded anew, which is said and stored.
+    """Evaluate a run, or an untouched student; an evaluation that the store already holds is read from it. Where only
+    problems are added to one, those that it holds are not asked again. Completions that an older version of the rules
+    has graded are graded anew, which is said and stored.
 
     Arguments:
         run: what `finetune` returned; a run's folder, in the store or in a copy; or an untouched student as in
@@ -118,7 +119,7 @@ def evaluate(
     thinking = run.config.get("thinking") if thinking is None else thinking
     config = {
         "version": EVALUATION_VERSION,
-        "problems": files.key({"problems": [asdict(problem) for problem in problems]}),
+        "problems": answers.key_of(problems),
         "n_problems": len(problems),
         "max_new_tokens": arguments.whole("max_new_tokens", max_new_tokens, optional=True),
         # Greedily, neither seed nor top_p changes anything.
@@ -129,7 +130,7 @@ def evaluate(
         return None
     # Not part of the name, so that a laptop reads what a GPU has computed; the name holds what the switch writes.
     how = {"engine": engine, "batch_size": batch_size, "thinking": thinking}
-    owner = f"{runs.run_key(run.config)}/{folder.name}"  # of the rows: this run and this evaluation
+    owner = answers.owner_of(run, folder)
     with files.speaking(run.folder.name, progress):
         runs.once(folder, "scores.json", partial(_evaluate, run, problems, config, folder, owner, how, progress))
     return _read_scores(problems, config, folder, owner)
@@ -204,37 +205,42 @@ def _evaluate(
     """Decode, grade and store what is missing, batch by batch; returns the summary for `scores.json`."""
     path, file = folder / "config.json", folder / "generations.jsonl"
     rows = files.read_rows(file, owner)
-    if rows:  # an evaluation goes on as it began
-        how = _read_config(folder, config) | {"thinking": how["thinking"]}
-    engine = how.get("engine") or _default_engine(run)
+    began = _read_config(folder, config) if rows else how  # it goes on as it began
+    engine = began.get("engine") or _default_engine(run)
     check_engine(engine)
-    batch_size = arguments.whole("batch_size", how.get("batch_size") or BATCH_SIZE[engine])
+    batch_size = arguments.whole("batch_size", began.get("batch_size") or BATCH_SIZE[engine])
     tokenizer, context, complete_batch = _open(run, engine, progress)
     prompts, room = render_prompts(tokenizer, problems, context, config["max_new_tokens"], how["thinking"])
+    known, grading = rows[: began.get("n_known", 0)], min(GRADING_VERSION, began.get("grading", 0))
+    if not rows:
+        known, grading = answers.known(run, problems, config, room)
+        rows = [*known]
+        if progress and rows:
+            print(f"{run.folder.name}: {len(rows)} answers are taken from its other evaluations", flush=True)
     sampling = Sampling(**config["sampling"])
     asked = zip(problems, prompts, strict=True)
     requests = [(problem, prompt, sample) for problem, prompt in asked for sample in range(sampling.n)]
-    batches = length_sorted_batches([prompt for _, prompt, _ in requests], batch_size)
+    left = sorted(set(range(len(requests))) - {row["index"] for row in known})
+    places = length_sorted_batches([requests[at][1] for at in left], batch_size)
+    batches = [[left[place] for place in batch] for batch in places]
 
     files.sweep_up(run.folder, held=folder)
     if not run.trained:
         with files.lock(run.folder):
             runs.start(run)
-    done = len(rows) // batch_size if len(rows) < len(requests) else len(batches)
-    rows = rows[: done * batch_size]
-    if how.get("grading", 0) < GRADING_VERSION:
-        rows = _graded_anew(rows, problems, config)
+    done = (len(rows) - len(known)) // batch_size if len(rows) < len(requests) else len(batches)
+    rows = rows[: len(known) + done * batch_size]
+    began = {"engine": engine, "batch_size": batch_size, "thinking": how["thinking"]}
+    files.write_json(path, config | began | {"n_known": len(known), "grading": grading})  # before the rows
     files.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further batch
-    began = {"engine": engine, "batch_size": batch_size, "thinking": how["thinking"], "grading": GRADING_VERSION}
-    files.write_json(path, config | began)
     for number, batch in enumerate(batches[done:], start=done + 1):
         files.tell(f"answer {len(rows)} of {len(requests)}")
         batch_problems, batch_prompts, samples = zip(*(requests[at] for at in batch), strict=True)
         seeds = [sampling.seed_of(p.source, p.id, sample) for p, sample in zip(batch_problems, samples, strict=True)]
         completions = complete_batch(batch_prompts, room, sampling, seeds=seeds)
-        grades = _graded(batch_problems, [completion.response for completion in completions], config)
+        grades = answers.graded(batch_problems, [completion.response for completion in completions], config)
         results = zip(batch, completions, grades, strict=True)
-        new = [_row(at, *requests[at], completion, grade) for at, completion, grade in results]
+        new = [answers.row_of(at, *requests[at], completion, grade) for at, completion, grade in results]
         files.append_rows(file, new, owner, at=len(rows))
         rows += new
         if progress:
@@ -263,31 +269,6 @@ def _open(run: Run, engine: str, progress: bool) -> tuple[PreTrainedTokenizerBas
     return open_vllm(student_source(run.student), commit, trained, lora["r"] if lora else 0, progress)
 
 
-def _graded(problems: Sequence[Problem], responses: Sequence[str], config: Record) -> list[Grade]:
-    """The grades of completions, behind what their prompts have opened."""
-    opened = "<think>" if "opens_thinking" in config else ""
-    grades: dict[int, Grade] = {}  # by place
-    for answer_format in {problem.answer_format for problem in problems}:
-        places = [at for at, problem in enumerate(problems) if problem.answer_format == answer_format]
-        texts, golds = [opened + responses[at] for at in places], [problems[at].answer for at in places]
-        grades |= zip(places, grade_all(texts, golds, answer_format), strict=True)
-    return [grades[at] for at in range(len(problems))]
-
-
-def _graded_anew(rows: list[Record], problems: list[Problem], config: Record) -> list[Record]:
-    """Stored rows with the grades that today's rules give."""
-    asked = [problems[row["index"] // config["sampling"]["n"]] for row in rows]
-    grades = _graded(asked, [row["response"] for row in rows], config)
-    return [row | asdict(grade) for row, grade in zip(rows, grades, strict=True)]
-
-
-def _row(at: int, problem: Problem, prompt: Sequence[int], sample: int, completion: Completion, grade: Grade) -> Record:
-    asked = {"index": at, "benchmark": problem.source, "problem_id": problem.id, "level": problem.level}
-    asked |= {"subject": problem.subject, "question": problem.question, "gold": problem.answer}
-    asked |= {"sample": sample, "n_prompt_tokens": len(prompt)}
-    return asked | asdict(completion) | asdict(grade)
-
-
 def _read_config(folder: Path, config: Record) -> Record:
     stored = files.read_json(folder / "config.json")
     if any(stored.get(name, ...) != value for name, value in config.items()):
@@ -301,7 +282,7 @@ def _read_scores(problems: list[Problem], config: Record, folder: Path, owner: s
     if len(rows) != n:
         raise files.damaged(folder / "generations.jsonl", f"row {len(rows) + 1} of {n} is missing or was changed")
     if stored.get("grading", 0) < GRADING_VERSION:  # and not newer ones, which an older clone leaves as they are
-        return _store_anew(folder, stored, rows, _graded_anew(rows, problems, config), owner)
+        return _store_anew(folder, stored, rows, answers.graded_anew(rows, problems, config), owner)
     scores, accuracy = _scores(folder, rows), files.read_json(folder / "scores.json").get("accuracy")
     if not isinstance(accuracy, float) or not math.isclose(accuracy, scores.accuracy):
         raise files.damaged(folder / "scores.json", f"its accuracy is {accuracy}, that of the rows {scores.accuracy}")

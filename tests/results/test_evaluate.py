@@ -2,6 +2,7 @@ import importlib
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from mixdistill.data.problems import Problem
 from mixdistill.files import read_json
 from mixdistill.grading.grade import Grade
 
+answers = importlib.import_module("mixdistill.results.answers")
 evaluation = importlib.import_module("mixdistill.results.evaluate")
 QUIET = {"progress": False}
 PROBLEM = Problem("a", "find k1 :", "7", "", "mine", "pocket")
@@ -64,6 +66,46 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_undisturbed(monkeypatch, tmp
     assert (resumed.folder / "scores.json").read_text() == (undisturbed.folder / "scores.json").read_text()
 
 
+def test_answers_of_other_evaluations_are_taken_and_only_the_rest_is_decoded(monkeypatch, tmp_path, capsys):
+    arguments = {"n": 20, "batch_size": 7}
+    together = evaluate("pocket/xs", ["pocket/hard", "pocket/easy"], **arguments)
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "one_by_one"))
+    alone = evaluate("pocket/xs", ["pocket/easy"], **arguments)
+    evaluate("pocket/xs", ["pocket/hard"], **arguments, max_new_tokens=9)  # ends its answers elsewhere
+    evaluate("pocket/xs", ["pocket/hard"], **arguments, sampling=Sampling(temperature=1.0))
+    other = load_problems("pocket/hard", n=20)
+    evaluate("pocket/xs", [replace(problem, answer="i0") for problem in other], batch_size=7)  # another gold answer
+    complete, asked = evaluation.complete, []
+
+    def die_in_batch_3(student, prompts, *given, **options):
+        asked.append(len(prompts))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return complete(student, prompts, *given, **options)
+
+    monkeypatch.setattr(evaluation, "complete", die_in_batch_3)
+    capsys.readouterr()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("pocket/xs", ["pocket/hard", "pocket/easy"], **arguments)
+    assert "20 answers are taken from its other evaluations" in capsys.readouterr().out
+    scores = evaluate("pocket/xs", ["pocket/hard", "pocket/easy"], **arguments)
+    assert asked == [7, 7, 6, 6]  # of the hard problems alone
+    asked.append(0)
+    assert scores.items.drop(columns="batch").equals(together.items.drop(columns="batch"))
+    assert scores.items[20:]["batch"].tolist() == alone.items["batch"].tolist()
+    assert (scores.folder / "scores.json").read_text() == (together.folder / "scores.json").read_text()
+    evaluate("pocket/xs", ["pocket/easy", "pocket/hard"], **arguments)  # in another order
+    assert asked == [7, 7, 6, 6, 0]
+
+
+def test_answers_that_are_taken_are_graded_by_newer_rules(monkeypatch, capsys):
+    evaluate("pocket/xs", ["pocket/easy"], n=8, **QUIET)
+    monkeypatch.setattr(evaluation, "GRADING_VERSION", 1000)
+    monkeypatch.setattr(answers, "GRADING_VERSION", 1000)
+    monkeypatch.setattr(answers, "grade_all", all_right)
+    assert evaluate("pocket/xs", ["pocket/easy"], n=9, **QUIET).accuracy == 1
+
+
 def all_right(responses, golds, answer_format):
     """Newer rules, by which every answer is right."""
     return [Grade(True, gold, "equal") for gold in golds]
@@ -73,7 +115,7 @@ def test_newer_rules_grade_stored_answers_anew_and_say_so(monkeypatch, capsys):
     ask = partial(evaluate, "pocket/xs", ["pocket/easy"], n=6, sampling=Sampling(temperature=1.0, n=2), **QUIET)
     before = ask()
     monkeypatch.setattr(evaluation, "load_trained", None)  # nothing is decoded again
-    monkeypatch.setattr(evaluation, "grade_all", all_right)
+    monkeypatch.setattr(answers, "grade_all", all_right)
     assert ask(stored_only=True).items.equals(before.items)
     monkeypatch.setattr(evaluation, "GRADING_VERSION", 1000)
     after = ask(stored_only=True)
@@ -97,7 +139,7 @@ def test_a_store_that_can_not_be_written_is_still_graded_by_newer_rules(monkeypa
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(files, "replace", refuse)
-    monkeypatch.setattr(evaluation, "grade_all", all_right)
+    monkeypatch.setattr(answers, "grade_all", all_right)
     monkeypatch.setattr(evaluation, "GRADING_VERSION", 1000)
     assert evaluate("pocket/xs", ["pocket/easy"], n=4, **QUIET).accuracy == 1
     assert "otherwise than before, not stored (Read-only file system)" in capsys.readouterr().out
@@ -111,7 +153,7 @@ def test_an_evaluation_that_goes_on_under_newer_rules_is_graded_by_them(monkeypa
     with pytest.raises(TypeError):  # in the second of two batches
         evaluate("pocket/xs", ["pocket/easy"], n=8, batch_size=4, **QUIET)
     monkeypatch.setattr(evaluation, "complete", complete)
-    monkeypatch.setattr(evaluation, "grade_all", all_right)
+    monkeypatch.setattr(answers, "grade_all", all_right)
     monkeypatch.setattr(evaluation, "GRADING_VERSION", 1000)
     assert evaluate("pocket/xs", ["pocket/easy"], n=8, **QUIET).accuracy == 1
 
