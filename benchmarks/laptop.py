@@ -101,7 +101,7 @@ def study(args: argparse.Namespace) -> None:
         raise ValueError("--lr takes the place of the stage rates: leave it out, or name other stages")
     if "long" not in args.families and stages.keys() - {"svamp"}:
         raise ValueError("the stages levels and gsm8k are of the family long: leave them out, or add it")
-    for own in [scale, *(own for arms_of in stages.values() for _, own, _ in arms_of(scales, 0))]:
+    for own in [scale, *(own for arms_of in stages.values() for own, _ in arms_of(scales, 0))]:
         check_machine(own)
         for benchmark in own.benchmarks:  # read here, as hours may pass before they are asked
             evaluation_problems(benchmark, own.n_problems, None, own.answer_format)
@@ -125,19 +125,18 @@ def study(args: argparse.Namespace) -> None:
     for stage, arms_of in stages.items():
         parts = []
         for first in range(0, args.seeds, at_a_time):
-            together: dict[tuple[str, Scale], list[Arm]] = {}
+            together: dict[Scale, list[Arm]] = {}
             for seed in range(first, min(first + at_a_time, args.seeds)):
-                for label, own, arms in arms_of(scales, seed):
-                    together.setdefault((label, own), []).extend(arms)
-            for (label, own), arms in together.items():
+                for own, arms in arms_of(scales, seed):
+                    together.setdefault(own, []).extend(arms)
+            for own, arms in together.items():
                 found = [*zip(arms, run_arms(arms, own, workers=args.workers), strict=True)]
                 wrong = [(arm, error) for arm, error in found if isinstance(error, BaseException)]
-                failed += [f"{stage}, {label}{arm.recipe}, seed {arm.seed}: {error}" for arm, error in wrong]
+                failed += [f"{stage}, {arm.recipe}, seed {arm.seed}: {error}" for arm, error in wrong]
                 lost = {arm.seed for arm, _ in wrong}  # a gap needs the same seeds on both sides
                 for arm, scores in ((arm, scores) for arm, scores in found if arm.seed not in lost):
                     rate = math.nan if arm.alpha is None else own.lr
-                    items = arm_items(arm, own, scores.items)
-                    parts.append(items.assign(recipe=label + arm.recipe, lr=rate))
+                    parts.append(arm_items(arm, own, scores.items).assign(lr=rate))
             if parts:
                 save(pd.concat(parts, ignore_index=True), stage, args.out)
     if failed:
@@ -235,26 +234,29 @@ def read_rates(out: Path, student: str) -> pd.DataFrame:
     return table
 
 
-Part = tuple[str, Scale, list[Arm]]  # what stands before the recipe's name; where the arms are run
+Part = tuple[Scale, list[Arm]]
 
 
 def svamp(scales: dict[str, Scale], seed: int) -> Iterator[Part]:
     """The contrasts, and the untouched student beside the first seed."""
     for place, (family, scale) in enumerate(scales.items()):
         arms = untouched_arms(scale, scale.students) if seed == place == 0 else []
-        yield "", scale, [*arms, *(recipe_arm(scale.students[0], recipe, seed) for recipe in FAMILIES[family])]
+        yield scale, [*arms, *(recipe_arm(scale.students[0], recipe, seed) for recipe in FAMILIES[family])]
 
 
 def levels(scales: dict[str, Scale], seed: int) -> Iterator[Part]:
-    """The share of long traces, the levels between short and long, and another teacher's levels."""
+    """The levels from short to long and the share of long traces, and another teacher's lowest and highest level."""
     long = scales["long"]
-    student = long.students[0]
-    yield "", long, [Arm(student, f"alpha={alpha:g}", alpha, seed) for alpha in (0.1, 0.4, 0.6, 0.8)]
     for level in (2, 3):
         between = replace(long, long=traces_of(f"svamp_llama_level{level}"))
-        yield f"level {level}, ", between, [recipe_arm(student, "long", seed)]
+        yield between, [Arm(long.students[0], f"Llama level {level}", 1.0, seed)]
     gpt = replace(long, long=traces_of("svamp_chatgpt_level6"), short=traces_of("svamp_chatgpt_level1"))
-    yield "gpt, ", gpt, [recipe_arm(student, recipe, seed) for recipe in FAMILIES["long"]]
+    for scale, teacher, highest, shares in (
+        (gpt, "GPT-4o", 6, (0.0, 1.0, 0.2)),
+        (long, "Llama", 4, (0.0, 1.0, 0.1, 0.2, 0.4, 0.6, 0.8)),
+    ):
+        names = {0.0: f"{teacher} level 1", 1.0: f"{teacher} level {highest}"}
+        yield scale, [Arm(long.students[0], names.get(a, f"{teacher} share {a:g}"), a, seed) for a in shares]
 
 
 def gsm8k(scales: dict[str, Scale], seed: int) -> Iterator[Part]:
@@ -264,7 +266,7 @@ def gsm8k(scales: dict[str, Scale], seed: int) -> Iterator[Part]:
     student = scale.students[0]
     arms = untouched_arms(scale, [student]) if not seed else []
     if seed < 4:
-        yield "", scale, [*arms, *(recipe_arm(student, recipe, seed) for recipe in FAMILIES["long"])]
+        yield scale, [*arms, *(recipe_arm(student, recipe, seed) for recipe in FAMILIES["long"])]
 
 
 STAGES = {"rates": None, "svamp": svamp, "levels": levels, "gsm8k": gsm8k}
@@ -278,10 +280,10 @@ def save(items: pd.DataFrame, name: str, out: Path) -> None:
     """Write a stage's tables, in which rows of rates that were not run now stay."""
     items = items.assign(student=items["student"].map(shown_name))
     tables = {f"{name}.csv": stats.accuracy_table(items, ["student", "params", "benchmark", "recipe", "lr"])}
-    if name != "levels":  # whose recipes have names of their own
-        of_rates = items.dropna(subset="lr").groupby("lr")
-        rows = [(lr, pd.concat([items[items["lr"].isna()], part])) for lr, part in of_rates]
-        tables[f"{name}_gaps.csv"] = pd.concat(gaps_and_what_decides_them(part).assign(lr=lr) for lr, part in rows)
+    of_rates = items.dropna(subset="lr").groupby("lr")
+    rows = [(lr, pd.concat([items[items["lr"].isna()], part])) for lr, part in of_rates]
+    gaps_of = level_gaps if name == "levels" else gaps_and_what_decides_them
+    tables[f"{name}_gaps.csv"] = pd.concat(gaps_of(part).assign(lr=lr) for lr, part in rows)
     for table in tables.values():
         print(table.round(3).to_string(index=False), flush=True)
     for file, table in (tables | {f"{name}_items.csv.gz": items[KEPT]}).items():
@@ -308,7 +310,7 @@ def others_rates(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     try:
         before = pd.read_csv(path)
         other = set(before["student"]) - set(table["student"])
-        what = [name for name in ("recipe", "contrast") if name in before and name in table]
+        what = [name for name in ("recipe", "contrast", "control") if name in before and name in table]
         keys = [pd.MultiIndex.from_frame(part[[*what, "lr"]].fillna({"lr": 0.0})) for part in (before, table)]
         rest = before[~keys[0].isin(keys[1])]
     except (ValueError, KeyError, OSError, EOFError) as error:  # the last two of a file that was cut
@@ -318,6 +320,20 @@ def others_rates(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     if other:
         raise ValueError(f"{path} is of {' and '.join(other)}: give another --out")
     return rest
+
+
+def level_gaps(items: pd.DataFrame) -> pd.DataFrame:
+    """Every level and share minus level 1 of the same teacher, over the seeds that both have, all at one rate."""
+    rows = []
+    for (student, benchmark, recipe), part in items.groupby(["student", "benchmark", "recipe"]):
+        minus = f"{recipe.split()[0]} level 1"
+        easy = items[items["recipe"].eq(minus) & items["benchmark"].eq(benchmark) & items["seed"].isin(part["seed"])]
+        part = part[part["seed"].isin(easy["seed"])]
+        if recipe != minus and len(part):
+            facts = {"student": student, "params": part["params"].iloc[0], "benchmark": benchmark}
+            facts |= {"control": recipe, "minus": minus} | stats.gap(part, easy).columns("delta") | stats.counts(part)
+            rows.append(facts | {"problems_for_2_points": problems_for_2_points(part, easy)})
+    return pd.DataFrame(rows).astype({"problems_for_2_points": "Int64"})
 
 
 def gaps_and_what_decides_them(items: pd.DataFrame) -> pd.DataFrame:

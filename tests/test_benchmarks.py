@@ -14,6 +14,7 @@ from conftest import REPO, write_jsonl
 
 from benchmarks import decode, laptop
 from mixdistill.results import stats
+from mixdistill.results.redraw import redraw
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -221,6 +222,24 @@ def test_tables_of_a_stage_keep_the_rows_of_other_rates_and_are_of_one_student(t
     (tmp_path / "svamp.csv").write_text("x")
     with pytest.raises(ValueError, match="is damaged"):
         laptop.others_rates(tmp_path / "svamp.csv", table)
+
+
+def test_levels_and_shares_are_compared_with_level_1_of_their_teacher_over_the_seeds_of_both(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    names = {"Llama level 1": 0.5, "Llama level 2": 0.4, "Llama share 0.2": 0.6, "GPT-4o level 6": 0.5}
+    items = pd.concat([answers(name, 50, rate) for name, rate in names.items()])
+    items = items[(items["recipe"] != "Llama level 2") | (items["seed"] == 1)].assign(lr=2e-3, answer="1")
+    laptop.save(items, "levels", data)
+    table = pd.read_csv(data / "levels_gaps.csv").set_index("control")
+    assert list(table.index) == ["Llama level 2", "Llama share 0.2"]  # no level 1 of GPT-4o
+    assert list(table["n_seeds"]) == [1, 3]
+    means = items[items["seed"] == 1].groupby("recipe")["correct"].mean()
+    expected = means["Llama level 2"] - means["Llama level 1"]
+    assert table.loc["Llama level 2", "delta"] == pytest.approx(expected, abs=1e-6)
+    laptop.save(items[items["recipe"] != "Llama level 2"], "levels", data)
+    assert len(pd.read_csv(data / "levels_gaps.csv")) == 2  # the row of an earlier call stays
+    assert redraw(tmp_path)[0].endswith("levels.png")
 
 
 def test_an_arm_that_fails_stops_no_other_seed_and_is_said(qwen, tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ def redraw(folder: Path) -> list[str]:
         "09_beyond_mix": (partial(figures.forest, minus=("mix_long",)), ["rivals"]),
         "09_costs": (figures.costs, ["rivals"]),
         "svamp": (figures.recipes, ["svamp", "svamp_gaps"]),
+        "levels": (lambda gaps: figures.forest(gaps, [*gaps["minus"].unique()]), ["levels_gaps"]),
         "06_teacher_gap": (partial(figures.learnability_gap, family="large"), ["teacher_accuracy", "teacher_gaps"]),
     }
     folder = Path(text("folder", folder))
