@@ -8,6 +8,7 @@ import nbformat
 import pandas as pd
 
 from mixdistill.results import stats
+from mixdistill.results.redraw import redraw
 from mixdistill.runs import REPO
 from mixdistill.study.collect import trained_teachers
 from mixdistill.study.plan import all_arms
@@ -30,6 +31,7 @@ def publish() -> None:
         publish_notebook(folder / f"{name}.ipynb", source)
     # Of every swept student, where a run that trains has swept one.
     shutil.copytree(get_scale("pocket").figures_dir(RESULTS="stored"), REPO / "figures", dirs_exist_ok=True)
+    redraw(REPO / "figures")  # with those for a narrow window
     for page in (REPO / "README.md", REPO / "docs" / "pocket-world.md"):
         page.write_text(with_results(page.read_text()))
     findings.write()

@@ -2,7 +2,9 @@
 
 import html
 import textwrap
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from mixdistill.arguments import instance, text
 from mixdistill.results.stats import require
@@ -64,6 +65,7 @@ ERROR_HATCHES = {"wrong mark": "///", "false proof": "..."}
 MARKS = {"o": "\u25cf", "^": "\u25b2", "v": "\u25bc", "s": "\u25a0", "D": "\u25c6"}  # markers in a text
 SIZE_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#000000")
 SIZES = list(zip(SIZE_COLORS, "ovsD^PX", strict=True))  # small to large
+narrow = ContextVar("narrow", default=False)
 INTERVAL, COUNTS = ("ci_low", "ci_high"), ("n_problems", "n_seeds", "n_bases")  # columns
 
 
@@ -99,6 +101,13 @@ def save_figure(figure: Figure, folder: Path, name: str) -> str:
     return shown(path)
 
 
+def panels(n: int, height: float, **how: Any) -> tuple[Figure, list[Axes]]:
+    """Axes side by side; within `narrow` under each other, so that their text can be read on a phone."""
+    size, shape = ((5, 0.9 * n * height), (n, 1)) if narrow.get() else ((10, height), (1, n))
+    figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False, **how)
+    return figure, [*axes.flat]
+
+
 def size_text(params: int) -> str:
     """29k, 2.9M, 135M, 0.5B."""
     if params < 1e6:
@@ -114,7 +123,7 @@ def bars(rows: pd.DataFrame, y: str) -> np.ndarray:
 
 def show_percent(axis: Axis) -> None:
     """An axis of shares."""
-    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_major_formatter(lambda share, _: f"{round(100 * share, 1):g}%")
 
 
 def show_points(axis: Axis) -> None:
@@ -185,8 +194,9 @@ def noted(figure: Figure, table: pd.DataFrame, say: str = "") -> Figure:
         cover = "over seeds, bases and problems" + (", of sizes with one base over its seeds" if fewest == 1 else "")
     seeds = "one seed" if n_seeds == 1 else f"{n_seeds if few_seeds == n_seeds else f'{few_seeds} to {n_seeds}'} seeds"
     bases = "" if most == 1 else f" on {fewest if fewest == most else f'{fewest} to {most}'} bases a size"
-    note = f"n = {table['n_problems'].max()} test problems, {seeds}{bases}"
-    figure.supxlabel(f"{note}; {say or f'bars: 95% intervals {cover}'}", fontsize=9, x=0.01, ha="left")
+    note = f"n = {table['n_problems'].max()} test problems, {seeds}{bases}; {say or f'bars: 95% intervals {cover}'}"
+    width = int(15 * figure.get_figwidth())  # letters
+    figure.supxlabel(textwrap.fill(note, width), fontsize=9, x=0.01, ha="left")
     return figure
 
 

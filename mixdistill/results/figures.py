@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -49,7 +50,7 @@ def learnability_gap(
     if guess is not None and len(instance("guess", guess, Sequence)) != len(sizes):
         raise ValueError(f"guess has {len(guess)} numbers: give {len(sizes)}, one a student, smallest first, or None")
     points = [np.nan if value is None else number("a guess", value) / 100 for value in guess or ()]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    figure, (left, right) = drawing.panels(2, 4.6)
     lines(left, accuracy, "recipe", ["untouched", small, large, mix], "accuracy")
     lines(right, gaps, "contrast", [f"{large}-{small}", f"{mix}-best"], "delta")
     if not np.isnan(points).all():
@@ -196,7 +197,7 @@ def rank_shift(recipes: pd.DataFrame, kinds: pd.DataFrame) -> Figure:
     kind of word (rank_shift_kinds.csv)."""
     require(recipes, "student", "params", "recipe", "shifted", *INTERVAL, *COUNTS)
     require(kinds, "params", "recipe", "kind", "shifted", *INTERVAL)
-    figure, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(10, 4.6), layout="constrained")
+    figure, (left, right) = drawing.panels(2, 4.6, sharey=True)
     lines(left, recipes, "recipe", ["short", "long", "mix_long"], "shifted")
     lines(right, kinds[kinds["recipe"] == "long"], "kind", ["mark", "colour", "product", "machine", "form"], "shifted")
     left.set(ylabel="share of shifted tokens", title="All tokens of an answer")
@@ -239,10 +240,11 @@ def moves(table: pd.DataFrame) -> Figure:
 def known_marks(table: pd.DataFrame) -> Figure:
     """The gap of every base against its size and against the marks that it knows (known_marks.csv)."""
     require(table, "params", "student", "marks known", "gap", *INTERVAL, "n_seeds", "n_problems")
-    figure, panels = plt.subplots(1, 2, sharey=True, figsize=(10, 4), layout="constrained")
+    figure, panels = drawing.panels(2, 4, sharey=True)
     for n, (student, rows) in enumerate(table.round(6).groupby("student", sort=False)):
         for axes, x in zip(panels, ("params", "marks known"), strict=True):
-            look = {"fmt": drawing.SIZES[n][1], "color": drawing.SIZES[n][0], "lw": 1, "capsize": 2, "label": student}
+            color, marker = drawing.SIZES[n]
+            look: dict[str, Any] = {"fmt": marker, "color": color, "lw": 1, "capsize": 2, "label": student}
             beside = np.arange(len(rows)) - (len(rows) - 1) / 2  # bases of one size
             at = rows[x] * 1.02**beside if x == "params" else rows[x]
             axes.errorbar(at, rows["gap"], bars(rows, "gap"), **look)
@@ -270,7 +272,7 @@ def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     gaps = gaps[gaps["contrast"].isin(wanted)]
     rates = [*gaps["lr"].unique()]
     beside = {lr: 0.3 * (n - (len(rates) - 1) / 2) for n, lr in enumerate(rates)}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4 + 0.4 * len(rates)), layout="constrained")
+    figure, (left, right) = drawing.panels(2, 3.4 + 0.4 * len(rates))
     for axes, rows, name, x in ((left, table, "recipe", "accuracy"), (right, gaps, "contrast", "delta")):
         names = [one for one in STYLE if one in set(rows[name])]
         for _, row in rows.round(6).iterrows():

@@ -8,9 +8,11 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from mixdistill.arguments import text
-from mixdistill.results import figures
+from mixdistill.results import drawing, figures
 from mixdistill.results.drawing import load_table, save_figure
 from mixdistill.runs import shown
+
+NARROW = ("02_learnability_gap", "svamp")  # figures of README, whose panels stand under each other on a phone
 
 
 def redraw(folder: Path) -> list[str]:
@@ -46,10 +48,14 @@ def redraw(folder: Path) -> list[str]:
         there["02_paper_table1"] = figures.paper_gap, ["paper"]
     paths = []
     for name, (draw, of) in there.items():
-        try:
-            figure = draw(*map(tables.get, of))
-        except (ValueError, TypeError, KeyError) as error:  # the last two of text among numbers, tables that do not fit
-            raise ValueError(f"{shown(folder)}/data: {' and '.join(of)}: {error}") from None
-        paths.append(save_figure(figure, folder, name))
-        plt.close(figure)
+        for narrow in (False, True) if name in NARROW else (False,):
+            token = drawing.narrow.set(narrow)
+            try:
+                figure = draw(*map(tables.get, of))
+            except (ValueError, TypeError, KeyError) as error:  # the last two of text among numbers, others' tables
+                raise ValueError(f"{shown(folder)}/data: {' and '.join(of)}: {error}") from None
+            finally:
+                drawing.narrow.reset(token)
+            paths.append(save_figure(figure, folder, f"{name}_narrow" if narrow else name))
+            plt.close(figure)
     return paths
