@@ -90,6 +90,8 @@ def path(name: str) -> Path:
 def study(args: argparse.Namespace) -> None:
     os.environ["MIXDISTILL_DATA"] = str(args.traces.absolute())
     whole("workers", args.workers, optional=True)  # before any work
+    if not args.traces.is_dir():
+        raise ValueError(f"--traces is {str(args.traces)!r}: no such folder, benchmarks/laptop_traces.py makes one")
     scale = replace(get_scale("laptop", whole("seeds", args.seeds), args.student), lr=args.lr, benchmarks=("svamp",))
     if len(scale.students) > 1:
         raise ValueError(f"--student is {args.student!r}: give one, and call this once for each")
@@ -102,6 +104,9 @@ def study(args: argparse.Namespace) -> None:
     if "long" not in args.families and stages.keys() - {"svamp"}:
         raise ValueError("the stages levels and gsm8k are of the family long: leave them out, or add it")
     for own in [scale, *(own for arms_of in stages.values() for own, _ in arms_of(scales, 0))]:
+        for part in (own.short, own.long, own.small, own.large):
+            if part and Path(part.source).exists():
+                raise ValueError(f"{part.source} lies in the working folder, too, and would be read: start elsewhere")
         check_machine(own)
         for benchmark in own.benchmarks:  # read here, as hours may pass before they are asked
             evaluation_problems(benchmark, own.n_problems, None, own.answer_format)
@@ -157,8 +162,6 @@ def choose_rates(
     their traces. Rates that it has from before and that are not tried now stay in it, if they were tried with as many
     epochs."""
     rates = list(dict.fromkeys(number("one of rates", rate, above=0) for rate in rates))
-    if Path(scale.long.source).exists():  # it would be taken for the one with fewer problems
-        raise ValueError(f"{scale.long.source} lies in the working folder: start this in another one")
     tables = [read_rates(out, scale.students[0])] if (out / "rates.csv").is_file() else []
     sources = [part.source for part in (scale.short, scale.long, scale.small, scale.large) if part]
     columns = ["question", "response", "answer"]
@@ -283,7 +286,8 @@ def save(items: pd.DataFrame, name: str, out: Path) -> None:
     of_rates = items.dropna(subset="lr").groupby("lr")
     rows = [(lr, pd.concat([items[items["lr"].isna()], part])) for lr, part in of_rates]
     gaps_of = level_gaps if name == "levels" else gaps_and_what_decides_them
-    tables[f"{name}_gaps.csv"] = pd.concat(gaps_of(part).assign(lr=lr) for lr, part in rows)
+    if gaps := [table.assign(lr=lr) for lr, part in rows if len(table := gaps_of(part))]:
+        tables[f"{name}_gaps.csv"] = pd.concat(gaps)
     for table in tables.values():
         print(table.round(3).to_string(index=False), flush=True)
     for file, table in (tables | {f"{name}_items.csv.gz": items[KEPT]}).items():
@@ -333,7 +337,8 @@ def level_gaps(items: pd.DataFrame) -> pd.DataFrame:
             facts = {"student": student, "params": part["params"].iloc[0], "benchmark": benchmark}
             facts |= {"control": recipe, "minus": minus} | stats.gap(part, easy).columns("delta") | stats.counts(part)
             rows.append(facts | {"problems_for_2_points": problems_for_2_points(part, easy)})
-    return pd.DataFrame(rows).astype({"problems_for_2_points": "Int64"})
+    table = pd.DataFrame(rows)
+    return table.astype({"problems_for_2_points": "Int64"}) if rows else table  # where all of level 1 failed
 
 
 def gaps_and_what_decides_them(items: pd.DataFrame) -> pd.DataFrame:

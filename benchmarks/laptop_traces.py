@@ -32,9 +32,9 @@ def main() -> None:
         clones = args.clones or Path(folder)
         if args.clones is None:
             for name, commit in SOURCES.items():
-                clone = ["git", "clone", "--quiet", "--no-checkout", f"https://github.com/{name}", str(clones / name)]
+                clone = ["git", "clone", "--progress", "--no-checkout", f"https://github.com/{name}"]
                 try:
-                    subprocess.run(clone, check=True)
+                    subprocess.run([*clone, str(clones / name)], check=True)
                     subprocess.run(["git", "-C", str(clones / name), "checkout", "--quiet", commit], check=True)
                 except (OSError, subprocess.CalledProcessError) as error:
                     what = f"{name} can not be cloned ({error})"

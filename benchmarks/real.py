@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", required=True, help="as in load_student")
     parser.add_argument("--traces", required=True, help="JSON Lines with question, response and answer")
-    parser.add_argument("--examples", type=int, default=32, help="of the step, at most 32")
+    parser.add_argument("--examples", type=int, default=32, choices=range(1, 33), metavar="N", help="at most 32")
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 32], help="answers decoded together")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
@@ -36,6 +36,7 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> None:
     name, traces = Path(args.student).name, load_traces(args.traces, n=args.examples, answer_format="gsm8k")
+    problems = load_problems(args.traces, n=max(args.rows), answer_format="gsm8k")  # now, not behind the training
     student, device = load_student(args.student), "cuda" if torch.cuda.is_available() else "cpu"
     examples = render_traces(student.tokenizer, traces, student.context, "error")
     speeds = []
@@ -47,10 +48,11 @@ def measure(args: argparse.Namespace) -> None:
             print(
                 f"training, {student.model.dtype}: {speeds[-1][0]:.0f} tokens/s, bare {speeds[-1][1]:.0f}", flush=True
             )
+    if device == "cpu":
+        torch.set_num_threads(1)
     print(f"training: {median(ours / bare for ours, bare in speeds):.2f} of the bare loop's tokens/s", flush=True)
     for n in args.rows:
-        problems = load_problems(args.traces, n=n, answer_format="gsm8k")
-        prompts, _ = render_prompts(student.tokenizer, problems, student.context, args.new_tokens)
+        prompts, _ = render_prompts(student.tokenizer, problems[:n], student.context, args.new_tokens)
         print(compare(name, student.model, prompts, args.new_tokens, args.rounds, device).to_string(), flush=True)
 
 

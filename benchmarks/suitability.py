@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from scipy.stats import spearmanr
 
-from mixdistill import load_student, load_traces, mix
+from mixdistill import files, load_student, load_traces, mix
 from mixdistill.data.chat import render_traces
 from mixdistill.data.pocket.bases import POCKET, POCKET_BASES
 from mixdistill.data.students import Student
@@ -61,7 +61,8 @@ def of_files(name: str, traces: list[str], n: int) -> None:
     sets = {Path(file).stem: load_traces(file, n=n, answer_format="gsm8k") for file in traces}
     student, rows = load_student(name), []
     for stem, part in sets.items():
-        rows.append({"student": Path(name).name.removesuffix(".gguf"), "traces": stem} | suitability(student, part))
+        with files.speaking(stem):
+            rows.append({"student": Path(name).name.removesuffix(".gguf"), "traces": stem} | suitability(student, part))
         print(pd.DataFrame(rows[-1:]).round(3).to_csv(index=False, header=len(rows) == 1), end="", flush=True)
 
 
@@ -73,6 +74,7 @@ def suitability(student: Student, traces: Dataset) -> dict[str, float]:
         render_traces(student.tokenizer, traces, student.context, "error"), key=lambda e: len(e.input_ids)
     )
     for at in range(0, len(examples), ROWS):
+        files.tell(f"trace {at} of {len(examples)}")
         part = examples[at : at + ROWS]
         batch = pad(part, 0).to(student.device)
         hidden = student.model.base_model(**batch.inputs, use_cache=False).last_hidden_state

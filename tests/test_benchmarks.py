@@ -240,6 +240,8 @@ def test_levels_and_shares_are_compared_with_level_1_of_their_teacher_over_the_s
     laptop.save(items[items["recipe"] != "Llama level 2"], "levels", data)
     assert len(pd.read_csv(data / "levels_gaps.csv")) == 2  # the row of an earlier call stays
     assert redraw(tmp_path)[0].endswith("levels.png")
+    laptop.save(items[items["recipe"] == "GPT-4o level 6"], "levels", tmp_path)  # where its level 1 failed
+    assert not (tmp_path / "levels_gaps.csv").exists()
 
 
 def test_an_arm_that_fails_stops_no_other_seed_and_is_said(qwen, tmp_path, monkeypatch):

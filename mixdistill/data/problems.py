@@ -33,11 +33,18 @@ PROMPTS = {
     "pocket": "{question}",
 }
 
+
+def number_gold(text: str) -> str | None:
+    """`gold_number`, and None for a text without a number, such as `N/A`: no answer would equal it."""
+    found = gold_number(text)
+    return found if found and re.search(NUMBER, found) else None
+
+
 # How a gold answer is read, by answer_format, and what one has to be.
 GSM8K_RULE = "a gsm8k answer is one number, or a solution that marks it by ####; others have answer_format='math'"
 MATH_RULE = "a math answer stands alone, or in the box of a solution; one behind #### has answer_format='gsm8k'"
 GOLDS: dict[str, tuple[Callable[[str], str | None], str]] = {
-    "gsm8k": (gold_number, GSM8K_RULE),
+    "gsm8k": (number_gold, GSM8K_RULE),
     "math": (math_gold, MATH_RULE),
     "pocket": (str, ""),
 }
@@ -50,7 +57,7 @@ class Problem:
 
     `answer_format` says how the answer is graded (`grade`), `prompt` how the question is asked (a name in `PROMPTS`;
     empty: as its answer_format is). Raises ValueError if a field is no text, one of the first three is blank, a name is
-    unknown, or no answer can be read from the gold one (`gold_number`, `math_gold`).
+    unknown, or no answer can be read from the gold one (`number_gold`, `math_gold`).
     """
 
     id: str
@@ -197,7 +204,7 @@ def load_problems(
     unread = [row for row, gold in enumerate(golds) if gold is None]
     if unread:
         where = f"{len(unread)} of {len(answers)} rows (the first: {unread[:5]}), such as {shown(answers[unread[0]])}"
-        raise ValueError(f"{what}: no answer is read in {where}: {rule}")
+        raise ValueError(f"{what}: no answer is read in {where}: {rule}; unusable='drop' leaves such rows out")
     if answer_format == "math":
         answers = [gold or "" for gold in golds]  # of worked solutions what they box
     questions = texts(asked, f"column {' and '.join(map(repr, names['question']))} of {source!r}")
@@ -253,9 +260,6 @@ def _usable(question: object, answer: object, answer_format: str) -> bool:
 
 def _odd_numbers(golds: list[str]) -> Iterator[str]:
     """What is odd about gold answers that are compared as numbers."""
-    words = [gold for gold in golds if gold and not re.search(NUMBER, gold_number(gold) or "")]
-    if words:
-        yield f"{len(words)} hold no number, such as {shown(words[0])}: no answer of this format equals them"
     long = [gold for gold in golds if re.search(r"\.\d{10}", gold_number(gold) or "")]
     if long:
         yield f"{len(long)} have ten or more decimals, such as {shown(long[0])}: an answer that is rounded is wrong"

@@ -59,7 +59,9 @@ def student_source(name: str | Path) -> str:
         if find_spec("gguf") is None:
             raise refused(name, "a .gguf file needs the package gguf: pip install -e '.[gguf]'")
         return path
-    if path.endswith(".gguf") or not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name):
+    if path.endswith(".gguf"):
+        raise refused(name, "there is no such file (a relative path begins in the working folder)")
+    if not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name):
         known = f"{', '.join(POCKET)}, a Hub id as owner/name, or an existing local folder or .gguf file"
         raise ValueError(f"unknown student {arguments.shown(name)}: use one of {known}")
     return name

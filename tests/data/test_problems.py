@@ -261,11 +261,14 @@ def test_a_worked_solution_is_a_math_gold_by_its_box_and_refused_where_it_marks_
             Problem("p/0", "1+1?", gold, "", "p", "math")
 
 
-def test_gsm8k_golds_without_a_number_are_counted_in_a_warning(tmp_path):
-    golds = ("5", "yes", "2 + 2 = 4, so \\boxed{yes}")
-    file = write_jsonl(tmp_path / "t.jsonl", [{"question": f"q{gold}", "answer": gold} for gold in golds])
-    with pytest.warns(UserWarning, match="of the gold answers of .* 2 hold no number, such as 'yes'"):
-        assert len(load_problems(file, answer_format="gsm8k")) == 3
+@pytest.mark.parametrize("odd", ["yes", "2 + 2 = 4, so \\boxed{yes}", "N/A", "-", "?", "nan", "None", "twelve"])
+def test_a_gsm8k_gold_without_a_number_is_refused_or_left_out(odd, tmp_path):
+    rows = [{"question": f"q{gold}", "answer": gold} for gold in ("5", odd)]
+    file = write_jsonl(tmp_path / "t.jsonl", rows)
+    with pytest.raises(ValueError, match=r"no answer is read in 1 of 2 rows .*unusable='drop' leaves such rows out"):
+        load_problems(file, answer_format="gsm8k")
+    with pytest.warns(UserWarning, match="1 of 2 problems of .* have no question or gold answer and are left out"):
+        assert [one.answer for one in load_problems(file, answer_format="gsm8k", unusable="drop")] == ["5"]
 
 
 def test_ids_may_be_integers_and_0_and_no_two_are_equal(tmp_path):

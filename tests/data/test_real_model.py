@@ -137,8 +137,7 @@ def test_some_steps_lower_its_loss_and_plain_peft_loads_what_it_learnt(folder, t
 
 
 def test_it_knows_the_capital_of_france_and_an_evaluation_ends_the_same_after_a_kill(folder, tmp_path, monkeypatch):
-    with pytest.warns(UserWarning, match="of the gold answers .* 1 hold no number, such as .Paris"):
-        problems = load_problems(str(write_jsonl(tmp_path / "test.jsonl", QUESTIONS)), answer_format="gsm8k")
+    problems = load_problems(str(write_jsonl(tmp_path / "test.jsonl", QUESTIONS)), prompt="gsm8k")
     arguments = {"benchmarks": [problems], "max_new_tokens": 24, "batch_size": 1, "progress": False}
     whole = evaluate(folder, **arguments)
     (paris,) = [row for row in whole.items.itertuples() if "France" in row.question]
