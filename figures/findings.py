@@ -100,7 +100,7 @@ def asked_of_the_world() -> str:
             not any(side("unverified-short", -1, SMALL)),
         ),
         (
-            "checks that only confirm: no whole interval outside -6 to +3",
+            "checks that only confirm: no whole interval outside -6 to +3 (met at m, l and xl by being wide)",
             shown("confirmed-unverified"),
             (confirmed["ci_high"].min() >= -0.06) & (confirmed["ci_low"].max() <= 0.03),
         ),
