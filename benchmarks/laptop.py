@@ -9,7 +9,8 @@ The least of it, on one CPU core in a night:
 `--student` is a student of the scale `laptop`, or a folder or `.gguf` file that holds one. `--traces` holds the scale's
 trace files and `svamp_test.jsonl` (`benchmarks/laptop_traces.py` makes them), and `gsm8k_test.jsonl`. Written to
 `--out`: `rates.csv`, and for each stage its graded items (one row an arm and problem, without texts), their accuracies
-and gaps, as far as they are, beside those of other rates. What the run store holds is not computed again.
+and gaps, as far as they are, beside those of other rates. What the run store holds is not computed again, and
+`--stored-only` writes the tables of nothing else.
 
 A learning rate is chosen on a held-out part of the training problems, by the mean over the recipes of a contrast of the
 loss on held-out traces like those that a recipe trains on, never by a difference between recipes. (By accuracy a small
@@ -38,7 +39,15 @@ from mixdistill.finetuning.loss import ResponseLoss
 from mixdistill.results import stats
 from mixdistill.study.plan import check_machine
 from mixdistill.study.scales import Arm, Scale, TraceSet, get_scale, recipe_arm, untouched_arms
-from mixdistill.study.sweep import arm_items, evaluation_problems, run_arms, sweep, trained, training_set
+from mixdistill.study.sweep import (
+    arm_items,
+    evaluation_problems,
+    run_arm,
+    run_arms,
+    sweep,
+    trained,
+    training_set,
+)
 from mixdistill.study.workers import gpu_names, n_cores
 
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
@@ -75,6 +84,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate-epochs", type=int, help="epochs that a rate is chosen with; default: the study's")
     parser.add_argument("--families", nargs="+", default=[*FAMILIES], choices=FAMILIES)
     parser.add_argument("--stages", nargs="+", default=[*STAGES], choices=STAGES)
+    parser.add_argument("--stored-only", action="store_true", help="train nothing: the tables of what the store holds")
     try:
         study(parser.parse_args(given))
     except (ValueError, OSError, RuntimeError) as error:  # the last: arms failed
@@ -99,6 +109,8 @@ def study(args: argparse.Namespace) -> None:
         scale = replace(scale, large=None, small=None)
     scales = dict.fromkeys(args.families, scale)
     stages = {name: made for name, made in STAGES.items() if name in args.stages and made}
+    if args.stored_only and "rates" in args.stages:
+        raise ValueError("--stored-only trains nothing, and the stage rates does: name others by --stages")
     if args.lr is not None and not stages:
         raise ValueError("--lr takes the place of the stage rates: leave it out, or name other stages")
     if "long" not in args.families and stages.keys() - {"svamp"}:
@@ -135,11 +147,18 @@ def study(args: argparse.Namespace) -> None:
                 for own, arms in arms_of(scales, seed):
                     together.setdefault(own, []).extend(arms)
             for own, arms in together.items():
-                found = [*zip(arms, run_arms(arms, own, workers=args.workers), strict=True)]
+                if args.stored_only:
+                    scored = [run_arm(arm, own, stored_only=True) or RuntimeError("not in the store") for arm in arms]
+                else:
+                    scored = run_arms(arms, own, workers=args.workers)
+                found = [*zip(arms, scored, strict=True)]
                 wrong = [(arm, error) for arm, error in found if isinstance(error, BaseException)]
                 failed += [f"{stage}, {arm.recipe}, seed {arm.seed}: {error}" for arm, error in wrong]
-                lost = {arm.seed for arm, _ in wrong}  # a gap needs the same seeds on both sides
-                for arm, scores in ((arm, scores) for arm, scores in found if arm.seed not in lost):
+                # A gap needs the same seeds on both sides, which `level_gaps` sees to.
+                lost = {arm.seed for arm, _ in wrong if stage != "levels"}
+                for arm, scores in found:
+                    if isinstance(scores, BaseException) or arm.seed in lost:
+                        continue
                     rate = math.nan if arm.alpha is None else own.lr
                     parts.append(arm_items(arm, own, scores.items).assign(lr=rate))
             if parts:

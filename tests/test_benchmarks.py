@@ -267,6 +267,32 @@ def test_an_arm_that_fails_stops_no_other_seed_and_is_said(qwen, tmp_path, monke
     assert len(items) == len(items.drop_duplicates(["recipe", "lr", "seed", "problem_id"])) == 9 * (1 + 2 * 3 * 2)
 
 
+def test_tables_are_written_of_what_the_store_holds_without_any_training(qwen, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXDISTILL_DATA", "")  # which it sets
+    rows = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(9)]
+    sets = [
+        f"svamp_{of}" for of in ("test", *(f"llama_level{n}" for n in range(1, 5)), "chatgpt_level1", "chatgpt_level6")
+    ]
+    for name in sets:
+        write_jsonl(tmp_path / f"{name}.jsonl", [row | {"response": f"It is {row['answer']}."} for row in rows])
+    of = ["--student", qwen, "--traces", str(tmp_path), "--out", str(tmp_path / "out"), "--families", "long"]
+    of += ["--lr", "1e-3", "--seeds", "1", "--stages", "levels", "--stored-only"]
+    stored = {"Llama level 1", "Llama level 3", "Llama share 0.2", "GPT-4o level 6"}
+
+    def run_arm(arm, own, stored_only):
+        assert stored_only
+        made = answers(arm.recipe, 9, 0.5).query("seed == 0").drop(columns=["student", "seed"])
+        return SimpleNamespace(items=made.assign(answer="1")) if arm.recipe in stored else None
+
+    monkeypatch.setattr(laptop, "run_arm", run_arm)
+    with pytest.raises(SystemExit, match="levels, Llama level 2, seed 0: not in the store"):
+        laptop.main(of)
+    assert set(pd.read_csv(tmp_path / "out" / "levels.csv")["recipe"]) == stored
+    assert list(pd.read_csv(tmp_path / "out" / "levels_gaps.csv")["control"]) == ["Llama level 3", "Llama share 0.2"]
+    with pytest.raises(SystemExit, match="--stored-only trains nothing, and the stage rates does"):
+        laptop.main([*of, "--stages", "rates"])
+
+
 def choose_rates(student: str, folder: Path, rate: str, out: Path | None = None) -> None:
     of = ["--student", student, "--traces", str(folder), "--out", str(out or folder / "out"), "--families", "long"]
     how = ["--stages", "rates", "--rate-seeds", "1", "--rates", rate, "--workers", "1", "--seeds", "1"]
