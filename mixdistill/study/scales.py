@@ -22,15 +22,19 @@ class TraceSet:
     """Where the traces of one part come from: arguments of `load_traces`. Raises ValueError for a bad one."""
 
     source: str
-    question: str = "question"  # columns
+    question: str | tuple[str, ...] = "question"  # a column, or several whose texts are joined
     response: str = "response"
     answer_format: str = "math"
     revision: str | None = None  # commit of a Hub data set
     unusable: str = "error"
 
     def __post_init__(self) -> None:
-        for name in ("source", "question", "response"):
+        for name in ("source", "response"):
             object.__setattr__(self, name, text(name, getattr(self, name)))  # a Path as its text
+        if isinstance(self.question, str):
+            text("question", self.question)
+        else:
+            object.__setattr__(self, "question", _columns(self.question))
         choice("answer_format", self.answer_format, ANSWER_FORMATS)
         text("revision", self.revision, optional=True)
         choice("unusable", self.unusable, ("error", "drop"))
@@ -54,10 +58,15 @@ class ProblemSet:
             object.__setattr__(self, name, text(name, getattr(self, name)))
         if self.source in BENCHMARKS or of_pocket(self.source):
             raise ValueError(f"source is {self.source!r}, a benchmark with columns of its own: give its name alone")
-        columns: Any = texts("question", [self.question] if isinstance(self.question, str) else self.question)
-        whole("the number of columns of question", len(columns))
-        object.__setattr__(self, "question", columns)
+        columns = [self.question] if isinstance(self.question, str) else self.question
+        object.__setattr__(self, "question", _columns(columns))
         choice("unusable", self.unusable, ("error", "drop"))
+
+
+def _columns(given: object) -> tuple[str, ...]:
+    columns = texts("question", given)
+    whole("the number of columns of question", len(columns))
+    return columns
 
 
 def source_of(benchmark: str | ProblemSet) -> str:

@@ -247,6 +247,17 @@ def test_files_that_change_in_a_session_are_read_again(tmp_path, math_traces):
     assert len(training_set(recipe_arm("pocket/xs", "long", 0), scale)) == 1
 
 
+def test_traces_may_have_their_question_in_two_columns(tmp_path):
+    row = {"Body": "There are 87 oranges.", "Question": "How many are they?", "response": "It is 87.", "answer": "87"}
+    file = write_jsonl(tmp_path / "traces.jsonl", [row])
+    made = TraceSet(file, question=["Body", "Question"], answer_format="gsm8k")
+    assert made == TraceSet(str(file), question=("Body", "Question"), answer_format="gsm8k")
+    assert trace_set(made, None, 0)["question"][:] == ["There are 87 oranges. How many are they?"]
+    for bad in (5, (), ("Body", None)):
+        with pytest.raises(ValueError, match="question"):
+            TraceSet(file, question=bad)
+
+
 SCRIPT = """
 from mixdistill import get_scale, sweep
 from mixdistill.study.scales import recipe_arm
