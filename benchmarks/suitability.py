@@ -3,6 +3,7 @@
     python benchmarks/suitability.py                                     the pocket students, beside what they got
     python benchmarks/suitability.py --plot                              draws `suitability.png` again from the table
     python benchmarks/suitability.py --student model.gguf --traces a.jsonl b.jsonl     any student, any trace files
+    python benchmarks/suitability.py --student ... --traces ... --study figures/laptop/data     beside what it got
 
 Of every response token the student's surprisal (nats) and rank (1 is its first choice, at most 100); a set's are the
 means over its traces, and the ratio is mean rank over mean surprisal. The paper: the lower, the better for the student.
@@ -32,6 +33,11 @@ from mixdistill.study.stored import open_results
 
 TABLE = Path(__file__).with_suffix(".csv")
 N_TRACES = 200  # of each set, as in the paper
+# The trace set of an arm of the laptop study that has one set alone.
+SET_OF_RECIPE = {"short": "svamp_llama_level1", "long": "svamp_llama_level4"}
+SET_OF_RECIPE |= {f"Llama level {n}": f"svamp_llama_level{n}" for n in (2, 3)}
+SET_OF_RECIPE |= {f"GPT-4o level {n}": f"svamp_chatgpt_level{n}" for n in (1, 6)}
+SET_OF_RECIPE |= {"small_teacher": "svamp_flant5large", "large_teacher": "svamp_gpt35"}
 CLIP = 100  # ranks above it count as it
 ROWS = 16  # traces of a pass
 MEASURES = ("ratio", "surprisal", "rank")
@@ -42,6 +48,9 @@ def main() -> None:
     parser.add_argument("--student", help="default: the pocket students")
     parser.add_argument("--traces", nargs="*", default=[], help="JSON Lines with question, response and answer")
     parser.add_argument("--plot", action="store_true", help="only draw suitability.png from suitability.csv")
+    parser.add_argument(
+        "--study", type=Path, help="folder with the tables svamp.csv and levels.csv of the laptop study"
+    )
     parser.add_argument("-n", type=int, default=N_TRACES, help="traces of each set")
     args = parser.parse_args()
     if bool(args.student) != bool(args.traces):
@@ -50,20 +59,36 @@ def main() -> None:
         if args.plot:
             plot(pd.read_csv(TABLE))
         elif args.student:
-            of_files(args.student, args.traces, args.n)
+            of_files(args.student, args.traces, args.n, args.study)
         else:
             pocket(args.n)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def of_files(name: str, traces: list[str], n: int) -> None:
+def of_files(name: str, traces: list[str], n: int, study: Path | None) -> None:
+    trained = accuracies(study) if study else None
     sets = {Path(file).stem: load_traces(file, n=n, answer_format="gsm8k") for file in traces}
     student, rows = load_student(name), []
     for stem, part in sets.items():
         with files.speaking(stem):
             rows.append({"student": Path(name).name.removesuffix(".gguf"), "traces": stem} | suitability(student, part))
         print(pd.DataFrame(rows[-1:]).round(3).to_csv(index=False, header=len(rows) == 1), end="", flush=True)
+    if trained is not None:
+        table = pd.DataFrame(rows).merge(trained, on=["student", "traces"])
+        print(table.drop(columns=["student", "seconds"]).round(3).to_string(index=False))
+        for measure in MEASURES:
+            found = spearmanr(table[measure], table["accuracy"])
+            of = f"rank correlation with accuracy over {len(table)} trace sets"
+            print(f"{measure}: {of} {found.statistic:.2f} (p = {found.pvalue:.2f})")
+
+
+def accuracies(study: Path) -> pd.DataFrame:
+    """What the laptop study's students got at the scale's rate, a row a trace set."""
+    table = pd.concat([pd.read_csv(study / f"{name}.csv") for name in ("svamp", "levels")])
+    table = table[table["lr"] == get_scale("laptop").lr].set_index("recipe")
+    table = table.rename(index=SET_OF_RECIPE).loc[lambda all: all.index.isin(SET_OF_RECIPE.values())]
+    return table.rename_axis("traces").reset_index()[["student", "traces", "accuracy", "ci_low", "ci_high", "n_seeds"]]
 
 
 @torch.inference_mode()
