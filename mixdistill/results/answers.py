@@ -58,19 +58,23 @@ def known(run: Run, problems: list[Problem], config: Record, room: int) -> tuple
     Returns: the rows, with their places among all of these; and the version of the oldest rules that graded any.
     """
     places = {(problem.source, problem.id): at for at, problem in enumerate(problems)}
-    same = {name: value for name, value in config.items() if name not in ("problems", "n_problems")}
-    found, grading = dict[int, Record](), GRADING_VERSION
+    found, oldest = dict[int, Record](), GRADING_VERSION
     for last in sorted((run.folder / "evaluations").glob("*/scores.json")):
-        with contextlib.suppress(OSError, KeyError, files.Damaged):  # no answer of it is taken
+        with contextlib.suppress(OSError, KeyError, TypeError, files.Damaged):  # no answer of it is taken
             stored = files.read_json(last.parent / "config.json")
-            asked_with = stored | {"max_new_tokens": files.read_json(last.parent / "manifest.json")["max_new_tokens"]}
-            if any(asked_with.get(name, ...) != value for name, value in (same | {"max_new_tokens": room}).items()):
+            asked = {name: stored[name] for name in config}
+            if files.key(asked) != last.parent.name or asked["n_problems"] > len(problems):
                 continue
+            asked["max_new_tokens"] = files.read_json(last.parent / "manifest.json")["max_new_tokens"]
+            others = config | {"max_new_tokens": room, "problems": asked["problems"], "n_problems": asked["n_problems"]}
+            if asked != others:
+                continue
+            graded_by = min(oldest, stored.get("grading", 0))
             rows = files.read_rows(last.parent / "generations.jsonl", owner_of(run, last.parent))
             rows.sort(key=lambda row: row["index"])
             at = [places[row["benchmark"], row["problem_id"]] for row in rows]  # KeyError: it asked others, too
-            if key_of([problems[place] for place in dict.fromkeys(at)]) != stored["problems"]:
+            if key_of([problems[place] for place in dict.fromkeys(at)]) != asked["problems"]:
                 continue
             found |= {place * config["sampling"]["n"] + row["sample"]: row for place, row in zip(at, rows, strict=True)}
-            grading = min(grading, stored.get("grading", 0))
-    return [row | {"index": place} for place, row in found.items()], grading
+            oldest = graded_by
+    return [row | {"index": place} for place, row in found.items()], oldest

@@ -179,6 +179,8 @@ def tick_size(students: pd.DataFrame) -> float:
 
 def student_labels(rows: pd.DataFrame) -> list[str]:
     names = rows["student"].str.split("/").str[-1].str.removesuffix("-Instruct")
+    if narrow.get() and len(rows) > 5:
+        return list(names)
     return list(names + "\n" + rows["params"].map(size_text))
 
 

@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
 
 from mixdistill import arguments, files, runs
 from mixdistill.data.chat import opens_thinking, prompt_fingerprint, render_prompts
 from mixdistill.data.problems import Problem, load_problems
-from mixdistill.data.students import fingerprint, load_config, load_tokenizer, n_params, student_source
+from mixdistill.data.students import context_of, fingerprint, load_config, load_tokenizer, n_params, student_source
 from mixdistill.files import Record
 from mixdistill.finetuning.checkpoints import check_unchanged, load_trained
 from mixdistill.finetuning.finetune import TRAINING_VERSION
@@ -81,9 +81,9 @@ def evaluate(
     progress: bool = True,
     stored_only: bool = False,
 ) -> Scores | None:
-    """Evaluate a run, or an untouched student; an evaluation that the store already holds is read from it. Where only
-    problems are added to one, those that it holds are not asked again. Completions that an older version of the rules
-    has graded are graded anew, which is said and stored.
+    """Evaluate a run, or an untouched student; an evaluation that the store already holds is read from it. Where
+    problems are added to one, and answers may be as long, those that it holds are not asked again. Completions that an
+    older version of the rules has graded are graded anew, which is said and stored.
 
     Arguments:
         run: what `finetune` returned; a run's folder, in the store or in a copy; or an untouched student as in
@@ -209,8 +209,8 @@ def _evaluate(
     engine = began.get("engine") or _default_engine(run)
     check_engine(engine)
     batch_size = arguments.whole("batch_size", began.get("batch_size") or BATCH_SIZE[engine])
-    tokenizer, context, complete_batch = _open(run, engine, progress)
-    prompts, room = render_prompts(tokenizer, problems, context, config["max_new_tokens"], how["thinking"])
+    tokenizer, model = (load(run.student, run.config["revision"]) for load in (load_tokenizer, load_config))
+    prompts, room = render_prompts(tokenizer, problems, context_of(model), config["max_new_tokens"], how["thinking"])
     known, grading = rows[: began.get("n_known", 0)], min(GRADING_VERSION, began.get("grading", 0))
     if not rows:
         known, grading = answers.known(run, problems, config, room)
@@ -223,16 +223,21 @@ def _evaluate(
     left = sorted(set(range(len(requests))) - {row["index"] for row in known})
     places = length_sorted_batches([requests[at][1] for at in left], batch_size)
     batches = [[left[place] for place in batch] for batch in places]
+    order = [row["index"] for row in known] + [at for batch in batches for at in batch]
 
     files.sweep_up(run.folder, held=folder)
     if not run.trained:
         with files.lock(run.folder):
             runs.start(run)
-    done = (len(rows) - len(known)) // batch_size if len(rows) < len(requests) else len(batches)
+    wanted = takewhile(lambda pair: pair[0]["index"] == pair[1], zip(rows, order, strict=False))
+    there = len([*wanted])  # of what a kill, or an older clone, has left
+    done = (there - len(known)) // batch_size if there < len(order) else len(batches)
     rows = rows[: len(known) + done * batch_size]
     began = {"engine": engine, "batch_size": batch_size, "thinking": how["thinking"]}
     files.write_json(path, config | began | {"n_known": len(known), "grading": grading})  # before the rows
     files.append_rows(file, rows, owner, at=0)  # without what a kill has left of a further batch
+    if batches[done:]:
+        complete_batch = _open(run, engine, progress)
     for number, batch in enumerate(batches[done:], start=done + 1):
         files.tell(f"answer {len(rows)} of {len(requests)}")
         batch_problems, batch_prompts, samples = zip(*(requests[at] for at in batch), strict=True)
@@ -255,18 +260,17 @@ def _default_engine(run: Run) -> str:
     return "static" if unserved else default_engine(n_params(student, revision))
 
 
-def _open(run: Run, engine: str, progress: bool) -> tuple[PreTrainedTokenizerBase, int, Complete]:
-    """The run's tokenizer, its context, and the function that completes a batch of prompts."""
+def _open(run: Run, engine: str, progress: bool) -> Complete:
+    """The function by which a run completes a batch of prompts."""
     if engine == "static":
-        student = load_trained(run)
-        return student.tokenizer, student.context, partial(complete, student)
+        return partial(complete, load_trained(run))
     trained, lora = runs.trained_folder(run) if run.trained else None, run.config.get("lora")
     if trained and lora is None:
-        return open_vllm(str(trained), None, None, 0, progress)
+        return open_vllm(str(trained), None, None, 0, progress)[2]
     found = fingerprint(run.student, run.config["revision"])
     check_unchanged(run, found)
     commit = found.removeprefix("hub:") if found.startswith("hub:") else None  # a branch may move while vLLM starts
-    return open_vllm(student_source(run.student), commit, trained, lora["r"] if lora else 0, progress)
+    return open_vllm(student_source(run.student), commit, trained, lora["r"] if lora else 0, progress)[2]
 
 
 def _read_config(folder: Path, config: Record) -> Record:
@@ -281,6 +285,8 @@ def _read_scores(problems: list[Problem], config: Record, folder: Path, owner: s
     rows, n = files.read_rows(folder / "generations.jsonl", owner), config["n_problems"] * config["sampling"]["n"]
     if len(rows) != n:
         raise files.damaged(folder / "generations.jsonl", f"row {len(rows) + 1} of {n} is missing or was changed")
+    if len({row["index"] for row in rows}) < n:
+        raise files.damaged(folder / "generations.jsonl", "an answer is there twice")
     if stored.get("grading", 0) < GRADING_VERSION:  # and not newer ones, which an older clone leaves as they are
         return _store_anew(folder, stored, rows, answers.graded_anew(rows, problems, config), owner)
     scores, accuracy = _scores(folder, rows), files.read_json(folder / "scores.json").get("accuracy")

@@ -5,14 +5,21 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 
 from mixdistill.arguments import text
-from mixdistill.results import drawing, figures
+from mixdistill.results import drawing, figures, stats
 from mixdistill.results.drawing import load_table, save_figure
 from mixdistill.runs import shown
 
 NARROW = ("02_learnability_gap", "svamp")  # figures of README, whose panels stand under each other on a phone
+
+
+def levels(gaps: pd.DataFrame) -> Figure:
+    """What other levels and shares add to level 1 of their teacher, at the rate that ran last (levels_gaps.csv)."""
+    stats.require(gaps, "minus", "lr")
+    return figures.forest(gaps[gaps["lr"] == gaps["lr"].iloc[0]], [*gaps["minus"].unique()])
 
 
 def redraw(folder: Path) -> list[str]:
@@ -33,7 +40,7 @@ def redraw(folder: Path) -> list[str]:
         "09_beyond_mix": (partial(figures.forest, minus=("mix_long",)), ["rivals"]),
         "09_costs": (figures.costs, ["rivals"]),
         "svamp": (figures.recipes, ["svamp", "svamp_gaps"]),
-        "levels": (lambda gaps: figures.forest(gaps, [*gaps["minus"].unique()]), ["levels_gaps"]),
+        "levels": (levels, ["levels_gaps"]),
         "06_teacher_gap": (partial(figures.learnability_gap, family="large"), ["teacher_accuracy", "teacher_gaps"]),
     }
     folder = Path(text("folder", folder))

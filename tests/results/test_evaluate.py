@@ -90,12 +90,42 @@ def test_answers_of_other_evaluations_are_taken_and_only_the_rest_is_decoded(mon
     assert "20 answers are taken from its other evaluations" in capsys.readouterr().out
     scores = evaluate("pocket/xs", ["pocket/hard", "pocket/easy"], **arguments)
     assert asked == [7, 7, 6, 6]  # of the hard problems alone
-    asked.append(0)
     assert scores.items.drop(columns="batch").equals(together.items.drop(columns="batch"))
     assert scores.items[20:]["batch"].tolist() == alone.items["batch"].tolist()
     assert (scores.folder / "scores.json").read_text() == (together.folder / "scores.json").read_text()
+    assert asked == [7, 7, 6, 6]
+    monkeypatch.setattr(evaluation, "load_trained", None)  # a student that is asked nothing is not loaded
     evaluate("pocket/xs", ["pocket/easy", "pocket/hard"], **arguments)  # in another order
-    assert asked == [7, 7, 6, 6, 0]
+
+
+def test_a_mixed_evaluation_that_an_older_clone_went_on_with_begins_again(monkeypatch, tmp_path):
+    arguments = {"benchmarks": ["pocket/hard", "pocket/easy"], "n": 8, "batch_size": 4, "progress": False}
+    right = evaluate("pocket/xs", **arguments)
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "other"))
+    evaluate("pocket/xs", ["pocket/easy"], n=8, batch_size=4, **QUIET)
+    first = [evaluation.complete, None]
+    monkeypatch.setattr(evaluation, "complete", lambda *given, **how: first.pop(0)(*given, **how))
+    with pytest.raises(TypeError):
+        evaluate("pocket/xs", **arguments)
+    monkeypatch.undo()
+    monkeypatch.setenv("MIXDISTILL_RUNS", str(tmp_path / "other"))
+    folder = tmp_path / "other" / right.folder.relative_to(right.folder.parents[2])
+    config = read_json(folder / "config.json")
+    assert config.pop("n_known") == 8
+    files.write_json(folder / "config.json", config)  # as one that knows nothing of taken answers writes it
+    assert evaluate("pocket/xs", **arguments).items.equals(right.items)
+
+
+def test_answers_of_an_evaluation_that_is_not_what_its_folder_says_are_not_taken(monkeypatch):
+    sampled = evaluate("pocket/xs", ["pocket/easy"], n=8, sampling=Sampling(temperature=1.0), **QUIET)
+    config = read_json(sampled.folder / "config.json")
+    files.write_json(sampled.folder / "config.json", config | {"sampling": {**config["sampling"], "temperature": 0.0}})
+    decoded = []
+    complete = evaluation.complete
+    monkeypatch.setattr(evaluation, "complete", lambda *given, **how: decoded.append(1) or complete(*given, **how))
+    evaluate("pocket/xs", ["pocket/easy"], n=9, batch_size=9, **QUIET)
+    assert decoded == [1]
+    assert evaluate("pocket/xs", ["pocket/easy"], n=9, stored_only=True).items["batch"].str.startswith("9x").all()
 
 
 def test_answers_that_are_taken_are_graded_by_newer_rules(monkeypatch, capsys):
