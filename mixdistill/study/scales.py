@@ -31,10 +31,8 @@ class TraceSet:
     def __post_init__(self) -> None:
         for name in ("source", "response"):
             object.__setattr__(self, name, text(name, getattr(self, name)))  # a Path as its text
-        if isinstance(self.question, str):
-            text("question", self.question)
-        else:
-            object.__setattr__(self, "question", _columns(self.question))
+        columns = _columns(self.question)
+        object.__setattr__(self, "question", self.question if isinstance(self.question, str) else columns)
         choice("answer_format", self.answer_format, ANSWER_FORMATS)
         text("revision", self.revision, optional=True)
         choice("unusable", self.unusable, ("error", "drop"))
@@ -58,15 +56,13 @@ class ProblemSet:
             object.__setattr__(self, name, text(name, getattr(self, name)))
         if self.source in BENCHMARKS or of_pocket(self.source):
             raise ValueError(f"source is {self.source!r}, a benchmark with columns of its own: give its name alone")
-        columns = [self.question] if isinstance(self.question, str) else self.question
-        object.__setattr__(self, "question", _columns(columns))
+        object.__setattr__(self, "question", _columns(self.question))
         choice("unusable", self.unusable, ("error", "drop"))
 
 
 def _columns(given: object) -> tuple[str, ...]:
-    columns = texts("question", given)
-    whole("the number of columns of question", len(columns))
-    return columns
+    columns = texts("question", [given] if isinstance(given, str) else given)
+    return columns[: whole("the number of columns of question", len(columns))]
 
 
 def source_of(benchmark: str | ProblemSet) -> str:
@@ -104,12 +100,11 @@ class Scale:
     epochs: int = 2
     n_problems: int | None = None  # of each benchmark; None: all
     alphas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the sweep
-    # The trace sets of `mix.RECIPES`; without large and small there are no recipes of these teachers.
+    # The trace sets of `mix.RECIPES` (large and small may be absent, with their recipes) and of `mix.CONTROLS`.
     long: TraceSet = TraceSet("pocket/long")
     short: TraceSet = TraceSet("pocket/short")
     large: TraceSet | None = None
     small: TraceSet | None = None
-    # Those of `mix.CONTROLS`.
     unverified: TraceSet | None = None
     confirmed: TraceSet | None = None
     shuffled: TraceSet | None = None
@@ -133,10 +128,9 @@ class Scale:
             whole(f"the number of {name}", len(named))
             if len(set(named)) < len(named):
                 raise ValueError(f"{name} is {named}: give each once")
-        for name in ("n_seeds", "epochs", "batch_size", "lora_rank"):
-            whole(name, getattr(self, name))
-        for name in ("n_train", "n_problems", "max_tokens", "max_new_tokens"):
-            whole(name, getattr(self, name), optional=True)
+        may_be_none = ("n_train", "n_problems", "max_tokens", "max_new_tokens")
+        for name in ("n_seeds", "epochs", "batch_size", "lora_rank", *may_be_none):
+            whole(name, getattr(self, name), optional=name in may_be_none)
         for alpha in instance("alphas", self.alphas, Sequence):
             number("one of alphas", alpha, low=0, high=1)
         for name in PARTS:
@@ -148,14 +142,14 @@ class Scale:
         real = [made.source for part in PARTS if (made := getattr(self, part)) and not made.pocket]
         real += [name for name in tests if name in BENCHMARKS]
         if real and (pocket := [student for student in self.students if of_pocket(student)]):
-            what = f"the scale {self.name!r} has {real[0]}, which {pocket[0]} can not read"
-            raise ValueError(f"{what}: pocket students know the pocket world only, give real ones")
+            what = f"{real[0]}, which {pocket[0]} can not read: pocket students know the pocket world only"
+            raise ValueError(f"the scale {self.name!r} has {what}, give real ones")
 
     @property
     def answer_format(self) -> str:
         """Of the traces, and so how the problems of a test file of one's own are asked and graded."""
-        sets = {part: getattr(self, part) for part in PARTS if getattr(self, part)}
-        formats = {part: "pocket" if made.pocket else made.answer_format for part, made in sets.items()}
+        made = {part: one for part in PARTS if (one := getattr(self, part))}
+        formats = {part: "pocket" if one.pocket else one.answer_format for part, one in made.items()}
         if len(set(formats.values())) > 1:
             found = ", ".join(f"{part} {one!r}" for part, one in formats.items())
             raise ValueError(f"the answer_format of the trace sets is {found}: students are asked in one, give all it")
@@ -180,8 +174,8 @@ class Scale:
         it is defined here. `changed`: what a notebook's reader has set beside the scale."""
         own = SCALES.get(self.name, self)
         changed = {name: value for name, value in vars(self).items() if value != getattr(own, name)} | changed
-        label = files.label(self.name, *(f"{name}={value}" for name, value in changed.items()))
-        return runs.runs_dir() / "figures" / label
+        parts = [f"{name}={value}" for name, value in changed.items()]
+        return runs.runs_dir() / "figures" / files.label(self.name, *parts)
 
 
 # Commits of the students on the Hub, as many public projects have recorded them.
@@ -347,8 +341,7 @@ def alpha_arms(scale: Scale, student: str, alphas: Sequence[float]) -> list[Arm]
 
 def recipe_arm(student: str, recipe: str, seed: int) -> Arm:
     """The arm of a named recipe. Raises ValueError for an unknown one."""
-    known = RECIPES | CONTROLS
-    made = known[choice("recipe", recipe, known)]
+    made = (RECIPES | CONTROLS)[choice("recipe", recipe, RECIPES | CONTROLS)]
     return Arm(student, recipe, made.alpha, seed, made.hard, made.easy)
 
 
