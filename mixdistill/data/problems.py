@@ -44,7 +44,7 @@ def number_gold(text: str) -> str | None:
 GSM8K_RULE = "a gsm8k answer is one number, or a solution that marks it by ####; others have answer_format='math'"
 MATH_RULE = "a math answer stands alone, or in the box of a solution; one behind #### has answer_format='gsm8k'"
 GOLDS: dict[str, tuple[Callable[[str], str | None], str]] = {
-    "gsm8k": (number_gold, GSM8K_RULE),
+    "gsm8k": (gold_number, GSM8K_RULE),
     "math": (math_gold, MATH_RULE),
     "pocket": (str, ""),
 }
@@ -57,7 +57,7 @@ class Problem:
 
     `answer_format` says how the answer is graded (`grade`), `prompt` how the question is asked (a name in `PROMPTS`;
     empty: as its answer_format is). Raises ValueError if a field is no text, one of the first three is blank, a name is
-    unknown, or no answer can be read from the gold one (`number_gold`, `math_gold`).
+    unknown, or no answer can be read from the gold one (`gold_number`, `math_gold`).
     """
 
     id: str
@@ -199,7 +199,7 @@ def load_problems(
             asked[row], values[row] = "left out", "left out"
         answers = ["" if row in bad else answer for row, answer in enumerate(texts(values, what, numbers=True))]
         of_row = "" if "id" in names else f"{name}/"
-    read, rule = GOLDS[answer_format]
+    read, rule = number_gold if answer_format == "gsm8k" else GOLDS[answer_format][0], GOLDS[answer_format][1]
     golds = [read(one) if one else "" for one in answers]
     unread = [row for row, gold in enumerate(golds) if gold is None]
     if unread:
@@ -254,7 +254,7 @@ def _benchmark_table(
 
 
 def _usable(question: object, answer: object, answer_format: str) -> bool:
-    read, _ = GOLDS[answer_format]
+    read = number_gold if answer_format == "gsm8k" else GOLDS[answer_format][0]
     return not flaw(question) and not flaw(answer, numbers=True) and read(str(answer)) is not None
 
 
