@@ -100,6 +100,8 @@ def path(name: str) -> Path:
 def study(args: argparse.Namespace) -> None:
     os.environ["MIXDISTILL_DATA"] = str(args.traces.absolute())
     whole("workers", args.workers, optional=True)  # before any work
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out is {str(args.out)!r}, which is no folder: give another")
     if not args.traces.is_dir():
         raise ValueError(f"--traces is {str(args.traces)!r}: no such folder, benchmarks/laptop_traces.py makes one")
     scale = replace(get_scale("laptop", whole("seeds", args.seeds), args.student), lr=args.lr, benchmarks=("svamp",))
@@ -124,7 +126,6 @@ def study(args: argparse.Namespace) -> None:
             evaluation_problems(benchmark, own.n_problems, None, own.answer_format)
     for name in stages:
         others_rates(args.out / f"{name}.csv", pd.DataFrame({"student": [shown_name(args.student)], "lr": [0.0]}))
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.lr is None:
         if "rates" in args.stages:
             seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + whole("rate-seeds", args.rate_seeds))

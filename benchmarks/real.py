@@ -17,6 +17,7 @@ from decode import compare
 from train import run_bare, run_ours
 
 from mixdistill import load_problems, load_student, load_traces
+from mixdistill.arguments import whole
 from mixdistill.data.chat import render_prompts, render_traces
 
 
@@ -35,6 +36,10 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
+    for option in ("new_tokens", "rounds"):
+        whole(option, getattr(args, option))
+    for n in args.rows:
+        whole("one of rows", n)
     name, traces = Path(args.student).name, load_traces(args.traces, n=args.examples, answer_format="gsm8k")
     problems = load_problems(args.traces, n=max(args.rows), answer_format="gsm8k")  # now, not behind the training
     student, device = load_student(args.student), "cuda" if torch.cuda.is_available() else "cpu"

@@ -27,7 +27,8 @@ from mixdistill.data.chat import render_traces
 from mixdistill.data.pocket.bases import POCKET, POCKET_BASES
 from mixdistill.data.students import Student
 from mixdistill.finetuning.batches import pad
-from mixdistill.results.drawing import SIZES, STYLE
+from mixdistill.results.drawing import SIZES, STYLE, load_table
+from mixdistill.results.stats import require
 from mixdistill.study.scales import gap_arms, get_scale
 from mixdistill.study.stored import open_results
 
@@ -85,7 +86,8 @@ def of_files(name: str, traces: list[str], n: int, study: Path | None) -> None:
 
 def accuracies(study: Path) -> pd.DataFrame:
     """What the laptop study's students got at the scale's rate, a row a trace set."""
-    table = pd.concat([pd.read_csv(study / f"{name}.csv") for name in ("svamp", "levels")])
+    table = pd.concat([load_table(study / f"{name}.csv") for name in ("svamp", "levels")])
+    require(table, "student", "recipe", "lr", "accuracy", "ci_low", "ci_high", "n_seeds")
     table = table[table["lr"] == get_scale("laptop").lr].set_index("recipe")
     table = table.rename(index=SET_OF_RECIPE).loc[lambda all: all.index.isin(SET_OF_RECIPE.values())]
     return table.rename_axis("traces").reset_index()[["student", "traces", "accuracy", "ci_low", "ci_high", "n_seeds"]]

@@ -35,9 +35,9 @@ PROMPTS = {
 
 
 def number_gold(text: str) -> str | None:
-    """`gold_number`, and None for a text without a number, such as `N/A`: no answer would equal it."""
+    """`gold_number`, and None for a text without a number, such as `N/A`, or that is none, 1/0."""
     found = gold_number(text)
-    return found if found and re.search(NUMBER, found) else None
+    return found if found and re.search(NUMBER, found) and not re.search(r"/ ?0+$", found) else None
 
 
 # How a gold answer is read, by answer_format, and what one has to be.
@@ -220,6 +220,9 @@ def load_problems(
     if n_again := len(asked_with) - len(set(asked_with)):
         what = f"{n_again} of {len(ids)} problems of {source!r}"
         warnings.warn(f"{what} are there more than once, and count as often", stacklevel=2)
+    golds_of = Counter(question for question, _ in set(asked_with))
+    if n_unsure := sum(n > 1 for n in golds_of.values()):
+        warnings.warn(f"{n_unsure} questions of {source!r} have more than one gold answer", stacklevel=2)
     odd = [*_odd_numbers(answers)] if answer_format == "gsm8k" else [] if benchmark else [*_odd_mathematics(answers)]
     for said in odd:
         warnings.warn(f"of the gold answers of {source!r} {said}", stacklevel=2)

@@ -137,9 +137,10 @@ def only_used(source: str, rule: str, **options: object) -> None:
 def texts(values: Sequence[object], what: str, numbers: bool = False) -> list[str]:
     """All values as text, with `numbers` also numbers; ValueError with the first rows whose value is none, and why."""
     flaws = {row: found for row, value in enumerate(values) if (found := flaw(value, numbers))}
-    if rows := list(flaws):
-        where = f"{len(rows)} of {len(values)} rows (the first: {rows[:5]})"
-        raise ValueError(f"{what} {flaws[rows[0]]} in {where}: mend or drop them")
+    if flaws:
+        rows = {found: [row for row in flaws if flaws[row] == found] for found in flaws.values()}
+        where = [f"{found} in {len(of)} of {len(values)} rows (the first: {of[:5]})" for found, of in rows.items()]
+        raise ValueError(f"{what} {', '.join(where)}: mend or drop them")
     return [str(value) for value in values]
 
 
@@ -230,6 +231,12 @@ def _values(table: pa.Table) -> Columns:
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_floating(column.type):
             column = column.cast(pa.string()).cast(pa.float64())  # so that the 0.1 of float32 is 0.1
-        values = column.to_pylist()
-        columns[name] = [Number(value) if type(value) in (int, float, Decimal) else value for value in values]
+        columns[name] = [_as_json(value) for value in column.to_pylist()]
     return columns
+
+
+def _as_json(value: object) -> object:
+    """A value as a JSON file gives it: numbers as they are written, also in a list."""
+    if isinstance(value, list):
+        return [_as_json(one) for one in value]
+    return Number(value) if type(value) in (int, float, Decimal) else value

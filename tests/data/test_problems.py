@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 from conftest import SHARED_BENCHMARKS, write_jsonl
+from datasets import Dataset
 
 from mixdistill import Problem, load_problems, load_student, load_traces
 from mixdistill.data.chat import render_prompts
@@ -261,7 +262,7 @@ def test_a_worked_solution_is_a_math_gold_by_its_box_and_refused_where_it_marks_
             Problem("p/0", "1+1?", gold, "", "p", "math")
 
 
-@pytest.mark.parametrize("odd", ["yes", "2 + 2 = 4, so \\boxed{yes}", "N/A", "-", "?", "nan", "None", "twelve"])
+@pytest.mark.parametrize("odd", ["yes", "2 + 2 = 4, so \\boxed{yes}", "N/A", "-", "?", "nan", "None", "twelve", "1/0"])
 def test_a_gsm8k_gold_without_a_number_is_refused_or_left_out(odd, tmp_path):
     rows = [{"question": f"q{gold}", "answer": gold} for gold in ("5", odd)]
     file = write_jsonl(tmp_path / "t.jsonl", rows)
@@ -269,6 +270,24 @@ def test_a_gsm8k_gold_without_a_number_is_refused_or_left_out(odd, tmp_path):
         load_problems(file, answer_format="gsm8k")
     with pytest.warns(UserWarning, match="1 of 2 problems of .* have no question or gold answer and are left out"):
         assert [one.answer for one in load_problems(file, answer_format="gsm8k", unusable="drop")] == ["5"]
+
+
+def test_a_number_in_a_list_is_read_from_parquet_as_from_json(tmp_path):
+    rows = [{"question": f"q{n}", "answer": [float(n)]} for n in range(3)]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "t.parquet"))
+    files = (str(tmp_path / "t.parquet"), write_jsonl(tmp_path / "t.jsonl", rows))
+    parquet, lines = ([one.answer for one in load_problems(file, answer_format="gsm8k")] for file in files)
+    assert parquet == lines == ["0.0", "1.0", "2.0"]
+
+
+def test_every_reason_of_a_refusal_has_its_rows_and_a_question_with_two_golds_is_said(tmp_path):
+    rows = [{"question": f"q{n}", "answer": gold} for n, gold in enumerate((None, True, "", "5"))]
+    file = write_jsonl(tmp_path / "t.jsonl", rows)
+    with pytest.raises(ValueError, match=r"is empty in 2 of 4 rows \(.*\[0, 2\]\), is a bool in 1 of 4 rows .*\[1\]"):
+        load_problems(file)
+    file = write_jsonl(tmp_path / "two.jsonl", [{"question": "q", "answer": gold} for gold in ("1", "2")])
+    with pytest.warns(UserWarning, match="1 questions of .* have more than one gold answer"):
+        load_problems(file)
 
 
 def test_ids_may_be_integers_and_0_and_no_two_are_equal(tmp_path):
@@ -322,7 +341,7 @@ def test_published_word_problem_files_drop_in_by_columns(tmp_path):
     ],
 )
 def test_golds_that_no_answer_may_equal_and_problems_that_repeat_are_said(answers, said, tmp_path):
-    rows = [{"question": "Q?", "answer": answer} for answer in answers]
+    rows = [{"question": f"Q, not {answer}?", "answer": answer} for answer in answers]
     with pytest.warns(UserWarning, match=said):
         load_problems(write_jsonl(tmp_path / "t.jsonl", rows))
 
