@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers.integrations.gguf.reader import read_gguf_metadata
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mixdistill.data.student_files import refused
@@ -45,11 +46,14 @@ def scale_positions(name: str | Path, path: Path, config: PreTrainedConfig) -> N
 
     Raises ValueError for a scaling that is not known here: the model would be another one beyond a few tokens.
     """
-    from gguf import GGUFReader  # an extra
+    metadata, names = read_gguf_metadata(str(path))
+    fields = {key.partition(".rope.")[2]: value for key, value in metadata.items() if ".rope." in key}
+    tensors = {}
+    if factors_of := [name for name in names if name.startswith("rope_f")]:
+        from gguf import GGUFReader  # an extra; it takes ten times as long
 
-    reader = GGUFReader(path)
-    fields = {key.partition(".rope.")[2]: field.contents() for key, field in reader.fields.items() if ".rope." in key}
-    tensors = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors if tensor.name.startswith("rope_f")}
+        found = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
+        tensors = {name: torch.tensor(found[name]) for name in factors_of}
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     if "rope_theta" in rope and "freq_base" in fields:
         rope["rope_theta"] = float(fields["freq_base"])
