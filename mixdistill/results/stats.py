@@ -151,7 +151,8 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
     base it covers that one's seeds. That the gaps of these sizes lie on no line is no part of it.
 
     Returns: one row a gap that every student has: contrast, slope (difference for ten times the parameters) with its
-        interval, n_students, n_bases (of all students together), n_problems. Empty where all have one size.
+        interval, n_students, n_seeds (the fewest of a student), n_bases (of all students together), n_problems. Empty
+        where all have one size.
     """
     require(items, "student", "params", "recipe")
     sizes = items.groupby("student")["params"].first()
@@ -170,10 +171,11 @@ def slope_table(items: pd.DataFrame) -> pd.DataFrame:
         bases = [_by_base(table) for table in weighted if len(table) > 1]
         variances = [padded.se**2, *(means.var(ddof=1) / len(means) for means in bases)]
         slope = _t_interval(_by_base(problems).mean(), variances, [padded.df, *(len(means) - 1 for means in bases)])
-        n_bases = sum(counts(of[student, left])["n_bases"] for student in x.index)
-        n = {"n_students": len(x), "n_bases": n_bases, "n_problems": problems.shape[1]}
+        counted = pd.DataFrame([counts(of[student, left]) for student in x.index])
+        n = {"n_students": len(x), "n_seeds": counted["n_seeds"].min(), "n_bases": counted["n_bases"].sum()}
+        n |= {"n_problems": problems.shape[1]}
         rows.append({"contrast": contrast} | slope.columns("slope") | n)
-    columns = ["contrast", "slope", "se", "ci_low", "ci_high", "n_students", "n_bases", "n_problems"]
+    columns = ["contrast", "slope", "se", "ci_low", "ci_high", "n_students", "n_seeds", "n_bases", "n_problems"]
     return pd.DataFrame(rows, columns=columns)
 
 
