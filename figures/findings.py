@@ -5,7 +5,9 @@ python figures/findings.py        # part of make publish
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
 from mixdistill.data.pocket.bases import POCKET
 from mixdistill.runs import REPO
@@ -57,7 +59,41 @@ def table() -> str:
                 continue
             found, verdict = measured(rows.iloc[0], sign)
             lines.append(f"| {claim} | {points(theirs)} | {student} | {found} | {verdict} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *of_figures()]) + "\n"
+
+
+def of_figures() -> list[str]:
+    """Rows of the paper's claims that it shows in figures, without a number."""
+    moves, marks, shares, shifts = (
+        pd.read_csv(DATA / f"{name}.csv") for name in ("moves", "marks", "alpha_gaps", "rank_shift")
+    )
+    rows = []
+    for _, row in marks[marks["what"] == "gap"].iterrows():
+        claim = "long - short is higher where the domain is known (Fig. 4)"
+        rows.append((claim, f"{row['student']}, marks read most often - most seldom", *measured(row, 1)))
+    before = moves[(moves["axis"] == "before") & (moves["contrast"] == "long-short")]
+    for student, two in before.groupby("student"):
+        short, nothing = (two[two["value"] == value].iloc[0] for value in ("short traces", "nothing"))
+        delta, df = short["delta"] - nothing["delta"], min(short["n_bases"], nothing["n_bases"]) - 1
+        half = student_t.ppf(0.975, df) * np.hypot(short["se"], nothing["se"])
+        row = pd.Series({"delta": delta, "ci_low": delta - half, "ci_high": delta + half})
+        claim = "long - short is higher for a student that was tuned before (Fig. 5)"
+        rows.append((claim, f"{student}, after short traces - as pre-trained, as if not paired", *measured(row, 1)))
+    for student, others in shares[shares["share"] != "best on the others"].groupby("student", sort=False):
+        apart = [(others["ci_low"] > 0).any(), (others["ci_high"] < 0).all(), True]
+        verdict = ("differs", "agrees", "cannot tell")[apart.index(True)]
+        best = others.loc[others["delta"].idxmax()]
+        found = f"{best['share']} - .2: {measured(best, -1)[0]}"
+        claim = "a fifth of long traces is the best share (Fig. 6)"
+        rows.append((claim, f"{student}, best other share", found, verdict))
+    for student, two in shifts.groupby("student", sort=False):
+        long, short = (two[two["recipe"] == recipe].iloc[0] for recipe in ("long", "short"))
+        cells = [f"{row.shifted:.1%} [{row.ci_low:.1%}, {row.ci_high:.1%}]" for row in (long, short)]
+        apart = [long["ci_low"] > short["ci_high"], long["ci_high"] < short["ci_low"], True]
+        verdict = ("agrees", "differs", "cannot tell")[apart.index(True)]
+        claim = "long traces shift more tokens than short ones (Fig. 8)"
+        rows.append((claim, student, f"{cells[0]} against {cells[1]} of the tokens", verdict))
+    return [f"| {claim} | a figure | {on} | {found} | {verdict} |" for claim, on, found, verdict in rows]
 
 
 def asked_of_the_world() -> str:
