@@ -78,6 +78,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=path, required=True)
     parser.add_argument("--workers", type=int, help="arms at a time; default: one a GPU, or a core with room for it")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--epochs", type=int, help="other than the scale's: to tables of their own")
     parser.add_argument("--lr", type=float, help="the rate of all arms, in the place of the stage rates")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="rates to choose from")
     parser.add_argument("--rate-seeds", type=int, default=2, help="seeds that a rate is chosen with")
@@ -105,6 +106,9 @@ def study(args: argparse.Namespace) -> None:
     if not args.traces.is_dir():
         raise ValueError(f"--traces is {str(args.traces)!r}: no such folder, benchmarks/laptop_traces.py makes one")
     scale = replace(get_scale("laptop", whole("seeds", args.seeds), args.student), lr=args.lr, benchmarks=("svamp",))
+    usual = scale.epochs
+    scale = replace(scale, epochs=whole("epochs", args.epochs, optional=True) or usual)
+    named = "" if scale.epochs == usual else f"_epochs{scale.epochs}"  # of the tables
     if len(scale.students) > 1:
         raise ValueError(f"--student is {args.student!r}: give one, and call this once for each")
     if "large" not in args.families:
@@ -124,8 +128,9 @@ def study(args: argparse.Namespace) -> None:
         check_machine(own)
         for benchmark in own.benchmarks:  # read here, as hours may pass before they are asked
             evaluation_problems(benchmark, own.n_problems, None, own.answer_format)
+    student = pd.DataFrame({"student": [shown_name(args.student)], "lr": [0.0]})
     for name in stages:
-        others_rates(args.out / f"{name}.csv", pd.DataFrame({"student": [shown_name(args.student)], "lr": [0.0]}))
+        others_rates(args.out / f"{name}{named}.csv", student)
     if args.lr is None:
         if "rates" in args.stages:
             seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + whole("rate-seeds", args.rate_seeds))
@@ -163,7 +168,7 @@ def study(args: argparse.Namespace) -> None:
                     rate = math.nan if arm.alpha is None else own.lr
                     parts.append(arm_items(arm, own, scores.items).assign(lr=rate))
             if parts:
-                save(pd.concat(parts, ignore_index=True), stage, args.out)
+                save(pd.concat(parts, ignore_index=True), stage, args.out, named)
     if failed:
         raise RuntimeError("\n".join(failed))
 
@@ -299,13 +304,14 @@ def traces_of(name: str) -> TraceSet:
     return TraceSet(f"{name}.jsonl", answer_format="gsm8k")
 
 
-def save(items: pd.DataFrame, name: str, out: Path) -> None:
+def save(items: pd.DataFrame, stage: str, out: Path, named: str = "") -> None:
     """Write a stage's tables, in which rows of rates that were not run now stay."""
+    name = f"{stage}{named}"
     items = items.assign(student=items["student"].map(shown_name))
     tables = {f"{name}.csv": stats.accuracy_table(items, ["student", "params", "benchmark", "recipe", "lr"])}
     of_rates = items.dropna(subset="lr").groupby("lr")
     rows = [(lr, pd.concat([items[items["lr"].isna()], part])) for lr, part in of_rates]
-    gaps_of = level_gaps if name == "levels" else gaps_and_what_decides_them
+    gaps_of = level_gaps if stage == "levels" else gaps_and_what_decides_them
     if gaps := [table.assign(lr=lr) for lr, part in rows if len(table := gaps_of(part))]:
         tables[f"{name}_gaps.csv"] = pd.concat(gaps)
     for table in tables.values():

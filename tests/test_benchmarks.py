@@ -277,10 +277,12 @@ def test_tables_are_written_of_what_the_store_holds_without_any_training(qwen, t
         write_jsonl(tmp_path / f"{name}.jsonl", [row | {"response": f"It is {row['answer']}."} for row in rows])
     of = ["--student", qwen, "--traces", str(tmp_path), "--out", str(tmp_path / "out"), "--families", "long"]
     of += ["--lr", "1e-3", "--seeds", "1", "--stages", "levels", "--stored-only"]
+    epochs = []
     stored = {"Llama level 1", "Llama level 3", "Llama share 0.2", "GPT-4o level 6"}
 
     def run_arm(arm, own, stored_only):
         assert stored_only
+        epochs.append(own.epochs)
         made = answers(arm.recipe, 9, 0.5).query("seed == 0").drop(columns=["student", "seed"])
         return SimpleNamespace(items=made.assign(answer="1")) if arm.recipe in stored else None
 
@@ -289,6 +291,14 @@ def test_tables_are_written_of_what_the_store_holds_without_any_training(qwen, t
         laptop.main(of)
     assert set(pd.read_csv(tmp_path / "out" / "levels.csv")["recipe"]) == stored
     assert list(pd.read_csv(tmp_path / "out" / "levels_gaps.csv")["control"]) == ["Llama level 3", "Llama share 0.2"]
+    assert set(epochs) == {2}
+    with pytest.raises(SystemExit, match="levels, Llama level 2, seed 0: not in the store"):
+        laptop.main([*of, "--epochs", "1"])  # beside those of the scale's epochs
+    assert epochs[-1] == 1
+    tables = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"levels.csv", "levels_epochs1.csv", "levels_epochs1_gaps.csv", "levels_epochs1_items.csv.gz"} < tables
+    with pytest.raises(SystemExit, match="epochs is 0: it is a whole number, at least 1"):
+        laptop.main([*of, "--epochs", "0"])
     with pytest.raises(SystemExit, match="--stored-only trains nothing, and the stage rates does"):
         laptop.main([*of, "--stages", "rates"])
 
