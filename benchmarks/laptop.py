@@ -31,7 +31,8 @@ from scipy.special import stdtrit
 
 from mixdistill import Run, files
 from mixdistill.arguments import number, whole
-from mixdistill.data.chat import render_traces
+from mixdistill.data.chat import render_prompts, render_traces
+from mixdistill.data.students import context_of, load_config, load_tokenizer
 from mixdistill.data.tables import read_table
 from mixdistill.finetuning.batches import pad
 from mixdistill.finetuning.checkpoints import load_trained
@@ -84,7 +85,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate-seeds", type=int, default=2, help="seeds that a rate is chosen with")
     parser.add_argument("--rate-epochs", type=int, help="epochs that a rate is chosen with; default: the study's")
     parser.add_argument("--families", nargs="+", default=[*FAMILIES], choices=FAMILIES)
-    parser.add_argument("--stages", nargs="+", default=[*STAGES], choices=STAGES)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, help="default: all, but for rates where none is asked")
     parser.add_argument("--stored-only", action="store_true", help="train nothing: the tables of what the store holds")
     try:
         study(parser.parse_args(given))
@@ -101,8 +102,12 @@ def path(name: str) -> Path:
 def study(args: argparse.Namespace) -> None:
     os.environ["MIXDISTILL_DATA"] = str(args.traces.absolute())
     whole("workers", args.workers, optional=True)  # before any work
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out is {str(args.out)!r}, which is no folder: give another")
+    if not next(path for path in (args.out, *args.out.absolute().parents) if path.exists()).is_dir():
+        raise ValueError(f"--out is {str(args.out)!r}, which is no folder and lies in none: give another")
+    for rate in args.rates:
+        number("one of rates", rate, above=0)
+    given = args.lr is not None or args.stored_only
+    args.stages = args.stages or [name for name in STAGES if name != "rates" or not given]
     if not args.traces.is_dir():
         raise ValueError(f"--traces is {str(args.traces)!r}: no such folder, benchmarks/laptop_traces.py makes one")
     scale = replace(get_scale("laptop", whole("seeds", args.seeds), args.student), lr=args.lr, benchmarks=("svamp",))
@@ -117,7 +122,7 @@ def study(args: argparse.Namespace) -> None:
     stages = {name: made for name, made in STAGES.items() if name in args.stages and made}
     if args.stored_only and "rates" in args.stages:
         raise ValueError("--stored-only trains nothing, and the stage rates does: name others by --stages")
-    if args.lr is not None and not stages:
+    if args.lr is not None and "rates" in args.stages:
         raise ValueError("--lr takes the place of the stage rates: leave it out, or name other stages")
     if "long" not in args.families and stages.keys() - {"svamp"}:
         raise ValueError("the stages levels and gsm8k are of the family long: leave them out, or add it")
@@ -126,8 +131,10 @@ def study(args: argparse.Namespace) -> None:
             if part and Path(part.source).exists():
                 raise ValueError(f"{part.source} lies in the working folder, too, and would be read: start elsewhere")
         check_machine(own)
+        context = context_of(load_config(own.students[0]))
         for benchmark in own.benchmarks:  # read here, as hours may pass before they are asked
-            evaluation_problems(benchmark, own.n_problems, None, own.answer_format)
+            problems = evaluation_problems(benchmark, own.n_problems, None, own.answer_format)
+            render_prompts(load_tokenizer(own.students[0]), problems, context, own.max_new_tokens)
     student = pd.DataFrame({"student": [shown_name(args.student)], "lr": [0.0]})
     for name in stages:
         others_rates(args.out / f"{name}{named}.csv", student)

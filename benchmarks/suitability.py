@@ -69,11 +69,16 @@ def main() -> None:
 
 def of_files(name: str, traces: list[str], n: int, study: Path | None) -> None:
     trained = accuracies(study) if study else None
+    shown = Path(name).name.removesuffix(".gguf")
+    if trained is not None and shown not in set(trained["student"]):
+        raise ValueError(f"{study} has no {shown!r}, only {', '.join(trained['student'].unique())}: leave --study out")
+    if len({Path(file).stem for file in traces}) < len(traces):
+        raise ValueError("two of --traces have one name, and would be one row: give each a name of its own")
     sets = {Path(file).stem: load_traces(file, n=n, answer_format="gsm8k") for file in traces}
     student, rows = load_student(name), []
     for stem, part in sets.items():
         with files.speaking(stem):
-            rows.append({"student": Path(name).name.removesuffix(".gguf"), "traces": stem} | suitability(student, part))
+            rows.append({"student": shown, "traces": stem} | suitability(student, part))
         print(pd.DataFrame(rows[-1:]).round(3).to_csv(index=False, header=len(rows) == 1), end="", flush=True)
     if trained is not None:
         table = pd.DataFrame(rows).merge(trained, on=["student", "traces"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 from mixdistill.arguments import choice, shown, text, whole
-from mixdistill.data.final_answers import ANSWER_FORMATS, NUMBER, final_answer, gold_number, math_gold
+from mixdistill.data.final_answers import ANSWER_FORMATS, NUMBER, final_answer, gold_number, math_gold, number_value
 from mixdistill.data.pocket import world
 from mixdistill.data.tables import Number, column_names, file_name, flaw, join, of_pocket, only_used, read_table, texts
 
@@ -35,9 +35,11 @@ PROMPTS = {
 
 
 def number_gold(text: str) -> str | None:
-    """`gold_number`, and None for a text without a number, such as `N/A`, or that is none, 1/0."""
+    """`gold_number`, and None for a text without a number, such as `N/A`, or that is none, 1/0, or that no answer is
+    equal to: 0,125 has no thousands."""
     found = gold_number(text)
-    return found if found and re.search(NUMBER, found) and not re.search(r"/ ?0+$", found) else None
+    none = found and re.search(r"/ ?0+(?![\d.])|(?<![\d,])0\d*,", found)
+    return found if found and re.search(NUMBER, found) and not none else None
 
 
 # How a gold answer is read, by answer_format, and what one has to be.
@@ -133,6 +135,12 @@ HUB = {
 }
 
 
+def same_gold(gold: str) -> str:
+    """A gold answer without what may differ in the writing of one number: 5.0 and 5, 1,200 and 1200."""
+    value = number_value(gold.replace(",", ""))
+    return gold if value is None else str(value)
+
+
 def load_problems(
     source: str | Path,
     *,
@@ -172,6 +180,7 @@ def load_problems(
     names = column_names(columns, FIELDS[:2], FIELDS[2:])
     drop = choice("unusable", unusable, ("error", "drop")) == "drop"
     own = {"columns": columns, "answer_format": answer_format, "unusable": "drop" if drop else None}
+    advice = "mend them, or leave such rows out with unusable='drop'"
     if of_pocket(source):
         level, split = POCKET_TIERS[choice("source", source, POCKET_TIERS)], split or "test"
         only_used(source, "its problems are made here", file=file, prompt=prompt, **own)
@@ -197,7 +206,7 @@ def load_problems(
         rows = range(len(values)) if drop else ()
         for row in (bad := {row for row in rows if not _usable(asked[row], values[row], answer_format)}):
             asked[row], values[row] = "left out", "left out"
-        answers = ["" if row in bad else answer for row, answer in enumerate(texts(values, what, numbers=True))]
+        answers = ["" if row in bad else answer for row, answer in enumerate(texts(values, what, True, advice))]
         of_row = "" if "id" in names else f"{name}/"
     read, rule = number_gold if answer_format == "gsm8k" else GOLDS[answer_format][0], GOLDS[answer_format][1]
     golds = [read(one) if one else "" for one in answers]
@@ -207,16 +216,19 @@ def load_problems(
         raise ValueError(f"{what}: no answer is read in {where}: {rule}; unusable='drop' leaves such rows out")
     if answer_format == "math":
         answers = [gold or "" for gold in golds]  # of worked solutions what they box
-    questions = texts(asked, f"column {' and '.join(map(repr, names['question']))} of {source!r}")
+    questions = texts(asked, f"column {' or '.join(map(repr, names['question']))} of {source!r}", advice=advice)
+    if n_open := sum(bool(re.search(r"\bnumber_?\d\b", question)) for question in questions):
+        what = f"{n_open} of {len(questions)} questions of {source!r} have a number left out, such as number0"
+        raise ValueError(f"{what}: fill them in, or give a file that has them")
     given = {field: table[column] for field, (column, *_) in names.items() if column in table}
     named = given.get("id", [str(row) for row in range(len(questions))])
     named = [id if answer else f"left out {row}" for row, (id, answer) in enumerate(zip(named, answers, strict=True))]
-    ids = texts(named, f"the ids of {source!r}", numbers=True)
+    ids = texts(named, f"the ids of {source!r}", True, "mend them, or name no column for id")
     if len(set(ids)) < len(ids):
         (most, _), *_ = Counter(ids).most_common(1)
         said = f"{source!r} has {len(ids)} problems of {len(set(ids))} different ids, such as {most!r} more than once"
         raise ValueError(f"{said}: give each its own, or name no column for id")
-    asked_with = [pair for pair in zip(questions, answers, strict=True) if pair[1]]
+    asked_with = [(one.strip(), same_gold(gold)) for one, gold in zip(questions, golds, strict=True) if gold]
     if n_again := len(asked_with) - len(set(asked_with)):
         what = f"{n_again} of {len(ids)} problems of {source!r}"
         warnings.warn(f"{what} are there more than once, and count as often", stacklevel=2)

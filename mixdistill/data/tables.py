@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset, load_from_disk
 
 from mixdistill.arguments import UNREADABLE, shown, text
 
@@ -22,6 +22,7 @@ ADVICE = {
     "benchmark's in the folder $MIXDISTILL_DATA)",
 }
 Columns = dict[str, list[object]]
+MISSING = {"nan", "NaN", "None", "null", "NULL", "N/A", "<NA>"}  # what other programs write where there is no text
 
 
 class Number(str):
@@ -134,13 +135,13 @@ def only_used(source: str, rule: str, **options: object) -> None:
         raise ValueError(f"{source!r} takes no {' and no '.join(given)} ({rule}): leave out what it does not use")
 
 
-def texts(values: Sequence[object], what: str, numbers: bool = False) -> list[str]:
+def texts(values: Sequence[object], what: str, numbers: bool = False, advice: str = "mend or drop them") -> list[str]:
     """All values as text, with `numbers` also numbers; ValueError with the first rows whose value is none, and why."""
     flaws = {row: found for row, value in enumerate(values) if (found := flaw(value, numbers))}
     if flaws:
         rows = {found: [row for row in flaws if flaws[row] == found] for found in flaws.values()}
         where = [f"{found} in {len(of)} of {len(values)} rows (the first: {of[:5]})" for found, of in rows.items()]
-        raise ValueError(f"{what} {', '.join(where)}: mend or drop them")
+        raise ValueError(f"{what} {', '.join(where)}: {advice}")
     return [str(value) for value in values]
 
 
@@ -154,6 +155,8 @@ def flaw(value: object, numbers: bool = False) -> str:
         return "" if numbers else "is a number"
     if not isinstance(value, str):
         return f"is a {type(value).__name__}"
+    if not numbers and value.strip() in MISSING:
+        return f"is {value.strip()!r}"
     return "holds NUL or a lone surrogate" if UNREADABLE.search(value) else ""
 
 
@@ -228,10 +231,16 @@ def _read_set(data: Dataset | DatasetDict, columns: Sequence[str], split: str | 
 
 def _values(table: pa.Table) -> Columns:
     columns: Columns = {}
+    known = Features.from_arrow_schema(table.schema) if b"huggingface" in (table.schema.metadata or {}) else {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_floating(column.type):
             column = column.cast(pa.string()).cast(pa.float64())  # so that the 0.1 of float32 is 0.1
-        columns[name] = [_as_json(value) for value in column.to_pylist()]
+        elif pa.types.is_list(column.type) and pa.types.is_floating(column.type.value_type):
+            column = column.cast(pa.list_(pa.string())).cast(pa.list_(pa.float64()))
+        values = column.to_pylist()
+        if isinstance(label := known.get(name), ClassLabel):  # a number that stands for a name
+            values = [value if value is None else label.int2str(value) for value in values]
+        columns[name] = [_as_json(value) for value in values]
     return columns
 
 

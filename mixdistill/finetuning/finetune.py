@@ -189,7 +189,10 @@ def loop(
     before = load_checkpoint(run, model, optimizer) or {"step": 0, "log": [], "n_half": 0, "seconds": 0.0}
     step, log, n_half = before["step"], before["log"], before["n_half"]
     started -= before["seconds"]
-    shown.say(f"{len(examples)} examples, {n_steps} steps, {model.config._attn_implementation} attention, {on}")
+    n_dropped = len(train) - len(examples)
+    dropped = f" ({n_dropped} others are too long and left out)" if n_dropped else ""
+    attention = model.config._attn_implementation
+    shown.say(f"{len(examples)} examples{dropped}, {n_steps} steps, {attention} attention, {on}")
     shown.begin(log, n_steps)
     saved = time.monotonic()
 

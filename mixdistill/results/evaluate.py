@@ -113,7 +113,7 @@ def evaluate(
     arguments.flag("thinking", thinking, optional=True)
     arguments.flag("progress", progress)
     arguments.flag("stored_only", stored_only)
-    problems = _problems(benchmarks, n, split)
+    problems = problems_of(benchmarks, n, split)
     with files.speaking("evaluate", progress):  # large files take long to hash
         run = as_run(run, revision)
     thinking = run.config.get("thinking") if thinking is None else thinking
@@ -164,8 +164,8 @@ def _prompts_seen(student: str, revision: str | None, fingerprint: str, thinking
     return {"prompts": prompt_fingerprint(tokenizer, thinking)} | opened
 
 
-def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[Problem]:
-    """The problems of all benchmarks, each of which is there once."""
+def problems_of(benchmarks: Benchmarks, n: int | None = None, split: str | None = None) -> list[Problem]:
+    """The problems of all benchmarks. Raises ValueError if a problem or the name of a benchmark is there twice."""
     found: list[Any] = []
     named, listed = False, set[str]()
     for item in benchmarks if isinstance(benchmarks, list | tuple) else [benchmarks]:
@@ -186,17 +186,12 @@ def _problems(benchmarks: Benchmarks, n: int | None, split: str | None) -> list[
     if (n, split) != (None, None) and not named:
         what = f"n is {n} and split {split!r}: they are for benchmarks by name"
         raise ValueError(f"{what}, take them off lists of problems")
-    return each_once(found)
-
-
-def each_once(problems: list[Problem]) -> list[Problem]:
-    """The problems as they are. Raises ValueError if two have one id, as those of two files of one name may."""
-    ids = Counter((problem.source, problem.id) for problem in problems)
-    if len(ids) < len(problems):
+    ids = Counter((problem.source, problem.id) for problem in found)
+    if len(ids) < len(found):
         (source, which), times = ids.most_common(1)[0]
-        what = f"{len(problems)} problems have {len(ids)} different ids ({which!r} of {source!r} comes {times} times)"
+        what = f"{len(found)} problems have {len(ids)} different ids ({which!r} of {source!r} comes {times} times)"
         raise ValueError(f"{what}: give each once, and files names of their own")
-    return problems
+    return found
 
 
 def _evaluate(

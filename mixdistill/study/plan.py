@@ -18,11 +18,11 @@ from mixdistill.arguments import instance
 from mixdistill.data.chat import stop_token_id
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.data.problems import BENCHMARKS, HUB
+from mixdistill.data.student_files import REVISIONS, WEIGHTS, refused
 from mixdistill.data.students import load_tokenizer, n_params, student_source
 from mixdistill.data.tables import FILES, local_path, of_pocket
 from mixdistill.runs import read_json, runs_dir
 from mixdistill.study.scales import (
-    REVISIONS,
     Arm,
     ProblemSet,
     Scale,
@@ -184,12 +184,17 @@ def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> 
     files_only = {name: made.file.format(split="test") for name, made in BENCHMARKS.items() if name not in HUB}
     tests = [source_of(benchmark) for benchmark in scale.benchmarks]
     sets = [getattr(scale, part).source for part in parts]
-    sources = [files_only.get(source, source) for source in tests] + sets
-    missing = [source for source in sources if source.endswith(FILES) and not local_path(source).exists()]
+    own = [source for source in tests if source not in BENCHMARKS] + sets
+    sources = [files_only[source] for source in tests if source in files_only]
+    sources += [name for name in own if not of_pocket(name) and (name.endswith(FILES) or name.count("/") != 1)]
+    missing = [source for source in sources if not local_path(source).exists()]
     found = [f"there is no file {name!r}: put it into the folder $MIXDISTILL_DATA" for name in missing]
     for student in students["student"]:
         if not of_pocket(student) and Path(student_source(student)).exists():
+            folder = Path(student_source(student))
             try:
+                if folder.is_dir() and not any(file for kind in WEIGHTS for file in folder.glob(kind)):
+                    raise refused(student, "its folder holds no safetensors: convert its weights by save_pretrained")
                 stop_token_id(load_tokenizer(student))  # by its chat template
             except ValueError as error:
                 found.append(str(error))
@@ -209,7 +214,7 @@ def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> 
         file = BENCHMARKS[source].file.format(split="test")
         if not (data and Path(data, file).expanduser().is_file()):
             asked.append((HUB[source][0], "dataset", f", or put {file!r} into the folder $MIXDISTILL_DATA"))
-    asked += [(source, "dataset", "") for source in sets if not of_pocket(source) and source not in missing]
+    asked += [(source, "dataset", "") for source in own if not of_pocket(source) and source not in missing]
     for name, kind, other in dict.fromkeys(asked):
         if kind == "dataset" and (local_path(name).exists() or _was_loaded(name)):
             continue

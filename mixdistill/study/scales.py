@@ -1,5 +1,6 @@
 """The one dial: which students, how much data and how many seeds a study takes."""
 
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from mixdistill.data.final_answers import ANSWER_FORMATS
 from mixdistill.data.mix import CONTROLS, RECIPES
 from mixdistill.data.pocket.bases import LARGE, POCKET, POCKET_BASES
 from mixdistill.data.problems import BENCHMARKS, POCKET_TIERS
+from mixdistill.data.student_files import REVISIONS
 from mixdistill.data.tables import of_pocket
 
 PARTS = tuple(dict.fromkeys(part for recipe in (RECIPES | CONTROLS).values() for part in (recipe.hard, recipe.easy)))
@@ -126,7 +128,7 @@ class Scale:
         tests = [source_of(benchmark) for benchmark in self.benchmarks]
         for name, named in (("students", self.students), ("benchmarks", tests)):
             whole(f"the number of {name}", len(named))
-            if len(set(named)) < len(named):
+            if len({os.path.realpath(one) if os.path.exists(one) else one for one in named}) < len(named):
                 raise ValueError(f"{name} is {named}: give each once")
         may_be_none = ("n_train", "n_problems", "max_tokens", "max_new_tokens")
         for name in ("n_seeds", "epochs", "batch_size", "lora_rank", *may_be_none):
@@ -141,9 +143,17 @@ class Scale:
         choice("too_long", self.too_long, ("error", "drop"))
         real = [made.source for part in PARTS if (made := getattr(self, part)) and not made.pocket]
         real += [name for name in tests if name in BENCHMARKS]
-        if real and (pocket := [student for student in self.students if of_pocket(student)]):
+        pocket = [student for student in self.students if of_pocket(student)]
+        if real and pocket:
             what = f"{real[0]}, which {pocket[0]} can not read: pocket students know the pocket world only"
             raise ValueError(f"the scale {self.name!r} has {what}, give real ones")
+        taught = "in English" if self.answer_format != "pocket" else "in the pocket world's language"
+        others = [name for name in tests if of_pocket(name) != (self.answer_format == "pocket")]
+        if not of_pocket(self.long.source) or pocket:  # a file may be in any language
+            others = [name for name in others if of_pocket(name) or name in BENCHMARKS]
+        if others:
+            what = f"teaches {taught} (long is {self.long.source!r}) and asks {others[0]!r}, which is in another"
+            raise ValueError(f"the scale {self.name!r} {what}: give trace sets and benchmarks of one language")
 
     @property
     def answer_format(self) -> str:
@@ -177,23 +187,6 @@ class Scale:
         parts = [f"{name}={value}" for name, value in changed.items()]
         return runs.runs_dir() / "figures" / files.label(self.name, *parts)
 
-
-# Commits of the students on the Hub, as many public projects have recorded them.
-REVISIONS = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
-    "google/gemma-3-270m-it": "ac82b4e820549b854eebf28ce6dedaf9fdfa17b3",
-    "HuggingFaceTB/SmolLM2-360M-Instruct": "a10cc1512eabd3dde888204e902eca88bddb4951",
-    "Qwen/Qwen2.5-0.5B-Instruct": "7ae557604adf67be50417f59c2c2f167def9a775",
-    "Qwen/Qwen2.5-1.5B-Instruct": "989aa7980e4cf806f80c7fef2b1adb7bc71aa306",
-    "Qwen/Qwen2.5-3B-Instruct": "aa8e72537993ba99e69dfaafa59ed015b17504d1",
-    "Qwen/Qwen2.5-7B-Instruct": "a09a35458c702b33eeacc393d103063234e8bc28",
-    "Qwen/Qwen2.5-14B-Instruct": "cf98f3b3bbb457ad9e2bb7baf9a0125b6b88caa8",
-    "Qwen/Qwen2.5-32B-Instruct": "5ede1c97bbab6ce5cda5812749b4c0bdf79b18dd",
-    "meta-llama/Llama-3.2-1B-Instruct": "9213176726f574b556790deb65791e0c5aa438b6",
-    "meta-llama/Llama-3.2-3B-Instruct": "0cb88a4f764b7a12671c53f0838cd831a0843b95",
-    "meta-llama/Llama-3.1-8B-Instruct": "0e9e39f249a16976918f6564b8830bc894c89659",
-    "meta-llama/Llama-3.3-70B-Instruct": "6f6073b423013f6a7d4d9f39144961bfbfbc386b",
-}
 
 SMALL = tuple(REVISIONS)[:4]  # all from small to large
 QWEN = tuple(student for student in REVISIONS if student.startswith("Qwen/"))

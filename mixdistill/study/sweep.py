@@ -16,16 +16,17 @@ from mixdistill.arguments import instance, number, whole
 from mixdistill.data.chat import render_prompts
 from mixdistill.data.mix import mix
 from mixdistill.data.problems import BENCHMARKS, Problem, load_problems, plain_question
+from mixdistill.data.student_files import REVISIONS
 from mixdistill.data.students import TINY, context_of, load_config, load_tokenizer, n_params
 from mixdistill.data.tables import local_path, of_pocket
 from mixdistill.data.traces import load_traces
 from mixdistill.finetuning.finetune import LoRA, finetune
 from mixdistill.finetuning.memory import Placement
-from mixdistill.results.evaluate import Scores, each_once, evaluate, untouched
+from mixdistill.results.evaluate import Scores, evaluate, problems_of, untouched
 from mixdistill.runs import Run
 from mixdistill.study import cluster
 from mixdistill.study.jobs import Job, Progress
-from mixdistill.study.scales import REVISIONS, Arm, ProblemSet, Scale, TraceSet, source_of
+from mixdistill.study.scales import Arm, ProblemSet, Scale, TraceSet, source_of
 from mixdistill.study.workers import in_processes
 
 STOPPED = "stopped: what was finished is stored, the same call goes on from there"
@@ -71,7 +72,7 @@ def run_arms(
     instance("scale", scale, Scale)
     if not arms:
         raise ValueError("there are no arms to run: give at least one, such as those of gap_arms(scale)")
-    problems = each_once(_tests(scale, split))  # what is wrong with them is said before anything is trained
+    problems = _tests(scale, split)  # what is wrong with them is said before anything is trained
     work = {same_work(arm): arm for arm in arms}
     found = {key: _stored(arm, scale, split) for key, arm in work.items()}
     jobs = {key: _job(arm, scale, split) for key, arm in work.items() if found[key] is None}
@@ -87,8 +88,8 @@ def run_arms(
 
 
 def _tests(scale: Scale, split: str | None) -> list[Problem]:
-    named = [evaluation_problems(name, scale.n_problems, split, scale.answer_format) for name in scale.benchmarks]
-    return [problem for problems in named for problem in problems]
+    form = scale.answer_format
+    return problems_of([evaluation_problems(name, scale.n_problems, split, form) for name in scale.benchmarks])
 
 
 def _stored(arm: Arm, scale: Scale, split: str | None) -> Any:
@@ -273,9 +274,10 @@ def _job(arm: Arm, scale: Scale, split: str | None) -> Job:
 
 
 def _run(arm: Arm, scale: Scale, split: str | None) -> str:
-    scores = run_arm(arm, scale, split)
+    scores, run = run_arm(arm, scale, split), trained(arm, scale, stored_only=True)
     assert scores is not None  # as always without stored_only
-    return f"{scores.accuracy:.1%} right"
+    dropped = run.manifest["rows_too_long_dropped"] if run and arm.alpha is not None else []
+    return f"{scores.accuracy:.1%} right" + f", {len(dropped)} traces too long and left out" * bool(dropped)
 
 
 def arm_items(arm: Arm, scale: Scale, items: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 from conftest import SHARED_BENCHMARKS, write_jsonl
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from mixdistill import Problem, load_problems, load_student, load_traces
 from mixdistill.data.chat import render_prompts
@@ -376,3 +376,42 @@ def test_a_link_is_called_by_its_own_name(tmp_path):
     write_jsonl(tmp_path / "9f3e00", [{"question": "Q?", "answer": "1"}])
     (tmp_path / "own.jsonl").symlink_to(tmp_path / "9f3e00")
     assert load_problems(tmp_path / "own.jsonl")[0].source == "own.jsonl"
+
+
+@pytest.mark.parametrize("gold", ["0,125", "-0,250", "00,125", "01,200", "3/0 hundred", "3/0"])
+def test_a_gold_that_no_answer_is_equal_to_is_refused(tmp_path, gold):
+    file = write_jsonl(tmp_path / "t.jsonl", [{"question": "q", "answer": gold}])
+    with pytest.raises(ValueError, match="no answer is read in 1 of 1 rows"):
+        load_problems(file, answer_format="gsm8k")
+    held = [{"question": f"is {gold}?", "answer": gold} for gold in ("1,000,500", "1/20", "0.5")]
+    file = write_jsonl(tmp_path / "u.jsonl", held)
+    assert len(load_problems(file, answer_format="gsm8k")) == 3
+
+
+def test_one_number_in_two_spellings_is_one_gold(tmp_path, recwarn):
+    rows = [{"question": question, "answer": gold} for question, gold in (("q", "5"), ("q ", "5.0"), ("q", "1,200"))]
+    load_problems(write_jsonl(tmp_path / "t.jsonl", rows[:2]), answer_format="gsm8k")
+    assert ["more than once" in str(one.message) for one in recwarn] == [True]
+    with pytest.warns(UserWarning, match="1 questions of .* have more than one gold answer"):
+        load_problems(write_jsonl(tmp_path / "u.jsonl", rows[1:]), answer_format="gsm8k")
+
+
+def test_a_question_whose_numbers_are_left_out_is_refused(tmp_path):
+    questions = ("number0 apples and number1 pears?", "A number?")
+    rows = [{"question": question, "answer": "3"} for question in questions]
+    with pytest.raises(ValueError, match=r"1 of 2 questions of .* have a number left out, such as number0: fill them"):
+        load_problems(write_jsonl(tmp_path / "t.jsonl", rows), answer_format="gsm8k")
+
+
+def test_the_name_of_a_class_and_not_its_number_is_read(tmp_path):
+    label = ClassLabel(names=["10", "20"])
+    columns = Features({"question": Value("string"), "answer": label, "extra": List(Value("float32"))})
+    rows = [{"question": f"q{n}", "answer": n % 2, "extra": [12.6]} for n in range(3)]
+    made = Dataset.from_list(rows, features=columns)
+    made.to_parquet(str(tmp_path / "t.parquet"))
+    made.save_to_disk(str(tmp_path / "t"))
+    for source in ("t.parquet", "t"):
+        found = load_problems(str(tmp_path / source), answer_format="gsm8k")
+        assert [one.answer for one in found] == ["10", "20", "10"]
+        found = load_problems(str(tmp_path / source), answer_format="gsm8k", columns={"answer": "extra"})
+        assert found[0].answer == "12.6"  # of float32

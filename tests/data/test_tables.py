@@ -73,7 +73,7 @@ def test_a_gold_that_is_no_text_or_number_is_refused_with_its_row(tmp_path, gold
         load_problems(write(tmp_path / "t.jsonl", ["1", gold, "3"], numbers=True))
 
 
-@pytest.mark.parametrize("question", ["null", '""', '"\\t"', "5", "[1]"])
+@pytest.mark.parametrize("question", ["null", '""', '"\\t"', '"nan"', '"None"', "5", "[1]"])
 def test_a_question_that_is_no_text_is_refused_with_its_row(tmp_path, question):
     file = tmp_path / "t.jsonl"
     file.write_text(
@@ -183,5 +183,5 @@ def test_one_row_may_hold_lists_and_a_spreadsheet_may_end_in_blank_columns(tmp_p
 @pytest.mark.parametrize(("body", "said"), [(None, "is empty"), (["a"], "is a list")])
 def test_of_a_question_in_two_columns_none_may_be_missing(body, said, tmp_path):
     write_jsonl(tmp_path / "t.jsonl", [{"Body": body, "question": "q", "answer": "1"}])
-    with pytest.raises(ValueError, match=f"column 'Body' and 'question' of .* {said} in 1 of 1 rows"):
+    with pytest.raises(ValueError, match=f"column 'Body' or 'question' of .* {said} in 1 of 1 rows"):
         load_problems(tmp_path / "t.jsonl", columns={"question": ["Body", "question"]})

@@ -14,7 +14,7 @@ from mixdistill import get_scale, open_run, runs
 from mixdistill.__main__ import main
 from mixdistill.study import plan as planning
 from mixdistill.study.plan import all_arms, check_machine, plan
-from mixdistill.study.scales import SCALES, TraceSet, gap_arms, recipe_arm
+from mixdistill.study.scales import SCALES, ProblemSet, TraceSet, gap_arms, recipe_arm
 from mixdistill.study.sweep import run_arm, trained
 
 TRACES = TraceSet("nobody/traces", answer_format="gsm8k")
@@ -240,6 +240,21 @@ def test_published_figures_are_drawn_where_the_run_store_has_none(monkeypatch, c
         with pytest.raises(SystemExit):
             main()
         assert capsys.readouterr().out.splitlines()[-1] == runs.shown(folder / "01_trace_lengths.png")
+
+
+def test_a_student_without_weights_is_an_obstacle(qwen, tmp_path):
+    made = tmp_path / "q"
+    copytree(qwen, made)
+    for weights in made.glob("*.safetensors"):
+        weights.rename(made / "pytorch_model.bin")
+    scale = get_scale("laptop", students=str(made))
+    assert any("its folder holds no safetensors" in obstacle for obstacle in plan(scale).obstacles)
+
+
+def test_a_test_of_ones_own_that_is_not_here_is_an_obstacle(real_scale):
+    for source in ("x.tsv", "none", "x.csv"):
+        scale = replace(real_scale, benchmarks=(ProblemSet(source),))
+        assert [one for one in plan(scale).obstacles if one.startswith(f"there is no file {source!r}")]
 
 
 def test_a_file_that_is_not_here_is_an_obstacle():

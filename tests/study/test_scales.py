@@ -6,10 +6,13 @@ import pytest
 from mixdistill import check_parameters, get_scale
 from mixdistill.data.mix import CONTROLS, RECIPES
 from mixdistill.data.pocket.bases import LARGE, POCKET, POCKET_BASES
+from mixdistill.data.student_files import REVISIONS
 from mixdistill.study.scales import (
-    REVISIONS,
     SCALES,
     Arm,
+    ProblemSet,
+    Scale,
+    TraceSet,
     alpha_arms,
     control_arms,
     gap_arms,
@@ -135,6 +138,25 @@ def test_a_pocket_student_can_not_read_real_traces_or_problems():
         get_scale("laptop", students="pocket/xs")
     with pytest.raises(ValueError, match="has svamp, which pocket/xs can not read"):
         replace(get_scale("smoke"), benchmarks=("pocket/easy", "svamp"))
+
+
+def test_traces_and_tests_are_of_one_language(qwen, tmp_path):
+    real = {"students": (qwen,), "alpha_student": qwen}
+    words = {"long": TraceSet("l.jsonl", answer_format="gsm8k"), "short": TraceSet("s.jsonl", answer_format="gsm8k")}
+    one_language = "give trace sets and benchmarks of one language"
+    for benchmark in ("svamp", ProblemSet("own.csv")):  # the trace sets that were not given are the pocket world's
+        with pytest.raises(ValueError, match=f"teaches in the pocket world's language .* and asks .*: {one_language}"):
+            Scale(name="mine", benchmarks=(benchmark,), **real)
+    with pytest.raises(ValueError, match=f"teaches in English .* and asks 'pocket/easy', .*: {one_language}"):
+        Scale(name="mine", benchmarks=("pocket/easy",), **real, **words)
+    Scale(name="mine", benchmarks=("pocket/easy",), **real)
+    Scale(name="mine", benchmarks=("svamp", ProblemSet("own.csv")), **real, **words)
+    replace(get_scale("smoke"), benchmarks=(ProblemSet("in_its_language.jsonl"),))
+
+
+def test_a_student_or_a_test_in_two_spellings_is_one(qwen):
+    with pytest.raises(ValueError, match=r"students is .*: give each once"):
+        get_scale("laptop", students=f"{qwen},{qwen}/")
 
 
 def test_students_take_the_place_of_the_scales_own():

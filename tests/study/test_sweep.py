@@ -69,8 +69,8 @@ def test_what_the_test_would_say_is_said_before_any_training(real_scale, tmp_pat
     with pytest.raises(ValueError, match=r"toy-qwen: 5 of 5 prompts .* exceed the student's context of 512"):
         sweep(arms, replace(real_scale, max_new_tokens=512))
     (tmp_path / "b").mkdir()
-    twin = write_jsonl(tmp_path / "b" / "test.jsonl", [{"question": "What is 1?", "answer": "1"}])
-    with pytest.raises(ValueError, match=r"6 problems have 5 different ids \('test.jsonl/0' .* comes 2 times\)"):
+    twin = write_jsonl(tmp_path / "b" / "test.jsonl", [{"question": "What is 1?", "answer": "1", "id": "its own"}])
+    with pytest.raises(ValueError, match=r"two of benchmarks are called 'test\.jsonl'"):
         sweep(arms, replace(real_scale, benchmarks=(*real_scale.benchmarks, str(twin))))
     assert not list(store.rglob("config.json"))
 
