@@ -176,7 +176,8 @@ def _size(student: str) -> tuple[int, bool]:
         return n_params(student, revision), any(weights)
     if said := re.search(r"(\d+(?:\.\d+)?)([BM])\b", student, re.IGNORECASE):
         return int(float(said[1]) * {"B": 1e9, "M": 1e6}[said[2].upper()]), False
-    raise ValueError(f"how large is {student!r}? Run `hf download {student} config.json` first, or give a local folder")
+    what = f"how large is {student!r}? There is no such folder here"
+    raise ValueError(f"{what}; of a student on the Hub, run `hf download {student} config.json` first")
 
 
 def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> list[str]:
@@ -188,7 +189,8 @@ def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> 
     sources = [files_only[source] for source in tests if source in files_only]
     sources += [name for name in own if not of_pocket(name) and (name.endswith(FILES) or name.count("/") != 1)]
     missing = [source for source in sources if not local_path(source).exists()]
-    found = [f"there is no file {name!r}: put it into the folder $MIXDISTILL_DATA" for name in missing]
+    unset = "" if os.environ.get("MIXDISTILL_DATA") else ", which is not set"
+    found = [f"there is no file {name!r}: put it into the folder $MIXDISTILL_DATA{unset}" for name in missing]
     for student in students["student"]:
         if not of_pocket(student) and Path(student_source(student)).exists():
             folder = Path(student_source(student))
@@ -223,7 +225,7 @@ def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> 
         except GatedRepoError:
             found.append(f"{name} is gated: accept its licence at https://huggingface.co/{name}, `hf auth login`")
         except Exception as error:  # no such model, no network, HF_HUB_OFFLINE, the Hub is down: each has its own
-            reason = f"not in the cache, and the Hub does not give it ({type(error).__name__})"
+            reason = f"neither here nor in the cache, and the Hub does not give it ({type(error).__name__})"
             found.append(f"{name}: {reason}: check name and network, or copy the cache of another machine{other}")
     return found
 

@@ -262,13 +262,16 @@ def get_scale(name: str, n_seeds: int = 0, students: str = "") -> Scale:
     """
     scale = SCALES[choice("scale", name, SCALES)]
     scale = replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0, high=10_000) or scale.n_seeds)
-    if not text("students", students, empty=True).strip():
+    if not (students := text("students", students, empty=True)).strip():
         return scale
     names = texts("students", [name.strip() for name in students.split(",")])
-    for name in filter(of_pocket, names):  # and not one of its bases
-        choice("one of students", name, POCKET_BASES)
+    for student in filter(of_pocket, names):  # and not one of its bases
+        choice("one of students", student, POCKET_BASES)
     if all(map(of_pocket, names)):
         names = tuple(sorted(names, key=[*POCKET_BASES].index))
+    if scale.pocket and (real := [student for student in names if not of_pocket(student)]):
+        what = f"the scale {name!r} teaches and asks in the pocket world's language, which {real[0]!r} has never read"
+        warnings.warn(f"{what}: word problems are the scale 'laptop'", stacklevel=2)
     swept = scale.alpha_student if scale.alpha_student in names else names[0]
     of_full = {Path(student).name for student in scale.full}  # a copy in a folder is the same student
     full = tuple(name for name in names if Path(name).name in of_full)

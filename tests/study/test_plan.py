@@ -152,7 +152,7 @@ def test_a_machine_that_can_not_run_a_scale_is_refused_with_all_reasons(capsys):
     assert "It can not run here" not in planned  # which the error says
     assert "no CUDA GPU" in str(refusal.value)
     for student in get_scale("gpu").students:
-        assert f"- {student}: not in the cache, and the Hub does not give it" in str(refusal.value)
+        assert f"- {student}: neither here nor in the cache, and the Hub does not give it" in str(refusal.value)
 
 
 def test_what_the_run_store_holds_whole_is_read_on_any_machine(real_scale, monkeypatch, capsys):
@@ -178,7 +178,10 @@ def test_a_gated_student_and_one_that_does_not_exist_are_named_before_anything_r
         variables = environment(tmp_path, HF_ENDPOINT=address)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables)
     assert "gated/model-7B is gated: accept its licence at https://huggingface.co/gated/model-7B" in done.stderr
-    assert "nobody/nothing-7B: not in the cache, and the Hub does not give it (RepositoryNotFoundError)" in done.stderr
+    assert (
+        "nobody/nothing-7B: neither here nor in the cache, and the Hub does not give it (RepositoryNotFoundError)"
+        in done.stderr
+    )
     assert "- open/model-7B" not in done.stderr
 
 
@@ -189,7 +192,7 @@ def test_the_pocket_world_runs_everywhere(name, capsys):
 
 
 def test_a_student_whose_size_is_not_known_is_refused():
-    with pytest.raises(ValueError, match="how large is 'someone/unknown-model'\\? Run `hf download"):
+    with pytest.raises(ValueError, match=r"no such folder here; of a student on the Hub, run `hf download someone/unk"):
         plan(only(get_scale("gpu"), "someone/unknown-model"))
 
 
@@ -259,7 +262,9 @@ def test_a_test_of_ones_own_that_is_not_here_is_an_obstacle(real_scale):
 
 def test_a_file_that_is_not_here_is_an_obstacle():
     made = plan(replace(get_scale("smoke"), benchmarks=("pocket/easy", "mine.jsonl")))
-    assert "there is no file 'mine.jsonl': put it into the folder $MIXDISTILL_DATA" in made.obstacles
+    assert any(
+        "there is no file 'mine.jsonl': put it into the folder $MIXDISTILL_DATA" in one for one in made.obstacles
+    )
 
 
 def test_a_benchmark_that_is_a_file_only_and_a_template_that_lacks_are_obstacles(qwen, tmp_path, monkeypatch):
@@ -267,11 +272,11 @@ def test_a_benchmark_that_is_a_file_only_and_a_template_that_lacks_are_obstacles
     (student / "chat_template.jinja").unlink()
     made = plan(replace(get_scale("laptop", students=str(student)), long=TRACES, short=TRACES, large=None, small=None))
     file, template, of_hub, traces = made.obstacles
-    assert file == "there is no file 'svamp_test.jsonl': put it into the folder $MIXDISTILL_DATA"
+    assert file.startswith("there is no file 'svamp_test.jsonl': put it into the folder $MIXDISTILL_DATA")
     assert "its tokenizer has no chat template" in template
-    assert "openai/gsm8k: not in the cache, and the Hub does not give it" in of_hub
+    assert "openai/gsm8k: neither here nor in the cache, and the Hub does not give it" in of_hub
     assert of_hub.endswith("or put 'gsm8k_test.jsonl' into the folder $MIXDISTILL_DATA")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
     (tmp_path / "openai___gsm8k").mkdir()
     assert plan(made.scale).obstacles == (file, template, traces)
-    assert traces.startswith("nobody/traces: not in the cache")
+    assert traces.startswith("nobody/traces: neither here nor in the cache")

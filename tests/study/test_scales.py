@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -165,6 +166,9 @@ def test_students_take_the_place_of_the_scales_own():
     assert scale.alpha_student == "models/mine"
     assert get_scale("pocket", 2, "pocket/xs,pocket/m").alpha_student == "pocket/xs"
     assert get_scale("pocket", students=" ") == get_scale("pocket")
+    with pytest.warns(UserWarning, match="in the pocket world's language, which 'models/mine' has never read"):
+        get_scale("pocket", students="models/mine")
+    assert get_scale("laptop", students=Path("models/mine")).students == ("models/mine",)
     with pytest.raises(ValueError, match="one of students is 'pocket/xs-2': use one of pocket/xs"):
         get_scale("pocket", students="pocket/m, pocket/xs-2")
 
