@@ -206,7 +206,7 @@ def load_problems(
         rows = range(len(values)) if drop else ()
         for row in (bad := {row for row in rows if not _usable(asked[row], values[row], answer_format)}):
             asked[row], values[row] = "left out", "left out"
-        answers = ["" if row in bad else answer for row, answer in enumerate(texts(values, what, True, advice))]
+        answers = ["" if row in bad else answer for row, answer in enumerate(texts(values, what, advice, True))]
         of_row = "" if "id" in names else f"{name}/"
     read, rule = number_gold if answer_format == "gsm8k" else GOLDS[answer_format][0], GOLDS[answer_format][1]
     golds = [read(one) if one else "" for one in answers]
@@ -216,14 +216,14 @@ def load_problems(
         raise ValueError(f"{what}: no answer is read in {where}: {rule}; unusable='drop' leaves such rows out")
     if answer_format == "math":
         answers = [gold or "" for gold in golds]  # of worked solutions what they box
-    questions = texts(asked, f"column {' or '.join(map(repr, names['question']))} of {source!r}", advice=advice)
+    questions = texts(asked, f"column {' or '.join(map(repr, names['question']))} of {source!r}", advice)
     if n_open := sum(bool(re.search(r"\bnumber_?\d\b", question)) for question in questions):
         what = f"{n_open} of {len(questions)} questions of {source!r} have a number left out, such as number0"
         raise ValueError(f"{what}: fill them in, or give a file that has them")
     given = {field: table[column] for field, (column, *_) in names.items() if column in table}
     named = given.get("id", [str(row) for row in range(len(questions))])
     named = [id if answer else f"left out {row}" for row, (id, answer) in enumerate(zip(named, answers, strict=True))]
-    ids = texts(named, f"the ids of {source!r}", True, "mend them, or name no column for id")
+    ids = texts(named, f"the ids of {source!r}", "mend them, or name no column for id", True)
     if len(set(ids)) < len(ids):
         (most, _), *_ = Counter(ids).most_common(1)
         said = f"{source!r} has {len(ids)} problems of {len(set(ids))} different ids, such as {most!r} more than once"

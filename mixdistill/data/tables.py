@@ -135,7 +135,7 @@ def only_used(source: str, rule: str, **options: object) -> None:
         raise ValueError(f"{source!r} takes no {' and no '.join(given)} ({rule}): leave out what it does not use")
 
 
-def texts(values: Sequence[object], what: str, numbers: bool = False, advice: str = "mend or drop them") -> list[str]:
+def texts(values: Sequence[object], what: str, advice: str, numbers: bool = False) -> list[str]:
     """All values as text, with `numbers` also numbers; ValueError with the first rows whose value is none, and why."""
     flaws = {row: found for row, value in enumerate(values) if (found := flaw(value, numbers))}
     if flaws:

@@ -276,7 +276,7 @@ def _job(arm: Arm, scale: Scale, split: str | None) -> Job:
 def _run(arm: Arm, scale: Scale, split: str | None) -> str:
     scores, run = run_arm(arm, scale, split), trained(arm, scale, stored_only=True)
     assert scores is not None  # as always without stored_only
-    dropped = run.manifest["rows_too_long_dropped"] if run and arm.alpha is not None else []
+    dropped = run.manifest.get("rows_too_long_dropped", ()) if run else ()
     return f"{scores.accuracy:.1%} right" + f", {len(dropped)} traces too long and left out" * bool(dropped)
 
 

@@ -16,7 +16,7 @@ from mixdistill import LoRA, files, finetune, get_scale, load_problems, load_tra
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.finetuning.finetune import default_lr
 from mixdistill.study.scales import Arm, ProblemSet, TraceSet, alpha_arms, control_arms, gap_arms, recipe_arm
-from mixdistill.study.sweep import evaluation_problems, run_arm, trace_set, training_set
+from mixdistill.study.sweep import evaluation_problems, run_arm, trace_set, trained, training_set
 
 SMOKE = get_scale("smoke", 1)
 
@@ -310,6 +310,15 @@ def test_a_test_file_that_is_not_here_is_said_before_anything_is_trained(store, 
     with pytest.raises(ValueError, match=r"put 'svamp_test\.jsonl' into the folder \$MIXDISTILL_DATA"):
         sweep([recipe_arm(scale.students[0], "short", 0)], scale)
     assert not list(store.rglob("*"))
+
+
+def test_traces_that_are_left_out_are_counted(store, capfd):
+    scale = replace(SMOKE, max_tokens=70, too_long="drop", benchmarks=("pocket/easy",))
+    arm = recipe_arm("pocket/xs", "long", 0)
+    sweep([arm], scale)
+    n = len(trained(arm, scale, stored_only=True).manifest["rows_too_long_dropped"])
+    assert 0 < n < SMOKE.n_train
+    assert f"right, {n} traces too long and left out" in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("arms", [None, 3, "pocket/xs", [1]])
