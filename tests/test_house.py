@@ -1,6 +1,7 @@
 """What holds the house together: who may import whom, and how large it may become."""
 
 import ast
+import re
 
 import pytest
 from conftest import REPO
@@ -33,6 +34,12 @@ def imports(path) -> set[str]:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     parts = [name.split(".") for name in names]
     return {part[1] if part[0] == "mixdistill" else part[0] for part in parts if part != ["mixdistill"]}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_pattern_repeats_a_group_possessively(path):
+    """Python before 3.11.5 (Debian 12 has 3.11.2) matches it wrongly: github.com/python/cpython/issues/106052."""
+    assert not re.search(r"\)[*+?]\+|\(\?>", path.read_text())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

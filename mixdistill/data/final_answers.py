@@ -86,7 +86,7 @@ DIGIT_WORD = (
     r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w*teen|"
     r"(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)|zero)"
 )
-SPELT = re.compile(rf"\((?:\b{DIGIT_WORD}\b[- ]?)++\)", re.I)  # 5 (five)
+SPELT = re.compile(rf"\((?=(?P<spelt>(?:\b{DIGIT_WORD}\b[- ]?)+))(?P=spelt)\)", re.I)  # 5 (five)
 NUMBER_WORD = (
     rf"(?:{DIGIT_WORD}|hundred|thousand|\w*illion|dozen|score|lakh|crore|myriad|grand|k|pair|couple|double|triple)"
     r"(?:e?s)?|\w*illion\w*"

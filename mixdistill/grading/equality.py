@@ -59,13 +59,16 @@ AMBIGUOUS = re.compile(  # what `parse` drops or guesses at: bases, Gauss's [x],
     r"(?<!_)\d \d|[\d)}] ?_|! ?!|\^ ?(?:\{[^{}]*\}|\w) ?\^|\^ ?[(!T]|\.(?!\d)|\.\d+\.|\\sqrt ?\d|\\frac ?\d|\w ?\| ?\w|"
     r"(?<![A-Za-z])I(?![A-Za-z])|(?:[\d)}+\-*/^|]|(?<![A-Za-z\\])[A-Za-z]) ?\\\{|\\\} ?[\w(+\-*/^|]|\[[^,;\[\]]*\]|"
     rf"\\(?:{FUNCTIONS}) ?(?:\{{[^{{}}]*\}}|\([^()]*\)) ?\^|"
-    r"/ ?(?:\d++|[A-Za-z]|\\[a-z]++(?: ?\{[^{}]*\})*+|\([^()]*\))(?: ?\^ ?(?:\w|\{[^{}]*\}))? ?"
+    r"/ ?(?:\d++|[A-Za-z]|\\[a-z]++(?=(?P<groups>(?: ?\{[^{}]*\})*))(?P=groups)|\([^()]*\))"
+    r"(?: ?\^ ?(?:\w|\{[^{}]*\}))? ?"
     r"(?:[A-Za-z(]|\\(?!\\|cdot|times|div|cup|pm|[lgn]e|r|end))"
 )
-# A function's argument without parentheses, and what may belong to it or not: `parse` reads \ln 2/2 as \ln(2/2).
+# A function's argument without parentheses, and what may belong to it or not: `parse` reads \ln 2/2 as \ln(2/2). What a
+# lookahead has found and its group repeats is not tried in shorter forms; Python before 3.11.5 reads `(...)*+` wrongly.
 ARGUMENTS = (
-    rf"\\?(?<![A-Za-z])(?:{FUNCTIONS})(?![A-Za-z]) ?(?:[_^] ?(?:\w|\{{[^{{}}]*\}}) ?)*+"
-    rf"(?: ?(?:[\dA-Za-z.]|\{{[^{{}}]*\}}|\\(?:pi|sqrt|frac|{GREEK})(?![A-Za-z])))++ ?"
+    rf"\\?(?<![A-Za-z])(?:{FUNCTIONS})(?![A-Za-z]) ?"
+    rf"(?=(?P<index>(?:[_^] ?(?:\w|\{{[^{{}}]*\}}) ?)*))(?P=index)"
+    rf"(?=(?P<factors>(?: ?(?:[\dA-Za-z.]|\{{[^{{}}]*\}}|\\(?:pi|sqrt|frac|{GREEK})(?![A-Za-z])))+))(?P=factors) ?"
 )
 FACTOR = re.compile(rf"{ARGUMENTS}(?:[/*(]|\\(?:cdot|times|div)(?![A-Za-z]))")
 PRODUCT = r"((?<![\^_])\d|\)|[^x]\}) ?(?=\()|(?<=[})])(?<!x\}) ?(?=\\(?:frac|binom))|(?<=\d) ?(?=\\binom)"  # no sum

@@ -55,7 +55,7 @@ LOOK = [  # what only changes how an answer looks, in this order
     (r"^\s*(?:\\approx|=)|(?<=\d:\d\d):00$|\\text\s*\{\s*[.,]\s*\}$", ""),
     (r"(?:(?<=[\d}])|(?<=\\pi)|(?<=\\pi )) *\\approx *[\d.]+$", ""),
     (r"\s+", " "),
-    (r"^ ?\\text ?\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})*+)\} ?\.?$", r"\1"),
+    (r"^ ?\\text ?\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\} ?\.?$", r"\1"),
 ]
 # The escapes are minus, times, union and the fraction slash.
 SYMBOLS = (
