@@ -64,7 +64,8 @@ AMBIGUOUS = re.compile(  # what `parse` drops or guesses at: bases, Gauss's [x],
     r"(?:[A-Za-z(]|\\(?!\\|cdot|times|div|cup|pm|[lgn]e|r|end))"
 )
 # A function's argument without parentheses, and what may belong to it or not: `parse` reads \ln 2/2 as \ln(2/2). What a
-# lookahead has found and its group repeats is not tried in shorter forms; Python before 3.11.5 reads `(...)*+` wrongly.
+# lookahead has found and its group repeats is not tried in shorter forms, as if it were repeated possessively, which
+# Python before 3.11.5 matches wrongly.
 ARGUMENTS = (
     rf"\\?(?<![A-Za-z])(?:{FUNCTIONS})(?![A-Za-z]) ?"
     rf"(?=(?P<index>(?:[_^] ?(?:\w|\{{[^{{}}]*\}}) ?)*))(?P=index)"
