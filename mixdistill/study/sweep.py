@@ -274,8 +274,9 @@ def _job(arm: Arm, scale: Scale, split: str | None) -> Job:
 
 
 def _run(arm: Arm, scale: Scale, split: str | None) -> str:
-    scores, run = run_arm(arm, scale, split), trained(arm, scale, stored_only=True)
+    scores = run_arm(arm, scale, split)
     assert scores is not None  # as always without stored_only
+    run = trained(arm, scale, stored_only=True) if arm.alpha is not None else None  # the untouched one has no manifest
     dropped = run.manifest.get("rows_too_long_dropped", ()) if run else ()
     return f"{scores.accuracy:.1%} right" + f", {len(dropped)} traces too long and left out" * bool(dropped)
 
