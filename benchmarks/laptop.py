@@ -32,6 +32,7 @@ from scipy.special import stdtrit
 from mixdistill import Run, files
 from mixdistill.arguments import number, whole
 from mixdistill.data.chat import render_prompts, render_traces
+from mixdistill.data.problems import Problem
 from mixdistill.data.students import context_of, load_config, load_tokenizer
 from mixdistill.data.tables import read_table
 from mixdistill.finetuning.batches import pad
@@ -126,15 +127,17 @@ def study(args: argparse.Namespace) -> None:
         raise ValueError("--lr takes the place of the stage rates: leave it out, or name other stages")
     if "long" not in args.families and stages.keys() - {"svamp"}:
         raise ValueError("the stages levels and gsm8k are of the family long: leave them out, or add it")
+    tests: dict[str, list[Problem]] = {}
     for own in [scale, *(own for arms_of in stages.values() for own, _ in arms_of(scales, 0))]:
         for part in (own.short, own.long, own.small, own.large):
             if part and Path(part.source).exists():
                 raise ValueError(f"{part.source} lies in the working folder, too, and would be read: start elsewhere")
         check_machine(own)
-        context = context_of(load_config(own.students[0]))
-        for benchmark in own.benchmarks:  # read here, as hours may pass before they are asked
-            problems = evaluation_problems(benchmark, own.n_problems, None, own.answer_format)
-            render_prompts(load_tokenizer(own.students[0]), problems, context, own.max_new_tokens)
+        for name in own.benchmarks:
+            tests[name] = evaluation_problems(name, own.n_problems, None, own.answer_format)
+    tokenizer, context = load_tokenizer(scale.students[0]), context_of(load_config(scale.students[0]))
+    for problems in tests.values():  # read and rendered here, as hours may pass before they are asked
+        render_prompts(tokenizer, problems, context, scale.max_new_tokens)
     student = pd.DataFrame({"student": [shown_name(args.student)], "lr": [0.0]})
     for name in stages:
         others_rates(args.out / f"{name}{named}.csv", student)

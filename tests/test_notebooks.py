@@ -249,7 +249,7 @@ def words(path: Path) -> str:
     "name",
     [
         *("README.md", "FINDINGS.md", "docs/pocket-world.md", "docs/teaching.md"),
-        *("notebooks/05_checks.ipynb", "notebooks/10_what_moves_the_gap.ipynb"),
+        *(f"notebooks/{name}.ipynb" for name in ("05_checks", "07_controls", "10_what_moves_the_gap")),
     ],
 )
 def test_every_interval_on_a_page_stands_in_a_committed_table(name):
