@@ -1,14 +1,15 @@
-# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n] [STUDENTS=name,name] [NOTEBOOKS=all]   make test   make test-browser   make lab [ARGS=...]   make slides   make badges   make clean
+# make reproduce|plan|figures [SCALE=pocket] [SEEDS=n] [STUDENTS=name,name] [BENCHMARKS=name,name] [NOTEBOOKS=all]   make test   make test-browser   make lab [ARGS=...]   make slides   make badges   make clean
 SCALE  ?= pocket
 SEEDS  ?= 0
 STUDENTS  ?=
+BENCHMARKS ?=
 NOTEBOOKS ?= first
 PYTHON ?= python3
 
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
-UNKNOWN := $(filter-out SCALE SEEDS STUDENTS NOTEBOOKS PYTHON ARGS MAKEOVERRIDES SHELL VIRTUAL_ENV,$(GIVEN))
+UNKNOWN := $(filter-out SCALE SEEDS STUDENTS BENCHMARKS NOTEBOOKS PYTHON ARGS MAKEOVERRIDES SHELL VIRTUAL_ENV,$(GIVEN))
 ifneq ($(and $(UNKNOWN),$(filter 0,$(MAKELEVEL))),)
-$(error $(UNKNOWN) is no setting of this Makefile: use SCALE, SEEDS, STUDENTS, NOTEBOOKS, PYTHON or ARGS)
+$(error $(UNKNOWN) is no setting of this Makefile: use SCALE, SEEDS, STUDENTS, BENCHMARKS, NOTEBOOKS, PYTHON or ARGS)
 endif
 
 # The active environment (but not conda's base, in which no versions should be pinned), or a .venv that setup makes. make cannot handle a space in the name of a target, so the clone's
@@ -37,10 +38,10 @@ TESTS  := $(ENV)/.mixdistill-tests-ready
 .PHONY: reproduce plan figures test test-browser lab slides badges publish setup clean
 
 reproduce: setup
-	$(PY) -m mixdistill reproduce --scale "$(SCALE)" --seeds "$(SEEDS)" --students "$(STUDENTS)" --notebooks "$(NOTEBOOKS)"
+	$(PY) -m mixdistill reproduce --scale "$(SCALE)" --seeds "$(SEEDS)" --students "$(STUDENTS)" --benchmarks "$(BENCHMARKS)" --notebooks "$(NOTEBOOKS)"
 
 plan figures: setup
-	$(PY) -m mixdistill $@ --scale "$(SCALE)" --seeds "$(SEEDS)" --students "$(STUDENTS)"
+	$(PY) -m mixdistill $@ --scale "$(SCALE)" --seeds "$(SEEDS)" --students "$(STUDENTS)" --benchmarks "$(BENCHMARKS)"
 
 test: $(TESTS)
 	$(PY) -m ruff check .

@@ -11,6 +11,7 @@ COMMANDS = {
     "figures": "draw the figures again from their CSV files: those of the run store; where it has none, the published",
     "sweep": "run a grid of arms, or of a notebook, here or in a Ray cluster; print one table of all",
 }
+BENCHMARKS = "names such as svamp, or files with columns question and answer, in the place of the scale's own"
 STUDENTS = "Hub ids, folders or .gguf files, from small to large, in the place of the scale's own"
 GRID = "STUDENT, RECIPE or ALPHA, SEED, LR, EPOCHS, N_TRAIN of arms (none: the scale's), or a notebook's parameters"
 
@@ -25,6 +26,7 @@ def main() -> None:
         command.add_argument("--scale", help="smoke, pocket, ...: a key of SCALES (default: pocket)")
         command.add_argument("--seeds", type=int, default=0, help="number of seeds (default: the scale's own)")
         command.add_argument("--students", default="", metavar="NAME,NAME", help=STUDENTS)
+        command.add_argument("--benchmarks", default="", metavar="NAME,NAME", help=BENCHMARKS)
         if name == "sweep":
             command.add_argument(
                 "--grid", nargs="+", action="extend", default=[], metavar="NAME=VALUE,VALUE", help=GRID
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> str | int:
     from mixdistill.runs import REPO, shown
     from mixdistill.study import grid, plan, reproduce, scales
 
-    which = args.scale, args.seeds, args.students
+    which = args.scale, args.seeds, args.students, args.benchmarks
     scale = scales.get_scale(*which)
     if args.command == "plan":
         made = plan.plan(scale)

@@ -119,6 +119,15 @@ def test_the_laptop_scale_goes_through_the_same_notebooks(qwen, shell, store, tm
     accuracy = pd.read_csv(data / "learnability_gap.csv")
     assert set(accuracy["recipe"]) == {"untouched", *get_scale("laptop").recipes}
     assert set(accuracy["n_problems"]) == {8}
+    # Other tests, of the same students: a file of one's own in the place of GSM8K.
+    trained = set(store.glob("*/manifest.json"))
+    (tmp_path / "gsm8k_test.jsonl").unlink()
+    write_jsonl(tmp_path / "own.jsonl", rows[9:])
+    given = {"SCALE": "laptop", "SEEDS": 1, "STUDENTS": qwen, "BENCHMARKS": "svamp, own.jsonl"}
+    run_in(shell, "02_learnability_gap", given)
+    assert set(store.glob("*/manifest.json")) == trained
+    (data,) = set(store.glob("figures/laptop*/data")) - {data}
+    assert set(pd.read_csv(data / "gaps_by_benchmark.csv")["benchmark"]) == {"svamp", "own.jsonl"}
 
 
 def test_the_committed_tables_have_the_promised_form():
@@ -149,7 +158,7 @@ def check_tables(data: Path, n_students: int, n_seeds: int, n_problems: int) -> 
         ({"SCALE": "galaxy"}, "scale is 'galaxy': use one of smoke, pocket"),
         (
             {"SCALE": "smoke", "ALPHAA": 0.3},
-            "unknown notebook parameter ALPHAA: this notebook takes SCALE, SEEDS, STUDENTS, RESULTS, STUDENT, ALPHA",
+            "unknown notebook parameter ALPHAA: this notebook takes SCALE, SEEDS, STUDENTS, BENCHMARKS, RESULTS, ",
         ),
         ({"SCALE": "smoke", "ALPHA": "much"}, "ALPHA is 'much', a str: give a float"),
         ({"SCALE": "smoke", "ALPHA": 1.5}, "alphas is 1.5: it is a finite number, at least 0, at most 1"),

@@ -41,6 +41,7 @@ def sweep_grid(
     scale: str,
     n_seeds: int = 0,
     students: str = "",
+    benchmarks: str = "",
     grid: Sequence[str] = (),
     notebook: str | None = None,
     on: str = "local",
@@ -48,7 +49,8 @@ def sweep_grid(
     """Run a grid of arms, or of a notebook, and write one table of its runs to the run store; what it holds is read.
 
     Arguments:
-        scale, n_seeds, students: as in `get_scale`; a notebook gets them as SCALE, SEEDS and STUDENTS.
+        scale, n_seeds, students, benchmarks: as in `get_scale`; a notebook gets them as SCALE, SEEDS, STUDENTS and
+            BENCHMARKS.
         grid: texts `NAME=value,value`; every combination is a run. NAME is one of `KEYS` and `OWN` (no grid: the
             scale's own arms), or a parameter of the notebook.
         notebook: a path, or a name in `notebooks/`.
@@ -60,7 +62,7 @@ def sweep_grid(
 
     Raises ValueError for an unknown name, or a value of another type, before anything runs.
     """
-    made, on = get_scale(scale, n_seeds, students), cluster.check_place(on)
+    made, on = get_scale(scale, n_seeds, students, benchmarks), cluster.check_place(on)
     if notebook is None:
         what, values = "arms", _parsed(grid, KEYS | OWN, "a grid of arms")
         arms = grid_arms(values, made)
@@ -72,7 +74,7 @@ def sweep_grid(
         source = _notebook(notebook)
         what, types = source.stem, _parameters(source)
         # Published answers in some rows and trained here in others would be no table.
-        given = {"SCALE": scale, "SEEDS": n_seeds, "STUDENTS": students, "RESULTS": "live"}
+        given = {"SCALE": scale, "SEEDS": n_seeds, "STUDENTS": students, "BENCHMARKS": benchmarks, "RESULTS": "live"}
         chosen = given | {"SCALE": scale != "pocket", "RESULTS": ""}
         if lacking := [name for name in given if chosen[name] and name not in types]:
             raise ValueError(f"the notebook {source.name} has no parameter {' and '.join(lacking)}: leave it out")
@@ -81,7 +83,8 @@ def sweep_grid(
         values |= _parsed(grid, known, f"the notebook {source.name}")
         combinations = [dict(zip(values, picked, strict=True)) for picked in itertools.product(*values.values())]
         table = _notebook_table(source, combinations, on)
-    path = runs.runs_dir() / "sweeps" / f"{files.label(what, scale, f'seeds={made.n_seeds}', students, *grid)}.csv"
+    named = files.label(what, scale, f"seeds={made.n_seeds}", students, benchmarks, *grid)
+    path = runs.runs_dir() / "sweeps" / f"{named}.csv"
     _print(table)  # first, as the store may be one that can only be read
     files.replace(path, lambda temporary: table.to_csv(temporary, index=False))
     print(f"Table: {runs.shown(path)}")

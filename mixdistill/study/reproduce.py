@@ -26,19 +26,19 @@ CONTROLS = ("unverified", "direct")  # of notebook 04
 FURTHER = ("05_checks", "06_teacher_gap", "07_controls", "08_speaking_style", "09_beyond_mix", "10_what_moves_the_gap")
 
 
-def reproduce(scale: str, n_seeds: int = 0, students: str = "", notebooks: str = "first") -> Path:
+def reproduce(scale: str, n_seeds: int = 0, students: str = "", benchmarks: str = "", notebooks: str = "first") -> Path:
     """Train what notebooks 02 to 04 (all: to 05) show, in one sweep; then execute the notebooks in order, and print the
     gaps and where everything lies. What the run store holds is not computed again. Where neither code nor notebooks,
     figures or tables have changed since the last call, nothing is.
 
     Arguments:
-        scale, n_seeds, students: as in `get_scale`.
+        scale, n_seeds, students, benchmarks: as in `get_scale`.
         notebooks: `first` (`NOTEBOOKS`) or `all`, with those of `FURTHER`; of real models always all.
 
     Returns the folder of the executed notebooks, in the run store. Raises ValueError, before anything runs, for an
     unknown scale, a bad number of seeds, or a machine that can not run the scale.
     """
-    made, started = get_scale(scale, n_seeds, students), time.monotonic()
+    made, started = get_scale(scale, n_seeds, students, benchmarks), time.monotonic()
     every = choice("notebooks", notebooks, ("first", "all")) == "all" or not made.pocket
     names = NOTEBOOKS + FURTHER if every else NOTEBOOKS
     check_machine(made)
@@ -50,8 +50,8 @@ def reproduce(scale: str, n_seeds: int = 0, students: str = "", notebooks: str =
         sweep(all_arms(made) if every else all_arms(made, CONTROLS), made)
         for number, name in enumerate(names, start=1):
             print(f"\n[{number}/{len(names)}] notebooks/{name}.ipynb, {scale} with {made.n_seeds} seeds", flush=True)
-            given = {"SCALE": scale, "SEEDS": n_seeds, "STUDENTS": students, "RESULTS": "live"}
-            execute(REPO / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", given)
+            given = {"SCALE": scale, "SEEDS": n_seeds, "STUDENTS": students, "BENCHMARKS": benchmarks}
+            execute(REPO / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb", given | {"RESULTS": "live"})
         # Executed notebooks are never the same bytes twice, and a call with more of them writes these again.
         there = [*(folder / f"{name}.ipynb" for name in names), *runs_dir().glob("*/manifest.json")]
         same = [*figures.glob("*.*"), *figures.glob("data/*.*"), *runs_dir().glob("*/evaluations/*/scores.json")]

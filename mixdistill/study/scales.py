@@ -9,67 +9,14 @@ from typing import Any
 
 from mixdistill import files, runs
 from mixdistill.arguments import choice, instance, number, text, texts, whole
-from mixdistill.data.final_answers import ANSWER_FORMATS
 from mixdistill.data.mix import CONTROLS, RECIPES
 from mixdistill.data.pocket.bases import LARGE, POCKET, POCKET_BASES
 from mixdistill.data.problems import BENCHMARKS, POCKET_TIERS
+from mixdistill.data.sets import ProblemSet, TraceSet, source_of
 from mixdistill.data.student_files import REVISIONS
-from mixdistill.data.tables import of_pocket
+from mixdistill.data.tables import local_path, of_pocket
 
 PARTS = tuple(dict.fromkeys(part for recipe in (RECIPES | CONTROLS).values() for part in (recipe.hard, recipe.easy)))
-
-
-@dataclass(frozen=True)
-class TraceSet:
-    """Where the traces of one part come from: arguments of `load_traces`. Raises ValueError for a bad one."""
-
-    source: str
-    question: str | tuple[str, ...] = "question"  # a column, or several whose texts are joined
-    response: str = "response"
-    answer_format: str = "math"
-    revision: str | None = None  # commit of a Hub data set
-    unusable: str = "error"
-
-    def __post_init__(self) -> None:
-        for name in ("source", "response"):
-            object.__setattr__(self, name, text(name, getattr(self, name)))  # a Path as its text
-        columns = _columns(self.question)
-        object.__setattr__(self, "question", self.question if isinstance(self.question, str) else columns)
-        choice("answer_format", self.answer_format, ANSWER_FORMATS)
-        text("revision", self.revision, optional=True)
-        choice("unusable", self.unusable, ("error", "drop"))
-
-    @property
-    def pocket(self) -> bool:
-        return of_pocket(self.source) or self.answer_format == "pocket"
-
-
-@dataclass(frozen=True)
-class ProblemSet:
-    """A test file whose columns have other names: arguments of `load_problems`. Raises ValueError for a bad one."""
-
-    source: str
-    question: str | tuple[str, ...] = ("question",)  # a column, or several whose texts are joined
-    answer: str = "answer"
-    unusable: str = "error"
-
-    def __post_init__(self) -> None:
-        for name in ("source", "answer"):
-            object.__setattr__(self, name, text(name, getattr(self, name)))
-        if self.source in BENCHMARKS or of_pocket(self.source):
-            raise ValueError(f"source is {self.source!r}, a benchmark with columns of its own: give its name alone")
-        object.__setattr__(self, "question", _columns(self.question))
-        choice("unusable", self.unusable, ("error", "drop"))
-
-
-def _columns(given: object) -> tuple[str, ...]:
-    columns = texts("question", [given] if isinstance(given, str) else given)
-    return columns[: whole("the number of columns of question", len(columns))]
-
-
-def source_of(benchmark: str | ProblemSet) -> str:
-    """The name or the file of a scale's benchmark."""
-    return benchmark.source if isinstance(benchmark, ProblemSet) else benchmark
 
 
 def _benchmarks(given: object) -> tuple[str | ProblemSet, ...]:
@@ -252,19 +199,25 @@ SMOKE = replace(POCKET_STUDY, name="smoke", students=("pocket/xs", "pocket/s"), 
 SCALES = {scale.name: scale for scale in (SMOKE, POCKET_STUDY, POCKET_LARGE, LAPTOP, GPU, PAPER)}
 
 
-def get_scale(name: str, n_seeds: int = 0, students: str = "") -> Scale:
+def get_scale(name: str, n_seeds: int = 0, students: str = "", benchmarks: str = "") -> Scale:
     """The scale of this name; ValueError for an unknown one.
 
     Arguments:
         n_seeds: from 1 to 10,000, in the place of the scale's own.
         students: in the place of the scale's own: names as in `load_student`, from small to large, with commas between
             (pocket students are put into that order).
+        benchmarks: in the place of the scale's own: names in `BENCHMARKS` and `POCKET_TIERS`, and files with columns
+            `question` and `answer`, with commas between.
     """
     scale = SCALES[choice("scale", name, SCALES)]
     scale = replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0, high=10_000) or scale.n_seeds)
-    if not (students := text("students", students, empty=True)).strip():
+    if tests := _named("benchmarks", benchmarks):
+        for test in tests:
+            if of_pocket(test) or not ({".", "/"} & set(test) or local_path(test).exists()):  # no file or data set
+                choice("one of benchmarks", test, (*BENCHMARKS, *POCKET_TIERS))
+        scale = replace(scale, benchmarks=tests)
+    if not (names := _named("students", students)):
         return scale
-    names = texts("students", [name.strip() for name in students.split(",")])
     for student in filter(of_pocket, names):  # and not one of its bases
         choice("one of students", student, POCKET_BASES)
     if all(map(of_pocket, names)):
@@ -279,6 +232,12 @@ def get_scale(name: str, n_seeds: int = 0, students: str = "") -> Scale:
         own = f"the scale {scale.name!r} trains all weights of its own smaller students"
         warnings.warn(f"{own}, and adapters of {', '.join(others)}, which it does not know", stacklevel=2)
     return replace(scale, students=names, alpha_student=swept, full=full)
+
+
+def _named(what: str, given: str) -> tuple[str, ...]:
+    """The names in a text with commas between; none for a blank one."""
+    names = text(what, given, empty=True)
+    return texts(what, [name.strip() for name in names.split(",")]) if names.strip() else ()
 
 
 @dataclass(frozen=True)

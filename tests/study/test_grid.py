@@ -160,7 +160,7 @@ def test_a_notebook_that_lacks_a_parameter_that_was_given_is_refused(notebook):
 
 
 def test_students_in_the_place_of_the_scales_are_those_of_the_arms(capsys):
-    table = sweep_grid("smoke", 1, "pocket/xs", ["RECIPE=short,untouched"])
+    table = sweep_grid("smoke", 1, "pocket/xs", grid=["RECIPE=short,untouched"])
     assert table[["student", "recipe"]].values.tolist() == [["pocket/xs", "short"], ["pocket/xs", "untouched"]]
     assert "seeds=1_pocket-xs" in capsys.readouterr().out  # the table's own file
 

@@ -25,7 +25,7 @@ from mixdistill.study.reproduce import NOTEBOOKS, execute
 
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
 REPRODUCE = [sys.executable, "-m", "mixdistill", "reproduce", "--scale", "smoke", "--seeds", "1"]
-GIVEN = Namespace(command="reproduce", scale="smoke", seeds=1, students="", notebooks="first")
+GIVEN = Namespace(command="reproduce", scale="smoke", seeds=1, students="", benchmarks="", notebooks="first")
 TRAIN = """
 from mixdistill import evaluate, finetune, load_traces
 from mixdistill.finetuning import finetune as training

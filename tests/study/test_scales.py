@@ -123,6 +123,11 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
         (lambda: get_scale("pocket", students=("pocket/xs",)), "students is .*: it is a text"),
         (lambda: get_scale("pocket", students="pocket/m, pocket/m"), "students is .*: give each once"),
         (lambda: get_scale("pocket", students=", ,"), "one of students is ''"),
+        (lambda: get_scale("laptop", benchmarks=("svamp",)), "benchmarks is .*: it is a text"),
+        (lambda: get_scale("laptop", benchmarks="svamp, svamp"), "benchmarks is .*: give each once"),
+        (lambda: get_scale("laptop", benchmarks="svamp,"), "one of benchmarks is ''"),
+        (lambda: get_scale("laptop", benchmarks="gsm8"), "one of benchmarks is 'gsm8': use one of math, .*, svamp"),
+        (lambda: get_scale("pocket", benchmarks="pocket/all"), "one of benchmarks is 'pocket/all': use .* pocket/easy"),
         (
             lambda: recipe_arm("pocket/xs", "medium", 0),
             "recipe is 'medium': use one of short, long, mix_long, .*, unverified, confirmed, shuffled, direct",
@@ -132,6 +137,16 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
 def test_unknown_names_are_refused_with_what_is_allowed(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_benchmarks_take_the_place_of_the_scales_own(tmp_path, monkeypatch):
+    assert get_scale("laptop", benchmarks=" svamp , mine/own.csv").benchmarks == ("svamp", "mine/own.csv")
+    assert get_scale("pocket", benchmarks="pocket/hard").benchmarks == ("pocket/hard",)
+    assert get_scale("pocket", benchmarks=" ") == get_scale("pocket")
+    monkeypatch.setenv("MIXDISTILL_DATA", str(tmp_path))
+    (tmp_path / "folder").mkdir()  # of files, without a mark of one in its name
+    assert get_scale("laptop", benchmarks="folder").benchmarks == ("folder",)
+    assert len({get_scale("laptop", benchmarks=name).figures_dir() for name in ("", "svamp", "gsm8k")}) == 3
 
 
 def test_a_pocket_student_can_not_read_real_traces_or_problems():
