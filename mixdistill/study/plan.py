@@ -54,6 +54,7 @@ class Plan:
     students: pd.DataFrame
     machine: str
     obstacles: tuple[str, ...]
+    guessed: tuple[str, ...] = ()  # trace sets and tests that are not here
 
     def __str__(self) -> str:
         total = self.students.sum(numeric_only=True)
@@ -70,6 +71,8 @@ class Plan:
             "core, or as fast as the runs trained that the store holds. Decoding on a GPU takes longer than that.",
             "What the store holds is read and not run again.",
         ]
+        if self.guessed:
+            lines += [f"Not here, so that sizes, and with them the hours, are guessed: {', '.join(self.guessed)}."]
         return "\n".join([*lines, *(f"It can not run here: {obstacle}" for obstacle in self.obstacles)])
 
 
@@ -112,7 +115,10 @@ def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
         rows.append(row)
     students = pd.DataFrame(rows)
     machine = f"{gpus} GPU{'s' * (gpus > 1)}" if on_gpus else f"{n_cores()} CPU cores"
-    return Plan(scale, students, machine, tuple(_obstacles(scale, students, parts)))
+    sets = [getattr(scale, part).source for part in parts]
+    sets += [name for name in map(source_of, scale.benchmarks) if name not in N_PROBLEMS]
+    guessed = sorted({name for name in sets if not of_pocket(name) and not local_path(name).exists()})
+    return Plan(scale, students, machine, tuple(_obstacles(scale, students, parts)), tuple(guessed))
 
 
 def check_machine(scale: Scale, arms: Sequence[Arm] = ()) -> None:
