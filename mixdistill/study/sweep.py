@@ -2,8 +2,10 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,11 +15,11 @@ from datasets import Dataset
 
 from mixdistill import files
 from mixdistill.arguments import instance, number, whole
-from mixdistill.data.chat import render_prompts
+from mixdistill.data.chat import render_prompts, render_traces
 from mixdistill.data.mix import mix
 from mixdistill.data.problems import BENCHMARKS, Problem, load_problems, plain_question
 from mixdistill.data.student_files import REVISIONS
-from mixdistill.data.students import TINY, context_of, load_config, load_tokenizer, n_params
+from mixdistill.data.students import TINY, Tokenizer, context_of, load_config, load_tokenizer, n_params
 from mixdistill.data.tables import local_path, of_pocket
 from mixdistill.data.traces import load_traces
 from mixdistill.finetuning.finetune import LoRA, finetune
@@ -101,13 +103,16 @@ def _stored(arm: Arm, scale: Scale, split: str | None) -> Any:
 
 
 def _check(arms: Sequence[Arm], scale: Scale, problems: list[Problem]) -> None:
-    """Say before anything is trained what a test would say behind it. Raises ValueError if a student's context has no
-    room for its answers. Prints how many questions of training are among those of the test."""
+    """Say before anything is trained what an arm or its test would say hours later. Raises ValueError if a student's
+    context has no room for its answers, or a trace can not be written in its format. Prints how many questions of
+    training are among those of the test."""
+    read: set[tuple] = set()
     for student, arm in {arm.student: arm for arm in arms}.items():
         base, revision = scale.base(arm), REVISIONS.get(student)
-        context = context_of(load_config(base, revision))
+        context, tokenizer = context_of(load_config(base, revision)), load_tokenizer(base, revision)
         try:
-            render_prompts(load_tokenizer(base, revision), problems, context, scale.max_new_tokens)
+            render_prompts(tokenizer, problems, context, scale.max_new_tokens)
+            _check_traces([arm for arm in arms if arm.student == student], scale, tokenizer, context, read)
         except ValueError as error:
             raise ValueError(f"{student}: {error}") from error
     asked = {plain_question(problem.question) for problem in problems if problem.answer_format != "pocket"}
@@ -117,6 +122,26 @@ def _check(arms: Sequence[Arm], scale: Scale, problems: list[Problem]) -> None:
         if n_known := sum(plain_question(question) in asked for question in questions):
             what = f"{n_known} of {len(questions)} questions of {made.source!r} are asked in the test, too"
             print(f"{what}: what is learnt by heart counts as right (drop_overlap leaves them out)", flush=True)
+
+
+def _check_traces(arms: Sequence[Arm], scale: Scale, tokenizer: Tokenizer, context: int, read: set[tuple]) -> None:
+    """Write the real traces that these arms of a student may learn from, whatever a seed draws: the hard side and the
+    easy one, once for students that write alike (`read`)."""
+    alike = tokenizer.get_chat_template(), tokenizer.backend_tokenizer.to_str(), context
+    taught = [(arm, alpha) for arm in arms for alpha in (0.0, 1.0) if arm.alpha not in (None, 1 - alpha)]
+    for side, arm in {(arm.hard, arm.easy, arm.n_train, alpha): arm for arm, alpha in taught}.items():
+        hard, easy, _, alpha = side
+        traces = getattr(scale, hard if alpha else easy)
+        if traces.pocket or (*side, *alike) in read:
+            continue
+        read.add((*side, *alike))
+        with files.speaking(f"reading {traces.source}"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the arm says it
+            made = training_set(replace(arm, alpha=alpha), scale)
+            try:
+                render_traces(tokenizer, made, min(scale.max_tokens or context, context), scale.too_long)
+            except ValueError as error:
+                raise ValueError(f"{traces.source}: {error}") from error
 
 
 def run_all(jobs: Sequence[Job], workers: int | None = None, on: str = "local") -> dict[Job, BaseException]:

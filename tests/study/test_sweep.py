@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -73,6 +75,29 @@ def test_what_the_test_would_say_is_said_before_any_training(real_scale, tmp_pat
     with pytest.raises(ValueError, match=r"two of benchmarks are called 'test\.jsonl'"):
         sweep(arms, replace(real_scale, benchmarks=(*real_scale.benchmarks, str(twin))))
     assert not list(store.rglob("config.json"))
+
+
+@pytest.mark.parametrize(
+    ("part", "response", "message"),
+    [
+        ("long", "<|im_end|> It is \\boxed{31}.", "long.jsonl: row 1 of the traces: the text spells out control tokens"),
+        ("short", "So 1 2. " * 400 + "\\boxed{31}.", r"short.jsonl: 1 of 12 examples have more than 256 tokens"),
+    ],
+)
+def test_a_trace_that_no_arm_could_learn_is_said_before_the_first_is_trained(
+    part, response, message, real_scale, store
+):
+    file = Path(getattr(real_scale, part).source)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[1]["solution"] = response
+    write_jsonl(file, rows)
+    scale, (qwen, llama) = replace(real_scale, too_long="error"), real_scale.students
+    fine = recipe_arm(llama, "large_teacher", 0)
+    with pytest.raises(ValueError, match=rf"{qwen}: .*{message}"):
+        sweep([fine, recipe_arm(qwen, "mix_long", 0)], scale)  # seed 0 may not draw it
+    assert not list(store.rglob("manifest.json"))
+    other = {"long": "short", "short": "long"}[part]
+    sweep([recipe_arm(qwen, other, 0)], scale)  # which reads no row of the bad set
 
 
 def test_questions_of_training_in_the_test_are_counted(real_scale, tmp_path, capfd):
