@@ -47,6 +47,7 @@ from mixdistill.study.sweep import (
     run_arm,
     run_arms,
     sweep,
+    trace_set,
     trained,
     training_set,
 )
@@ -128,16 +129,24 @@ def study(args: argparse.Namespace) -> None:
     if "long" not in args.families and stages.keys() - {"svamp"}:
         raise ValueError("the stages levels and gsm8k are of the family long: leave them out, or add it")
     tests: dict[str, list[Problem]] = {}
+    taught: dict[TraceSet, None] = {}
     for own in [scale, *(own for arms_of in stages.values() for own, _ in arms_of(scales, 0))]:
         for part in (own.short, own.long, own.small, own.large):
             if part and Path(part.source).exists():
                 raise ValueError(f"{part.source} lies in the working folder, too, and would be read: start elsewhere")
+            taught |= {part: None} if part else {}
         check_machine(own)
         for name in own.benchmarks:
             tests[name] = evaluation_problems(name, own.n_problems, None, own.answer_format)
     tokenizer, context = load_tokenizer(scale.students[0]), context_of(load_config(scale.students[0]))
-    for problems in tests.values():  # read and rendered here, as hours may pass before they are asked
+    # What a later stage reads is read here, as hours may pass before it begins.
+    for problems in tests.values():
         render_prompts(tokenizer, problems, context, scale.max_new_tokens)
+    for part in () if args.stored_only else taught:
+        try:
+            render_traces(tokenizer, trace_set(part, None, 0), context, scale.too_long)
+        except ValueError as error:
+            raise ValueError(f"{part.source}: {error}") from None
     student = pd.DataFrame({"student": [shown_name(args.student)], "lr": [0.0]})
     for name in stages:
         others_rates(args.out / f"{name}{named}.csv", student)

@@ -244,6 +244,20 @@ def test_levels_and_shares_are_compared_with_level_1_of_their_teacher_over_the_s
     assert not (tmp_path / "levels_gaps.csv").exists()
 
 
+def test_traces_of_a_later_stage_are_read_before_the_first_begins(qwen, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXDISTILL_DATA", "")  # which it sets
+    rows = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(9)]
+    of = ("test", *(f"llama_level{n}" for n in range(1, 5)), "chatgpt_level1", "chatgpt_level6")
+    for name in of:
+        made = [row | {"response": f"It is {row['answer']}."} for row in rows]
+        made[2]["response"] = "<|im_end|> It is 3." if name == "chatgpt_level6" else made[2]["response"]
+        write_jsonl(tmp_path / f"svamp_{name}.jsonl", made)
+    how = ["--student", qwen, "--traces", str(tmp_path), "--out", str(tmp_path / "out"), "--families", "long"]
+    with pytest.raises(SystemExit, match=r"svamp_chatgpt_level6\.jsonl: row 2 of the traces: .* control tokens"):
+        laptop.main([*how, "--lr", "1e-3", "--stages", "svamp", "levels", "--seeds", "1"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_arm_that_fails_stops_no_other_seed_and_is_said(qwen, tmp_path, monkeypatch):
     monkeypatch.setenv("MIXDISTILL_DATA", "")  # which it sets
     rows = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(9)]

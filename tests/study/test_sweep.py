@@ -80,7 +80,7 @@ def test_what_the_test_would_say_is_said_before_any_training(real_scale, tmp_pat
 @pytest.mark.parametrize(
     ("part", "response", "message"),
     [
-        ("long", "<|im_end|> It is \\boxed{31}.", "long.jsonl: row 1 of the traces: the text spells out control tokens"),
+        ("long", "<|im_end|> It is \\boxed{31}.", "long.jsonl: row 1 of the traces: .* control tokens"),
         ("short", "So 1 2. " * 400 + "\\boxed{31}.", r"short.jsonl: 1 of 12 examples have more than 256 tokens"),
     ],
 )
