@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SOURCES = {  # repository on GitHub: commit
-    "EIT-NLP/Distilling-CoT-Reasoning": "cc33822",  # arXiv 2502.18001
+    # arXiv 2502.18001. The commit that added its data; later ones, such as cc33822, change none of these files.
+    "EIT-NLP/Distilling-CoT-Reasoning": "fea28a5ad5fe9a325c1980678df389fcfda16f2e",
     "2hojae/mentor-kd": "c71fb0a55dd5b8db00ca4541f8ffb933f3196fd4",
 }
 EIT, MENTOR = SOURCES
