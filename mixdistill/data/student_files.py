@@ -26,14 +26,13 @@ SETTINGS += ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "voca
 # transformers builds a model under settings of the whole process (default dtype, log level), so threads take turns.
 _one_at_a_time = threading.RLock()
 CANNOT = "cannot load the student"
+PICKLED = "it has no safetensors, and pickled weights are never read here, so convert it by save_pretrained"
 # What is wrong, by what transformers says of it.
 CAUSES = {
     "does not recognize this architecture|not supported yet": (
         "this version of transformers does not know its architecture, so take another student, or a newer transformers"
     ),
-    "no file named [^ ]*model.safetensors": (
-        "it has no safetensors, and pickled weights are never read here, so convert it by save_pretrained"
-    ),
+    "no file named [^ ]*model.safetensors": PICKLED,
     "trust_remote_code|custom code": (
         "it needs code of its own, which is never run here, so take an architecture of transformers"
     ),

@@ -18,7 +18,7 @@ from mixdistill.arguments import instance
 from mixdistill.data.chat import stop_token_id
 from mixdistill.data.pocket.bases import POCKET_BASES
 from mixdistill.data.problems import BENCHMARKS, HUB
-from mixdistill.data.student_files import REVISIONS, WEIGHTS, refused
+from mixdistill.data.student_files import PICKLED, REVISIONS, WEIGHTS, refused
 from mixdistill.data.students import load_tokenizer, n_params, student_source
 from mixdistill.data.tables import FILES, local_path, of_pocket
 from mixdistill.runs import read_json, runs_dir
@@ -202,7 +202,7 @@ def _obstacles(scale: Scale, students: pd.DataFrame, parts: Collection[str]) -> 
             folder = Path(student_source(student))
             try:
                 if folder.is_dir() and not any(file for kind in WEIGHTS for file in folder.glob(kind)):
-                    raise refused(student, "its folder holds no safetensors: convert its weights by save_pretrained")
+                    raise refused(student, PICKLED)
                 stop_token_id(load_tokenizer(student))  # by its chat template
             except ValueError as error:
                 found.append(str(error))

@@ -251,7 +251,9 @@ def test_a_student_without_weights_is_an_obstacle(qwen, tmp_path):
     for weights in made.glob("*.safetensors"):
         weights.rename(made / "pytorch_model.bin")
     scale = get_scale("laptop", students=str(made))
-    assert any("its folder holds no safetensors" in obstacle for obstacle in plan(scale).obstacles)
+    assert any(
+        "it has no safetensors, and pickled weights are never read" in obstacle for obstacle in plan(scale).obstacles
+    )
 
 
 def test_a_test_of_ones_own_that_is_not_here_is_an_obstacle(real_scale):
