@@ -140,10 +140,6 @@ def test_a_test_file_of_a_scale_may_have_columns_of_its_own(real_scale, tmp_path
     assert items.groupby("benchmark").size().to_dict() == {"pens.jsonl": 2, "test.jsonl": 5}
     with pytest.raises(ValueError, match="has no column 'answer'"):
         evaluation_problems(replace(own, answer="answer"), None, None, scale.answer_format)
-    with pytest.raises(ValueError, match="unusable is 'skip': use one of error, drop"):
-        ProblemSet(file, unusable="skip")
-    with pytest.raises(ValueError, match="'svamp', a benchmark with columns of its own: give its name alone"):
-        ProblemSet("svamp")
     with pytest.raises(ValueError, match="it is a text"):
         load_problems(own)  # which would leave out its columns
     with pytest.raises(ValueError, match="it is a list of texts"):
@@ -276,11 +272,7 @@ def test_traces_may_have_their_question_in_two_columns(tmp_path):
     row = {"Body": "There are 87 oranges.", "Question": "How many are they?", "response": "It is 87.", "answer": "87"}
     file = write_jsonl(tmp_path / "traces.jsonl", [row])
     made = TraceSet(file, question=["Body", "Question"], answer_format="gsm8k")
-    assert made == TraceSet(str(file), question=("Body", "Question"), answer_format="gsm8k")
     assert trace_set(made, None, 0)["question"][:] == ["There are 87 oranges. How many are they?"]
-    for bad in (5, (), ("Body", None)):
-        with pytest.raises(ValueError, match="question"):
-            TraceSet(file, question=bad)
 
 
 SCRIPT = """
