@@ -8,9 +8,9 @@ The least of it, on one CPU core in a night:
 
 `--student` is a student of the scale `laptop`, or a folder or `.gguf` file that holds one. `--traces` holds the scale's
 trace files and `svamp_test.jsonl` (`benchmarks/laptop_traces.py` makes them), and `gsm8k_test.jsonl`. Written to
-`--out`: `rates.csv`, and for each stage its graded items (one row an arm and problem, without texts), their accuracies
-and gaps, as far as they are, beside those of other rates. What the run store holds is not computed again, and
-`--stored-only` writes the tables of nothing else.
+`--out`: `student.txt` (whose tables these are), `rates.csv`, and for each stage its graded items (one row an arm and
+problem, without texts), their accuracies and gaps, as far as they are, beside those of other rates. What the run store
+holds is not computed again, and `--stored-only` writes the tables of nothing else.
 
 A learning rate is chosen on a held-out part of the training problems, by the mean over the recipes of a contrast of the
 loss on held-out traces like those that a recipe trains on, never by a difference between recipes. (By accuracy a small
@@ -33,6 +33,7 @@ from mixdistill import Run, files
 from mixdistill.arguments import number, whole
 from mixdistill.data.chat import render_prompts, render_traces
 from mixdistill.data.problems import Problem
+from mixdistill.data.student_files import REVISIONS, fingerprint
 from mixdistill.data.students import context_of, load_config, load_tokenizer
 from mixdistill.data.tables import read_table
 from mixdistill.finetuning.batches import pad
@@ -148,8 +149,10 @@ def study(args: argparse.Namespace) -> None:
         except ValueError as error:
             raise ValueError(f"{part.source}: {error}") from None
     student = pd.DataFrame({"student": [shown_name(args.student)], "lr": [0.0]})
+    identity = fingerprint(args.student, REVISIONS.get(args.student))
     for name in stages:
         others_rates(args.out / f"{name}{named}.csv", student)
+    remember(args.out / "student.txt", f"{shown_name(args.student)} {identity}\n")
     if args.lr is None:
         if "rates" in args.stages:
             seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + whole("rate-seeds", args.rate_seeds))
@@ -349,6 +352,13 @@ def write(path: Path, table: pd.DataFrame) -> None:
 def shown_name(student: str) -> str:
     """No path."""
     return Path(student).name.removesuffix(".gguf")
+
+
+def remember(path: Path, student: str) -> None:
+    """Write whose tables lie beside; ValueError if they are another's, as two folders may have one name."""
+    if path.is_file() and path.read_text() != student:
+        raise ValueError(f"{path.parent} holds tables of another student of this name: give another --out")
+    files.replace(path, lambda temporary: temporary.write_text(student))
 
 
 def others_rates(path: Path, table: pd.DataFrame) -> pd.DataFrame:
