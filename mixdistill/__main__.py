@@ -11,7 +11,7 @@ COMMANDS = {
     "figures": "draw the figures again from their CSV files: those of the run store; where it has none, the published",
     "sweep": "run a grid of arms, or of a notebook, here or in a Ray cluster; print one table of all",
 }
-BENCHMARKS = "names such as svamp, or files with columns question and answer, in the place of the scale's own"
+BENCHMARKS = "names or files, as svamp,own.csv:Body+Question:Answer, in the place of the scale's own"
 STUDENTS = "Hub ids, folders or .gguf files, from small to large, in the place of the scale's own"
 GRID = "STUDENT, RECIPE or ALPHA, SEED, LR, EPOCHS, N_TRAIN of arms (none: the scale's), or a notebook's parameters"
 

@@ -122,8 +122,9 @@ def test_the_laptop_scale_goes_through_the_same_notebooks(qwen, shell, store, tm
     # Other tests, of the same students: a file of one's own in the place of GSM8K.
     trained = set(store.glob("*/manifest.json"))
     (tmp_path / "gsm8k_test.jsonl").unlink()
-    write_jsonl(tmp_path / "own.jsonl", rows[9:])
-    given = {"SCALE": "laptop", "SEEDS": 1, "STUDENTS": qwen, "BENCHMARKS": "svamp, own.jsonl"}
+    others = [{"Body": "A box has 8 pens.", "Question": row["question"], "Answer": row["answer"]} for row in rows[9:]]
+    write_jsonl(tmp_path / "own.jsonl", others)
+    given = {"SCALE": "laptop", "SEEDS": 1, "STUDENTS": qwen, "BENCHMARKS": "svamp, own.jsonl:Body+Question:Answer"}
     run_in(shell, "02_learnability_gap", given)
     assert set(store.glob("*/manifest.json")) == trained
     (data,) = set(store.glob("figures/laptop*/data")) - {data}

@@ -207,15 +207,12 @@ def get_scale(name: str, n_seeds: int = 0, students: str = "", benchmarks: str =
         students: in the place of the scale's own: names as in `load_student`, from small to large, with commas between
             (pocket students are put into that order).
         benchmarks: in the place of the scale's own: names in `BENCHMARKS` and `POCKET_TIERS`, and files with columns
-            `question` and `answer`, with commas between.
+            `question` and `answer`, with commas between; a file with others as `own.csv:Body+Question:Answer`.
     """
     scale = SCALES[choice("scale", name, SCALES)]
     scale = replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0, high=10_000) or scale.n_seeds)
     if tests := _named("benchmarks", benchmarks):
-        for test in tests:
-            if of_pocket(test) or not ({".", "/"} & set(test) or local_path(test).exists()):  # no file or data set
-                choice("one of benchmarks", test, (*BENCHMARKS, *POCKET_TIERS))
-        scale = replace(scale, benchmarks=tests)
+        scale = replace(scale, benchmarks=tuple(map(_benchmark, tests)))
     if not (names := _named("students", students)):
         return scale
     for student in filter(of_pocket, names):  # and not one of its bases
@@ -238,6 +235,18 @@ def _named(what: str, given: str) -> tuple[str, ...]:
     """The names in a text with commas between; none for a blank one."""
     names = text(what, given, empty=True)
     return texts(what, [name.strip() for name in names.split(",")]) if names.strip() else ()
+
+
+def _benchmark(given: str) -> str | ProblemSet:
+    """A benchmark's name, or a file with its columns, as `get_scale` says."""
+    source, *columns = given.split(":")
+    if columns:
+        if len(columns) != 2:
+            raise ValueError(f"one of benchmarks is {given!r}: name columns as in own.csv:Body+Question:Answer")
+        return ProblemSet(source, question=tuple(columns[0].split("+")), answer=columns[1])
+    if of_pocket(source) or not ({".", "/"} & set(source) or local_path(source).exists()):  # no file or data set
+        choice("one of benchmarks", source, (*BENCHMARKS, *POCKET_TIERS))
+    return source
 
 
 @dataclass(frozen=True)

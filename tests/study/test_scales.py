@@ -127,6 +127,9 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
         (lambda: get_scale("laptop", benchmarks="svamp, svamp"), "benchmarks is .*: give each once"),
         (lambda: get_scale("laptop", benchmarks="svamp,"), "one of benchmarks is ''"),
         (lambda: get_scale("laptop", benchmarks="gsm8"), "one of benchmarks is 'gsm8': use one of math, .*, svamp"),
+        (lambda: get_scale("laptop", benchmarks="a.csv:Body"), "'a.csv:Body': name columns as in own.csv:Body\\+Q"),
+        (lambda: get_scale("laptop", benchmarks="a.csv:Body+:Answer"), "one of question is ''"),
+        (lambda: get_scale("laptop", benchmarks="svamp:Body:Answer"), "a benchmark with columns of its own"),
         (lambda: get_scale("pocket", benchmarks="pocket/all"), "one of benchmarks is 'pocket/all': use .* pocket/easy"),
         (
             lambda: recipe_arm("pocket/xs", "medium", 0),
@@ -142,6 +145,8 @@ def test_unknown_names_are_refused_with_what_is_allowed(call, message):
 def test_benchmarks_take_the_place_of_the_scales_own(tmp_path, monkeypatch):
     assert get_scale("laptop", benchmarks=" svamp , mine/own.csv").benchmarks == ("svamp", "mine/own.csv")
     assert get_scale("pocket", benchmarks="pocket/hard").benchmarks == ("pocket/hard",)
+    own = ProblemSet("own.csv", question=("Body", "Question"), answer="Answer")
+    assert get_scale("laptop", benchmarks="svamp,own.csv:Body+Question:Answer").benchmarks == ("svamp", own)
     assert get_scale("pocket", benchmarks=" ") == get_scale("pocket")
     monkeypatch.setenv("MIXDISTILL_DATA", str(tmp_path))
     (tmp_path / "folder").mkdir()  # of files, without a mark of one in its name
