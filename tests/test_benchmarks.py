@@ -15,7 +15,7 @@ from conftest import REPO, write_jsonl
 
 from benchmarks import decode, laptop
 from mixdistill.results import stats
-from mixdistill.results.redraw import redraw
+from mixdistill.results.redraw import levels, redraw
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -71,8 +71,8 @@ def test_the_laptop_traces_are_those_that_are_right_on_the_same_untested_problem
     golds = [("Ann has 2 pens and buys 3. How many?", "5"), ("Bo had $ 1,200. He lost 200. What is left?", "1000")]
     write(eit / "SVAMP_only_ans.json", *golds)
     write(eit / "gsm_train_onlyans.json", *golds)
-    for teacher, levels in (("ChatGPT", 6), ("gemini", 6), ("llama", 4)):
-        for level in range(1, levels + 1):
+    for teacher, last in (("ChatGPT", 6), ("gemini", 6), ("llama", 4)):
+        for level in range(1, last + 1):
             wrong = teacher == "gemini" and level == 2
             second = (golds[1][0], "It is 1,200 - 200. The answer is 900" if wrong else "The answer is 1,000.")
             write(
@@ -241,6 +241,9 @@ def test_levels_and_shares_are_compared_with_level_1_of_their_teacher_over_the_s
     laptop.save(items[items["recipe"] != "Llama level 2"], "levels", data)
     assert len(pd.read_csv(data / "levels_gaps.csv")) == 2  # the row of an earlier call stays
     assert redraw(tmp_path)[0].endswith("levels.png")
+    figure = levels(pd.read_csv(data / "levels_gaps.csv"))
+    labels = {label.get_text() for axes in figure.axes for label in axes.get_yticklabels()}
+    assert labels == {"Llama level 2 (one seed)", "Llama share 0.2"}
     laptop.save(items[items["recipe"] == "GPT-4o level 6"], "levels", tmp_path)  # where its level 1 failed
     assert not (tmp_path / "levels_gaps.csv").exists()
 

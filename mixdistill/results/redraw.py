@@ -18,8 +18,14 @@ NARROW = ("02_learnability_gap", "svamp")  # figures of README, whose panels sta
 
 def levels(gaps: pd.DataFrame) -> Figure:
     """What other levels and shares add to level 1 of their teacher, at the rate that ran last (levels_gaps.csv)."""
-    stats.require(gaps, "minus", "lr")
-    return figures.forest(gaps[gaps["lr"] == gaps["lr"].iloc[0]], [*gaps["minus"].unique()])
+    stats.require(gaps, "control", "minus", "lr", "n_seeds")
+    gaps = gaps[gaps["lr"] == gaps["lr"].iloc[0]]
+    lone = (gaps["n_seeds"] == 1) & (gaps["n_seeds"].max() > 1)
+    named = gaps.assign(control=gaps["control"].where(~lone, gaps["control"] + " (one seed)"))
+    figure = figures.forest(named, [*gaps["minus"].unique()])
+    for axes in figure.axes:
+        axes.margins(y=0.2)
+    return figure
 
 
 def redraw(folder: Path) -> list[str]:
