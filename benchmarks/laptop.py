@@ -149,10 +149,13 @@ def study(args: argparse.Namespace) -> None:
         except ValueError as error:
             raise ValueError(f"{part.source}: {error}") from None
     student = pd.DataFrame({"student": [shown_name(args.student)], "lr": [0.0]})
-    identity = fingerprint(args.student, REVISIONS.get(args.student))
     for name in stages:
         others_rates(args.out / f"{name}{named}.csv", student)
-    remember(args.out / "student.txt", f"{shown_name(args.student)} {identity}\n")
+    if (args.out / "rates.csv").is_file():
+        read_rates(args.out, args.student)
+    elif args.lr is None and "rates" not in args.stages:
+        raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
+    remember(args.out / "student.txt", args.student)
     if args.lr is None:
         if "rates" in args.stages:
             seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + whole("rate-seeds", args.rate_seeds))
@@ -160,8 +163,6 @@ def study(args: argparse.Namespace) -> None:
             tried = replace(scale, epochs=epochs or scale.epochs)
             with files.scratch("rates") as folder:
                 choose_rates(tried, args.rates, args.families, seeds, args.traces, args.out, args.workers, folder)
-        if not (args.out / "rates.csv").is_file():
-            raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
         scales = {family: replace(scale, lr=best_rate(args.out, args.student, family)) for family in args.families}
     print("rates: " + ", ".join(f"{own.lr:g} for {family}" for family, own in scales.items()), flush=True)
     failed = []
@@ -355,10 +356,11 @@ def shown_name(student: str) -> str:
 
 
 def remember(path: Path, student: str) -> None:
-    """Write whose tables lie beside; ValueError if they are another's, as two folders may have one name."""
-    if path.is_file() and path.read_text() != student:
-        raise ValueError(f"{path.parent} holds tables of another student of this name: give another --out")
-    files.replace(path, lambda temporary: temporary.write_text(student))
+    """Write whose tables lie beside; ValueError if they are another's, as two students may have one name."""
+    identity = f"{shown_name(student)} {fingerprint(student, REVISIONS.get(student))}\n"
+    if path.is_file() and path.read_text() != identity:
+        raise ValueError(f"{path.parent} is of another student, though perhaps of this name: give another --out")
+    files.replace(path, lambda temporary: temporary.write_text(identity))
 
 
 def others_rates(path: Path, table: pd.DataFrame) -> pd.DataFrame:

@@ -317,7 +317,7 @@ def test_tables_are_written_of_what_the_store_holds_without_any_training(qwen, t
     assert {"levels.csv", "levels_epochs1.csv", "levels_epochs1_gaps.csv", "levels_epochs1_items.csv.gz"} < tables
     other = copytree(qwen, tmp_path / Path(qwen).name)  # another student of the same name
     (other / "chat_template.jinja").write_text((other / "chat_template.jinja").read_text() + "{# #}")
-    with pytest.raises(SystemExit, match="out holds tables of another student of this name: give another --out"):
+    with pytest.raises(SystemExit, match="out is of another student, though perhaps of this name: give another --out"):
         laptop.main(["--student", str(other), *of[2:]])
     with pytest.raises(SystemExit, match="epochs is 0: it is a whole number, at least 1"):
         laptop.main([*of, "--epochs", "0"])
