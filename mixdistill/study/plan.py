@@ -54,7 +54,7 @@ class Plan:
     students: pd.DataFrame
     machine: str
     obstacles: tuple[str, ...]
-    guessed: tuple[str, ...] = ()  # trace sets and tests that are not here
+    guessed: tuple[str, ...] = ()  # trace sets and tests that are no files here
 
     def __str__(self) -> str:
         total = self.students.sum(numeric_only=True)
@@ -72,7 +72,7 @@ class Plan:
             "What the store holds is read and not run again.",
         ]
         if self.guessed:
-            lines += [f"Not here, so that sizes, and with them the hours, are guessed: {', '.join(self.guessed)}."]
+            lines += [f"Sizes, and so the hours, are guessed of what is no file here: {', '.join(self.guessed)}."]
         return "\n".join([*lines, *(f"It can not run here: {obstacle}" for obstacle in self.obstacles)])
 
 

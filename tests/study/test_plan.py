@@ -264,7 +264,7 @@ def test_a_test_of_ones_own_that_is_not_here_is_an_obstacle(real_scale):
 
 def test_a_file_that_is_not_here_is_an_obstacle():
     made = plan(replace(get_scale("smoke"), benchmarks=("pocket/easy", "mine.jsonl")))
-    assert "so that sizes, and with them the hours, are guessed: mine.jsonl." in str(made)
+    assert "and so the hours, are guessed of what is no file here: mine.jsonl." in str(made)
     assert "guessed" not in str(plan(get_scale("smoke")))
     assert any(
         "there is no file 'mine.jsonl': put it into the folder $MIXDISTILL_DATA" in one for one in made.obstacles
