@@ -69,8 +69,9 @@ def read_table(
         raise ValueError(f"cannot load {source!r} ({reason}): {advice}") from error
     missing = [name for name in needed if name not in names]
     if names and missing:
-        advice = "name the right ones with columns={'question': ..., ...} of load_problems or load_traces, or in the"
-        advice += " fields of a ProblemSet or TraceSet (a benchmark's file has its published ones)"
+        advice = "name the right ones with columns={'question': ..., ...} of load_problems or load_traces, in the"
+        advice += " fields of a ProblemSet or TraceSet, or as own.csv:Body+Question:Answer in BENCHMARKS (a benchmark's"
+        advice += " file has its published ones)"
         only = ", ".join(names) if len(names) <= 30 else f"{', '.join(names[:30])} and {len(names) - 30} others"
         raise ValueError(f"{source!r} has no column {', '.join(map(repr, missing))}, only {only}: {advice}")
     if not any(table.values()):
