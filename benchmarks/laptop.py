@@ -105,6 +105,8 @@ def path(name: str) -> Path:
 def study(args: argparse.Namespace) -> None:
     os.environ["MIXDISTILL_DATA"] = str(args.traces.absolute())
     whole("workers", args.workers, optional=True)  # before any work
+    whole("rate-seeds", args.rate_seeds)
+    whole("rate-epochs", args.rate_epochs, optional=True)
     if not next(path for path in (args.out, *args.out.absolute().parents) if path.exists()).is_dir():
         raise ValueError(f"--out is {str(args.out)!r}, which is no folder and lies in none: give another")
     for rate in args.rates:

@@ -53,7 +53,7 @@ def redraw(folder: Path) -> list[str]:
     paths_of = {path.stem: path for path in (folder / "data").glob("*.csv")}
     there = {name: (draw, of) for name, (draw, of) in drawn_from.items() if set(of) <= paths_of.keys()}
     if not there:
-        ways = "mixdistill reproduce, with the same --scale, --seeds and --students, makes them"
+        ways = "mixdistill reproduce, with the same --scale, --seeds, --students and --benchmarks, makes them"
         raise ValueError(f"{shown(folder)}/data has the tables of no figure: {ways}")
     tables = {name: load_table(paths_of[name]) for name in {name for _, of in there.values() for name in of}}
     if "learnability_gap" in tables:

@@ -17,6 +17,7 @@ import papermill
 
 from mixdistill import files, runs
 from mixdistill.arguments import choice, number
+from mixdistill.data.tables import local_path
 from mixdistill.finetuning.finetune import TRAINING_VERSION
 from mixdistill.grading.grade import GRADING_VERSION
 from mixdistill.results import stats
@@ -187,7 +188,9 @@ def _notebook_table(source: Path, combinations: Sequence[dict[str, Any]], on: st
     jobs, rows, versions = {}, [], [TRAINING_VERSION, EVALUATION_VERSION, GRADING_VERSION]
     for given in combinations:
         named = [f"{name}={value}" for name, value in given.items()]
-        hashed = files.key({"cells": cells, "given": given, "versions": versions})
+        texts = [part for value in given.values() for part in re.split("[,:]", str(value)) if part.strip()]
+        read = {part: files.digest(path) for part in texts if (path := local_path(part.strip())).is_file()}
+        hashed = files.key({"cells": cells, "given": given, "versions": versions} | ({"read": read} if read else {}))
         folder = runs.runs_dir() / "notebooks" / f"{files.label(source.stem, *named)}-{hashed}"
         jobs[folder] = Job(" ".join([source.stem, *named]), _run, (source, folder, given), wide=True)
     todo = [job for folder, job in jobs.items() if not (folder / "run.json").is_file()]

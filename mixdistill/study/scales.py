@@ -239,11 +239,11 @@ def _named(what: str, given: str) -> tuple[str, ...]:
 
 def _benchmark(given: str) -> str | ProblemSet:
     """A benchmark's name, or a file with its columns, as `get_scale` says."""
-    source, *columns = given.split(":")
+    source, *columns = [part.strip() for part in given.split(":")]
     if columns:
         if len(columns) != 2:
             raise ValueError(f"one of benchmarks is {given!r}: name columns as in own.csv:Body+Question:Answer")
-        return ProblemSet(source, question=tuple(columns[0].split("+")), answer=columns[1])
+        return ProblemSet(source, question=tuple(name.strip() for name in columns[0].split("+")), answer=columns[1])
     if of_pocket(source) or not ({".", "/"} & set(source) or local_path(source).exists()):  # no file or data set
         choice("one of benchmarks", source, (*BENCHMARKS, *POCKET_TIERS))
     return source

@@ -65,7 +65,7 @@ def open_results(scale: Scale, results: str = "", **changed: object) -> Results:
     study, folder = SCALES["pocket"], instance("scale", scale, Scale).figures_dir(**changed)
     if results == "stored" and replace(scale, alpha_student=study.alpha_student) != study:
         what = f"what is stored is the scale {study.name!r} with its {study.n_seeds} seeds"
-        this = f"this is the scale {scale.name!r} with {scale.n_seeds}"
+        this = f"this is the scale {scale.name!r} with {scale.n_seeds}, or with other students or benchmarks"
         raise ValueError(f"RESULTS is 'stored', and {what}; {this}: set RESULTS = 'live', which trains what is lacking")
     if results == "stored" and not FILE.is_file():
         raise ValueError(_unusable("it is not there"))

@@ -1,6 +1,7 @@
 """A set of arms -> one table of graded items. What the run store has is read; the rest is trained and evaluated."""
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -75,6 +76,12 @@ def run_arms(
     if not arms:
         raise ValueError("there are no arms to run: give at least one, such as those of gap_arms(scale)")
     problems = _tests(scale, split)  # what is wrong with them is said before anything is trained
+    asked_by: dict[str, set[str]] = {}
+    for problem in problems:
+        asked_by.setdefault(plain_question(problem.question), set()).add(problem.source)
+    if n_twice := sum(len(sources) > 1 for sources in asked_by.values()):
+        what = f"{n_twice} of {len(asked_by)} questions stand in several benchmarks of {scale.name!r}"
+        print(f"{what}: intervals take them as different problems, and are too narrow", flush=True)
     work = {same_work(arm): arm for arm in arms}
     found = {key: _stored(arm, scale, split) for key, arm in work.items()}
     jobs = {key: _job(arm, scale, split) for key, arm in work.items() if found[key] is None}
@@ -141,7 +148,10 @@ def _check_traces(arms: Sequence[Arm], scale: Scale, tokenizer: Tokenizer, conte
             try:
                 render_traces(tokenizer, made, min(scale.max_tokens or context, context), scale.too_long)
             except ValueError as error:
-                raise ValueError(f"{traces.source}: {error}") from error
+                what = str(error)
+                if row := re.match(r"row (\d+) of the traces", what):  # of the mix, which is not that of the file
+                    what = what.replace(row[0], f"the trace of {made[int(row[1])]['question'][:100]!r}", 1)
+                raise ValueError(f"{traces.source}: {what}") from error
 
 
 def run_all(jobs: Sequence[Job], workers: int | None = None, on: str = "local") -> dict[Job, BaseException]:

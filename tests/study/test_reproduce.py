@@ -145,6 +145,18 @@ def test_a_second_call_executes_no_notebook_until_something_has_changed(undistur
     assert reproduce._unchanged(note, code)
 
 
+def test_a_file_of_ones_own_is_read_again_though_all_else_is_the_same(tmp_path, store, monkeypatch):
+    def trains(*_):
+        raise RuntimeError("it swept")
+
+    monkeypatch.setattr(reproduce, "_unchanged", lambda *_: True)
+    monkeypatch.setattr(reproduce, "sweep", trains)
+    (own := tmp_path / "own.jsonl").write_text("{}")
+    monkeypatch.setattr(reproduce, "check_machine", lambda _: None)
+    with pytest.raises(RuntimeError, match="it swept"):
+        reproduce.reproduce("smoke", 1, benchmarks=str(own))
+
+
 def test_kills_lose_no_finished_arm_and_change_no_score(undisturbed, tmp_path, monkeypatch):
     expected = finished(undisturbed[0])
     store = tmp_path / "killed"

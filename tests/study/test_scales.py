@@ -146,7 +146,7 @@ def test_benchmarks_take_the_place_of_the_scales_own(tmp_path, monkeypatch):
     assert get_scale("laptop", benchmarks=" svamp , mine/own.csv").benchmarks == ("svamp", "mine/own.csv")
     assert get_scale("pocket", benchmarks="pocket/hard").benchmarks == ("pocket/hard",)
     own = ProblemSet("own.csv", question=("Body", "Question"), answer="Answer")
-    assert get_scale("laptop", benchmarks="svamp,own.csv:Body+Question:Answer").benchmarks == ("svamp", own)
+    assert get_scale("laptop", benchmarks="svamp,own.csv: Body + Question:Answer").benchmarks == ("svamp", own)
     assert get_scale("pocket", benchmarks=" ") == get_scale("pocket")
     monkeypatch.setenv("MIXDISTILL_DATA", str(tmp_path))
     (tmp_path / "folder").mkdir()  # of files, without a mark of one in its name

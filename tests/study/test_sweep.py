@@ -80,7 +80,7 @@ def test_what_the_test_would_say_is_said_before_any_training(real_scale, tmp_pat
 @pytest.mark.parametrize(
     ("part", "response", "message"),
     [
-        ("long", "<|im_end|> It is \\boxed{31}.", "long.jsonl: row 1 of the traces: .* control tokens"),
+        ("long", "<|im_end|> It is \\boxed{31}.", "long.jsonl: the trace of 'What is 1 plus 30.': .* control tokens"),
         ("short", "So 1 2. " * 400 + "\\boxed{31}.", r"short.jsonl: 1 of 12 examples have more than 256 tokens"),
     ],
 )
@@ -104,6 +104,17 @@ def test_questions_of_training_in_the_test_are_counted(real_scale, tmp_path, cap
     known = write_jsonl(tmp_path / "known.jsonl", [{"question": "what is  3 plus 30", "answer": "33"}])
     sweep([recipe_arm(real_scale.students[0], "short", 0)], replace(real_scale, benchmarks=(str(known),)))
     assert re.search(r"1 of 12 questions of '.*short\.jsonl' are asked in the test, too", capfd.readouterr().out)
+
+
+def test_questions_of_two_benchmarks_are_counted(real_scale, tmp_path, capfd):
+    tests = Path(real_scale.benchmarks[0])
+    copied = tmp_path / "copied.jsonl"
+    copied.write_text("".join(tests.read_text().splitlines(keepends=True)[:2]))
+    scale = replace(real_scale, benchmarks=(*real_scale.benchmarks, str(copied)))
+    sweep([Arm(scale.students[0], "untouched", None, 0)], scale)
+    assert "2 of 5 questions stand in several benchmarks of 'gpu': intervals take" in capfd.readouterr().out
+    sweep([Arm(real_scale.students[0], "untouched", None, 0)], real_scale)
+    assert "stand in several" not in capfd.readouterr().out
 
 
 def test_a_test_file_is_asked_as_the_traces_are(tmp_path):
