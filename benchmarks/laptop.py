@@ -153,7 +153,7 @@ def study(args: argparse.Namespace) -> None:
     student = pd.DataFrame({"student": [shown_name(args.student)], "lr": [0.0]})
     for name in stages:
         others_rates(args.out / f"{name}{named}.csv", student)
-    if (args.out / "rates.csv").is_file():
+    if args.lr is None and (args.out / "rates.csv").is_file():
         read_rates(args.out, args.student)
     elif args.lr is None and "rates" not in args.stages:
         raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")

@@ -188,8 +188,9 @@ def _notebook_table(source: Path, combinations: Sequence[dict[str, Any]], on: st
     jobs, rows, versions = {}, [], [TRAINING_VERSION, EVALUATION_VERSION, GRADING_VERSION]
     for given in combinations:
         named = [f"{name}={value}" for name, value in given.items()]
-        texts = [part for value in given.values() for part in re.split("[,:]", str(value)) if part.strip()]
-        read = {part: files.digest(path) for part in texts if (path := local_path(part.strip())).is_file()}
+        texts = [part.strip() for value in given.values() for part in re.split("[,:]", str(value))]
+        names = [part for part in texts if 0 < len(part) < 200]  # longer ones are no names of files
+        read = {name: files.digest(path) for name in names if (path := local_path(name)).is_file()}
         hashed = files.key({"cells": cells, "given": given, "versions": versions} | ({"read": read} if read else {}))
         folder = runs.runs_dir() / "notebooks" / f"{files.label(source.stem, *named)}-{hashed}"
         jobs[folder] = Job(" ".join([source.stem, *named]), _run, (source, folder, given), wide=True)
