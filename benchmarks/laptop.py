@@ -20,7 +20,7 @@ student on few problems cannot tell two rates apart, docs/real-log.md; it stands
 import argparse
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,10 +31,8 @@ from scipy.special import stdtrit
 
 from mixdistill import Run, files
 from mixdistill.arguments import number, whole
-from mixdistill.data.chat import render_prompts, render_traces
-from mixdistill.data.problems import Problem
+from mixdistill.data.chat import render_traces
 from mixdistill.data.student_files import REVISIONS, fingerprint
-from mixdistill.data.students import context_of, load_config, load_tokenizer
 from mixdistill.data.tables import read_table
 from mixdistill.finetuning.batches import pad
 from mixdistill.finetuning.checkpoints import load_trained
@@ -44,11 +42,10 @@ from mixdistill.study.plan import check_machine
 from mixdistill.study.scales import Arm, Scale, TraceSet, get_scale, recipe_arm, untouched_arms
 from mixdistill.study.sweep import (
     arm_items,
-    evaluation_problems,
+    check_arms,
     run_arm,
     run_arms,
     sweep,
-    trace_set,
     trained,
     training_set,
 )
@@ -131,41 +128,28 @@ def study(args: argparse.Namespace) -> None:
         raise ValueError("--lr takes the place of the stage rates: leave it out, or name other stages")
     if "long" not in args.families and stages.keys() - {"svamp"}:
         raise ValueError("the stages levels and gsm8k are of the family long: leave them out, or add it")
-    tests: dict[str, list[Problem]] = {}
-    taught: dict[TraceSet, None] = {}
-    for own in [scale, *(own for arms_of in stages.values() for own, _ in arms_of(scales, 0))]:
+    of_rates = [recipe_arm(scale.students[0], recipe, 0) for family in args.families for recipe in FAMILIES[family]]
+    all_parts = [(scale, of_rates), *(part for arms_of in stages.values() for part in arms_of(scales, 0))]
+    for own, _ in all_parts:
         for part in (own.short, own.long, own.small, own.large):
             if part and Path(part.source).exists():
                 raise ValueError(f"{part.source} lies in the working folder, too, and would be read: start elsewhere")
-            taught |= {part: None} if part else {}
         check_machine(own)
-        for name in own.benchmarks:
-            tests[name] = evaluation_problems(name, own.n_problems, None, own.answer_format)
-    tokenizer, context = load_tokenizer(scale.students[0]), context_of(load_config(scale.students[0]))
-    # What a later stage reads is read here, as hours may pass before it begins.
-    for problems in tests.values():
-        render_prompts(tokenizer, problems, context, scale.max_new_tokens)
-    for part in () if args.stored_only else taught:
-        try:
-            render_traces(tokenizer, trace_set(part, None, 0), context, scale.too_long)
-        except ValueError as error:
-            raise ValueError(f"{part.source}: {error}") from None
+    for own, arms in () if args.stored_only else all_parts:
+        check_arms(arms, own)  # here, as hours may pass before a later stage begins
     student = pd.DataFrame({"student": [shown_name(args.student)], "lr": [0.0]})
     for name in stages:
         others_rates(args.out / f"{name}{named}.csv", student)
-    if args.lr is None and (args.out / "rates.csv").is_file():
-        read_rates(args.out, args.student)
-    elif args.lr is None and "rates" not in args.stages:
-        raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
-    remember(args.out / "student.txt", args.student)
     if args.lr is None:
         if "rates" in args.stages:
-            seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + whole("rate-seeds", args.rate_seeds))
-            epochs = whole("rate-epochs", args.rate_epochs, optional=True)
-            tried = replace(scale, epochs=epochs or scale.epochs)
+            seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + args.rate_seeds)
+            tried = replace(scale, epochs=args.rate_epochs or scale.epochs)
             with files.scratch("rates") as folder:
                 choose_rates(tried, args.rates, args.families, seeds, args.traces, args.out, args.workers, folder)
+        elif not (args.out / "rates.csv").is_file():
+            raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
         scales = {family: replace(scale, lr=best_rate(args.out, args.student, family)) for family in args.families}
+    remember(args.out / "student.txt", args.student)
     print("rates: " + ", ".join(f"{own.lr:g} for {family}" for family, own in scales.items()), flush=True)
     failed = []
     # Seeds of three arms: two arms a worker, so that few wait for the last.
@@ -202,7 +186,7 @@ def choose_rates(
     scale: Scale,
     rates: Sequence[float],
     families: Sequence[str],
-    seeds: Iterable[int],
+    seeds: Sequence[int],
     traces: Path,
     out: Path,
     workers: int | None,
@@ -213,6 +197,14 @@ def choose_rates(
     epochs."""
     rates = list(dict.fromkeys(number("one of rates", rate, above=0) for rate in rates))
     tables = [read_rates(out, scale.students[0])] if (out / "rates.csv").is_file() else []
+    family = {recipe: name for name in families for recipe in FAMILIES[name]}
+    for table in tables:  # what stays in it has to be comparable, which `best_rate` asks for
+        kept = table[table["family"].isin(families) & table["epochs"].eq(scale.epochs) & ~table["lr"].isin(rates)]
+        for (name, lr), part in kept.groupby(["family", "lr"]):
+            if set(part["seed"]) != set(seeds) or len(part) != len(FAMILIES[name]) * len(seeds):
+                what = f"rates.csv has the rate {lr:g} of {name} with other seeds or recipes than are tried now"
+                raise ValueError(f"{what}: give the same --rate-seeds, or {lr:g} among --rates")
+    remember(out / "student.txt", scale.students[0])
     sources = [part.source for part in (scale.short, scale.long, scale.small, scale.large) if part]
     columns = ["question", "response", "answer"]
     rows = {source: pd.DataFrame(read_table(str(traces / source), columns)) for source in sources}
@@ -224,7 +216,6 @@ def choose_rates(
         held = part["question"].isin(held_out["question"])
         part[held].to_json(tried / "held_out" / name, orient="records", lines=True)
         part[held if name == "svamp_test.jsonl" else ~held].to_json(tried / name, orient="records", lines=True)
-    family = {recipe: name for name in families for recipe in FAMILIES[name]}
     arms = [recipe_arm(scale.students[0], recipe, seed) for recipe in family for seed in seeds]
     facts = {"student": Path(scale.students[0]).name, "epochs": scale.epochs}
     for own in [replace(scale, lr=lr) for lr in rates]:
@@ -361,7 +352,7 @@ def remember(path: Path, student: str) -> None:
     """Write whose tables lie beside; ValueError if they are another's, as two students may have one name."""
     identity = f"{shown_name(student)} {fingerprint(student, REVISIONS.get(student))}\n"
     if path.is_file() and path.read_text() != identity:
-        raise ValueError(f"{path.parent} is of another student, though perhaps of this name: give another --out")
+        raise ValueError(f"{path.parent} is of another student, or of this from another place: give another --out")
     files.replace(path, lambda temporary: temporary.write_text(identity))
 
 

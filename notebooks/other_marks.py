@@ -44,8 +44,9 @@ def traces_of(teacher: str, mysteries: list[world.Mystery], seed: int) -> Datase
 
 
 def tests_of(marks: str) -> list[list[Problem]]:
-    """As many test problems of each tier as the scale has."""
-    drawn = {tier: some_mysteries(marks, scale.n_problems, "test", [POCKET_TIERS[tier]]) for tier in scale.benchmarks}
+    """As many test problems of each tier as the scale has; of all tiers where it asks files only."""
+    tiers = [name for name in scale.benchmarks if name in POCKET_TIERS] or [*POCKET_TIERS]
+    drawn = {tier: some_mysteries(marks, scale.n_problems, "test", [POCKET_TIERS[tier]]) for tier in tiers}
     return [
         [Problem(f"test/{one.text}", one.text, one.answer, str(one.level), tier, "pocket") for one in mysteries]
         for tier, mysteries in drawn.items()

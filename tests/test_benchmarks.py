@@ -134,6 +134,10 @@ def test_rates_are_tried_on_held_out_problems_and_those_of_another_student_refus
     for rate in ("0", "nan"):
         with pytest.raises(SystemExit, match="one of rates is"):
             choose_rates(qwen, tmp_path, rate)
+    with monkeypatch.context() as patch:
+        patch.setattr(laptop, "FIRST_RATE_SEED", 2000)  # other seeds than those of the rates that are there
+        with pytest.raises(SystemExit, match=r"rates\.csv has the rate 0\.001 of long with other seeds"):
+            choose_rates(qwen, tmp_path, "4e-3")
     with pytest.raises(SystemExit, match=r"rates.csv is of toy-qwen: give '.*toy-llama' another --out"):
         choose_rates(llama, tmp_path, "1e-3")
     good = (tmp_path / "out/rates.csv").read_text()
@@ -248,6 +252,17 @@ def test_levels_and_shares_are_compared_with_level_1_of_their_teacher_over_the_s
     assert not (tmp_path / "levels_gaps.csv").exists()
 
 
+def test_the_published_levels_are_those_of_their_items():
+    data = REPO / "figures" / "laptop" / "data"
+    items = pd.read_csv(data / "levels_items.csv.gz")
+    gaps = pd.read_csv(data / "levels_gaps.csv").set_index("control")
+    table = pd.read_csv(data / "levels.csv").set_index("recipe")
+    again = laptop.level_gaps(items.assign(sample=0)).set_index("control")[["delta", "ci_low", "ci_high"]]
+    np.testing.assert_allclose(again, gaps.loc[again.index, again.columns], atol=1e-6)
+    means = items.groupby("recipe")["correct"].mean()
+    np.testing.assert_allclose(means, table.loc[means.index, "accuracy"], atol=1e-6)
+
+
 def test_traces_of_a_later_stage_are_read_before_the_first_begins(qwen, tmp_path, monkeypatch):
     monkeypatch.setenv("MIXDISTILL_DATA", "")  # which it sets
     rows = [{"question": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(9)]
@@ -257,7 +272,7 @@ def test_traces_of_a_later_stage_are_read_before_the_first_begins(qwen, tmp_path
         made[2]["response"] = "<|im_end|> It is 3." if name == "chatgpt_level6" else made[2]["response"]
         write_jsonl(tmp_path / f"svamp_{name}.jsonl", made)
     how = ["--student", qwen, "--traces", str(tmp_path), "--out", str(tmp_path / "out"), "--families", "long"]
-    with pytest.raises(SystemExit, match=r"svamp_chatgpt_level6\.jsonl: row 2 of the traces: .* control tokens"):
+    with pytest.raises(SystemExit, match=r"svamp_chatgpt_level6\.jsonl, .*: row 2 of the traces .*control tokens"):
         laptop.main([*how, "--lr", "1e-3", "--stages", "svamp", "levels", "--seeds", "1"])
     assert not (tmp_path / "out").exists()
 
@@ -317,7 +332,7 @@ def test_tables_are_written_of_what_the_store_holds_without_any_training(qwen, t
     assert {"levels.csv", "levels_epochs1.csv", "levels_epochs1_gaps.csv", "levels_epochs1_items.csv.gz"} < tables
     other = copytree(qwen, tmp_path / Path(qwen).name)  # another student of the same name
     (other / "chat_template.jinja").write_text((other / "chat_template.jinja").read_text() + "{# #}")
-    with pytest.raises(SystemExit, match="out is of another student, though perhaps of this name: give another --out"):
+    with pytest.raises(SystemExit, match="out is of another student, or of this from another place"):
         laptop.main(["--student", str(other), *of[2:]])
     with pytest.raises(SystemExit, match="epochs is 0: it is a whole number, at least 1"):
         laptop.main([*of, "--epochs", "0"])

@@ -167,7 +167,7 @@ def check_tables(data: Path, n_students: int, n_seeds: int, n_problems: int) -> 
         ({"SCALE": "smoke", "RESULTS": "saved"}, "RESULTS is 'saved': use one of stored, live"),
         (
             {"SEEDS": 1, "RESULTS": "stored"},
-            "stored is the scale 'pocket' with its 6 seeds; this is the scale 'pocket' with 1",
+            "what is stored is the scale 'pocket' as it is, and this has another n_seeds: set RESULTS",
         ),
         (
             {"RESULTS": "stored", "STUDENT": "pocket/m"},

@@ -128,7 +128,7 @@ def render_traces(
         try:
             examples.append(replace(render(tokenizer, question, response, answer_format, thinking), row=row))
         except ValueError as error:
-            raise ValueError(f"row {row} of the traces: {error}") from error
+            raise ValueError(f"row {row} of the traces ({str(question)[:60]!r}): {error}") from error
     kept = [example for example in examples if len(example.input_ids) <= max_tokens]
     n_long, longest = len(examples) - len(kept), max(len(example.input_ids) for example in examples)
     if not kept or (n_long and too_long == "error"):

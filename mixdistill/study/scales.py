@@ -211,10 +211,9 @@ def get_scale(name: str, n_seeds: int = 0, students: str = "", benchmarks: str =
     """
     scale = SCALES[choice("scale", name, SCALES)]
     scale = replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0, high=10_000) or scale.n_seeds)
-    if tests := _named("benchmarks", benchmarks):
-        scale = replace(scale, benchmarks=tuple(map(_benchmark, tests)))
+    tests = tuple(map(_benchmark, _named("benchmarks", benchmarks))) or scale.benchmarks
     if not (names := _named("students", students)):
-        return scale
+        return replace(scale, benchmarks=tests)
     for student in filter(of_pocket, names):  # and not one of its bases
         choice("one of students", student, POCKET_BASES)
     if all(map(of_pocket, names)):
@@ -228,7 +227,7 @@ def get_scale(name: str, n_seeds: int = 0, students: str = "", benchmarks: str =
     if scale.full and (others := [name for name in names if name not in (*full, *scale.students)]):
         own = f"the scale {scale.name!r} trains all weights of its own smaller students"
         warnings.warn(f"{own}, and adapters of {', '.join(others)}, which it does not know", stacklevel=2)
-    return replace(scale, students=names, alpha_student=swept, full=full)
+    return replace(scale, students=names, alpha_student=swept, full=full, benchmarks=tests)
 
 
 def _named(what: str, given: str) -> tuple[str, ...]:

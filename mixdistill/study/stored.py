@@ -64,9 +64,9 @@ def open_results(scale: Scale, results: str = "", **changed: object) -> Results:
     choice("RESULTS", results or "stored", ("stored", "live"))
     study, folder = SCALES["pocket"], instance("scale", scale, Scale).figures_dir(**changed)
     if results == "stored" and replace(scale, alpha_student=study.alpha_student) != study:
-        what = f"what is stored is the scale {study.name!r} with its {study.n_seeds} seeds"
-        this = f"this is the scale {scale.name!r} with {scale.n_seeds}, or with other students or benchmarks"
-        raise ValueError(f"RESULTS is 'stored', and {what}; {this}: set RESULTS = 'live', which trains what is lacking")
+        other = [name for name, value in vars(study).items() if getattr(scale, name) != value]
+        what = f"what is stored is the scale {study.name!r} as it is, and this has another {', '.join(other)}"
+        raise ValueError(f"RESULTS is 'stored', and {what}: set RESULTS = 'live', which trains what is lacking")
     if results == "stored" and not FILE.is_file():
         raise ValueError(_unusable("it is not there"))
     stored = results == "stored" or (not results and folder == study.figures_dir() and FILE.is_file())

@@ -1,7 +1,6 @@
 """A set of arms -> one table of graded items. What the run store has is read; the rest is trained and evaluated."""
 
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -75,18 +74,12 @@ def run_arms(
     instance("scale", scale, Scale)
     if not arms:
         raise ValueError("there are no arms to run: give at least one, such as those of gap_arms(scale)")
-    problems = _tests(scale, split)  # what is wrong with them is said before anything is trained
-    asked_by: dict[str, set[str]] = {}
-    for problem in problems:
-        asked_by.setdefault(plain_question(problem.question), set()).add(problem.source)
-    if n_twice := sum(len(sources) > 1 for sources in asked_by.values()):
-        what = f"{n_twice} of {len(asked_by)} questions stand in several benchmarks of {scale.name!r}"
-        print(f"{what}: intervals take them as different problems, and are too narrow", flush=True)
+    _say_what_is_asked_twice(_tests(scale, split))  # what is wrong with them is said before anything is trained
     work = {same_work(arm): arm for arm in arms}
     found = {key: _stored(arm, scale, split) for key, arm in work.items()}
     jobs = {key: _job(arm, scale, split) for key, arm in work.items() if found[key] is None}
     if jobs:
-        _check([work[key] for key in jobs], scale, problems)
+        check_arms([work[key] for key in jobs], scale, split)
     n_damaged = sum(isinstance(stored, Exception) for stored in found.values())
     damaged = f" ({n_damaged} of them can not be read)" if n_damaged else ""
     print(f"{len(work)} arms: {len(work) - len(jobs)} in the run store{damaged}, {len(jobs)} to run", flush=True)
@@ -109,10 +102,20 @@ def _stored(arm: Arm, scale: Scale, split: str | None) -> Any:
         return error
 
 
-def _check(arms: Sequence[Arm], scale: Scale, problems: list[Problem]) -> None:
+def _say_what_is_asked_twice(problems: list[Problem]) -> None:
+    asked_by: dict[str, set[str]] = {}
+    for problem in problems:
+        asked_by.setdefault(plain_question(problem.question), set()).add(problem.source)
+    if n_twice := sum(len(sources) > 1 for sources in asked_by.values()):
+        what = f"{n_twice} of {len(asked_by)} questions stand in several benchmarks"
+        print(f"{what}: intervals take them as different problems, and are too narrow", flush=True)
+
+
+def check_arms(arms: Sequence[Arm], scale: Scale, split: str | None = None) -> None:
     """Say before anything is trained what an arm or its test would say hours later. Raises ValueError if a student's
     context has no room for its answers, or a trace can not be written in its format. Prints how many questions of
     training are among those of the test."""
+    problems = _tests(scale, split)
     read: set[tuple] = set()
     for student, arm in {arm.student: arm for arm in arms}.items():
         base, revision = scale.base(arm), REVISIONS.get(student)
@@ -148,10 +151,7 @@ def _check_traces(arms: Sequence[Arm], scale: Scale, tokenizer: Tokenizer, conte
             try:
                 render_traces(tokenizer, made, min(scale.max_tokens or context, context), scale.too_long)
             except ValueError as error:
-                what = str(error)
-                if row := re.match(r"row (\d+) of the traces", what):  # of the mix, which is not that of the file
-                    what = what.replace(row[0], f"the trace of {made[int(row[1])]['question'][:100]!r}", 1)
-                raise ValueError(f"{traces.source}: {what}") from error
+                raise ValueError(f"{traces.source}, in the order of the mix: {error}") from error
 
 
 def run_all(jobs: Sequence[Job], workers: int | None = None, on: str = "local") -> dict[Job, BaseException]:

@@ -175,7 +175,7 @@ def test_control_tokens_that_a_text_spells_out_are_refused_with_the_row(question
     words = tokenizer(FAMILIES["qwen3"])
     rows = [(QUESTION, THOUGHT, "gsm8k"), (question, response, "gsm8k")]
     traces = Dataset.from_list([dict(zip(("question", "response", "answer_format"), row, strict=True)) for row in rows])
-    with pytest.raises(ValueError, match=rf"row 1 of the traces: the text spells out control tokens .*{named}"):
+    with pytest.raises(ValueError, match=rf"row 1 of the traces .*: the text spells out control tokens .*{named}"):
         render_traces(words, traces, 256, "error")
 
 

@@ -80,8 +80,8 @@ def test_what_the_test_would_say_is_said_before_any_training(real_scale, tmp_pat
 @pytest.mark.parametrize(
     ("part", "response", "message"),
     [
-        ("long", "<|im_end|> It is \\boxed{31}.", "long.jsonl: the trace of 'What is 1 plus 30.': .* control tokens"),
-        ("short", "So 1 2. " * 400 + "\\boxed{31}.", r"short.jsonl: 1 of 12 examples have more than 256 tokens"),
+        ("long", "<|im_end|> It is \\boxed{31}.", "long.jsonl, .*: row 1 .* .'What is 1 plus 30.'.: .* control tokens"),
+        ("short", "So 1 2. " * 400 + "\\boxed{31}.", r"short.jsonl, .*: 1 of 12 examples have more than 256 tokens"),
     ],
 )
 def test_a_trace_that_no_arm_could_learn_is_said_before_the_first_is_trained(
@@ -112,7 +112,7 @@ def test_questions_of_two_benchmarks_are_counted(real_scale, tmp_path, capfd):
     copied.write_text("".join(tests.read_text().splitlines(keepends=True)[:2]))
     scale = replace(real_scale, benchmarks=(*real_scale.benchmarks, str(copied)))
     sweep([Arm(scale.students[0], "untouched", None, 0)], scale)
-    assert "2 of 5 questions stand in several benchmarks of 'gpu': intervals take" in capfd.readouterr().out
+    assert "2 of 5 questions stand in several benchmarks: intervals take" in capfd.readouterr().out
     sweep([Arm(real_scale.students[0], "untouched", None, 0)], real_scale)
     assert "stand in several" not in capfd.readouterr().out
 
