@@ -129,7 +129,8 @@ def study(args: argparse.Namespace) -> None:
     if "long" not in args.families and stages.keys() - {"svamp"}:
         raise ValueError("the stages levels and gsm8k are of the family long: leave them out, or add it")
     of_rates = [recipe_arm(scale.students[0], recipe, 0) for family in args.families for recipe in FAMILIES[family]]
-    all_parts = [(scale, of_rates), *(part for arms_of in stages.values() for part in arms_of(scales, 0))]
+    all_parts = [(scale, of_rates)] if "rates" in args.stages else []
+    all_parts += [part for arms_of in stages.values() for part in arms_of(scales, 0)]
     for own, _ in all_parts:
         for part in (own.short, own.long, own.small, own.large):
             if part and Path(part.source).exists():
