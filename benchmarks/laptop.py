@@ -8,9 +8,9 @@ The least of it, on one CPU core in a night:
 
 `--student` is a student of the scale `laptop`, or a folder or `.gguf` file that holds one. `--traces` holds the scale's
 trace files and `svamp_test.jsonl` (`benchmarks/laptop_traces.py` makes them), and `gsm8k_test.jsonl`. Written to
-`--out`: `student.txt` (whose tables these are), `rates.csv`, and for each stage its graded items (one row an arm and
-problem, without texts), their accuracies and gaps, as far as they are, beside those of other rates. What the run store
-holds is not computed again, and `--stored-only` writes the tables of nothing else.
+`--out`: `made_from.json` (the student and the files that the tables are of), `rates.csv`, and for each stage its graded
+items (one row an arm and problem, without texts), their accuracies and gaps, as far as they are, beside those of other
+rates. What the run store holds is not computed again, and `--stored-only` writes the tables of nothing else.
 
 A learning rate is chosen on a held-out part of the training problems, by the mean over the recipes of a contrast of the
 loss on held-out traces like those that a recipe trains on, never by a difference between recipes. (By accuracy a small
@@ -18,6 +18,7 @@ student on few problems cannot tell two rates apart, docs/real-log.md; it stands
 """
 
 import argparse
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -32,8 +33,9 @@ from scipy.special import stdtrit
 from mixdistill import Run, files
 from mixdistill.arguments import number, whole
 from mixdistill.data.chat import render_traces
+from mixdistill.data.problems import BENCHMARKS
 from mixdistill.data.student_files import REVISIONS, fingerprint
-from mixdistill.data.tables import read_table
+from mixdistill.data.tables import local_path, read_table
 from mixdistill.finetuning.batches import pad
 from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.finetuning.loss import ResponseLoss
@@ -141,16 +143,16 @@ def study(args: argparse.Namespace) -> None:
     student = pd.DataFrame({"student": [shown_name(args.student)], "lr": [0.0]})
     for name in stages:
         others_rates(args.out / f"{name}{named}.csv", student)
+    if args.lr is None and "rates" not in args.stages and not (args.out / "rates.csv").is_file():
+        raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
+    remember(args.out / "made_from.json", args.student, [own for own, _ in all_parts])
     if args.lr is None:
         if "rates" in args.stages:
             seeds = range(FIRST_RATE_SEED, FIRST_RATE_SEED + args.rate_seeds)
             tried = replace(scale, epochs=args.rate_epochs or scale.epochs)
             with files.scratch("rates") as folder:
                 choose_rates(tried, args.rates, args.families, seeds, args.traces, args.out, args.workers, folder)
-        elif not (args.out / "rates.csv").is_file():
-            raise ValueError(f"{args.out} holds no rates.csv: run the stage rates first, or give --lr")
         scales = {family: replace(scale, lr=best_rate(args.out, args.student, family)) for family in args.families}
-    remember(args.out / "student.txt", args.student)
     print("rates: " + ", ".join(f"{own.lr:g} for {family}" for family, own in scales.items()), flush=True)
     failed = []
     # Seeds of three arms: two arms a worker, so that few wait for the last.
@@ -205,7 +207,6 @@ def choose_rates(
             if set(part["seed"]) != set(seeds) or len(part) != len(FAMILIES[name]) * len(seeds):
                 what = f"rates.csv has the rate {lr:g} of {name} with other seeds or recipes than are tried now"
                 raise ValueError(f"{what}: give the same --rate-seeds, or {lr:g} among --rates")
-    remember(out / "student.txt", scale.students[0])
     sources = [part.source for part in (scale.short, scale.long, scale.small, scale.large) if part]
     columns = ["question", "response", "answer"]
     rows = {source: pd.DataFrame(read_table(str(traces / source), columns)) for source in sources}
@@ -349,12 +350,20 @@ def shown_name(student: str) -> str:
     return Path(student).name.removesuffix(".gguf")
 
 
-def remember(path: Path, student: str) -> None:
-    """Write whose tables lie beside; ValueError if they are another's, as two students may have one name."""
-    identity = f"{shown_name(student)} {fingerprint(student, REVISIONS.get(student))}\n"
-    if path.is_file() and path.read_text() != identity:
-        raise ValueError(f"{path.parent} is of another student, or of this from another place: give another --out")
-    files.replace(path, lambda temporary: temporary.write_text(identity))
+def remember(path: Path, student: str, scales: Sequence[Scale]) -> None:
+    """Write which student and which files the tables beside are of, by content; ValueError if they are of others under
+    the same names."""
+    sources = [part.source for own in scales for part in (own.short, own.long, own.small, own.large) if part]
+    sources += [BENCHMARKS[name].file.format(split="test") for own in scales for name in own.benchmarks]
+    now = {name: files.digest(local_path(name)) for name in sorted(set(sources)) if local_path(name).is_file()}
+    now |= {"student": f"{shown_name(student)} {fingerprint(student, REVISIONS.get(student))}"}
+    before = files.read_json(path) if path.is_file() else {}
+    if others := [name for name in now if before.get(name, now[name]) != now[name]]:
+        what = f"{', '.join(others)} of other content"
+        if "student" in others:
+            what = f"another student ({before['student'].split()[0]}), or this from another place"
+        raise ValueError(f"{path.parent} is of {what}: give another --out")
+    files.replace(path, lambda temporary: temporary.write_text(json.dumps(before | now, indent=2) + "\n"))
 
 
 def others_rates(path: Path, table: pd.DataFrame) -> pd.DataFrame:

@@ -30,6 +30,7 @@ gc.enable()
 
 REPO = Path(__file__).parents[1]
 SHARED_BENCHMARKS = REPO.parent / "shared" / "benchmarks"
+SHARED_TRACES = SHARED_BENCHMARKS.with_name("traces")
 
 # The part of Qwen2.5's template that matters here: a role header, and a newline after the stop token.
 CHATML = (

@@ -138,8 +138,12 @@ def test_rates_are_tried_on_held_out_problems_and_those_of_another_student_refus
         patch.setattr(laptop, "FIRST_RATE_SEED", 2000)  # other seeds than those of the rates that are there
         with pytest.raises(SystemExit, match=r"rates\.csv has the rate 0\.001 of long with other seeds"):
             choose_rates(qwen, tmp_path, "4e-3")
+    with pytest.raises(SystemExit, match=r"out is of another student \(toy-qwen\), or this from"):
+        choose_rates(llama, tmp_path, "1e-3")
+    (tmp_path / "out/made_from.json").unlink()
     with pytest.raises(SystemExit, match=r"rates.csv is of toy-qwen: give '.*toy-llama' another --out"):
         choose_rates(llama, tmp_path, "1e-3")
+    (tmp_path / "out/made_from.json").unlink()
     good = (tmp_path / "out/rates.csv").read_text()
     for damaged in (
         good.replace(",epochs", ""),
@@ -332,8 +336,11 @@ def test_tables_are_written_of_what_the_store_holds_without_any_training(qwen, t
     assert {"levels.csv", "levels_epochs1.csv", "levels_epochs1_gaps.csv", "levels_epochs1_items.csv.gz"} < tables
     other = copytree(qwen, tmp_path / Path(qwen).name)  # another student of the same name
     (other / "chat_template.jinja").write_text((other / "chat_template.jinja").read_text() + "{# #}")
-    with pytest.raises(SystemExit, match="out is of another student, or of this from another place"):
+    with pytest.raises(SystemExit, match=r"out is of another student \(toy-qwen\), or this from another place"):
         laptop.main(["--student", str(other), *of[2:]])
+    write_jsonl(tmp_path / "svamp_llama_level2.jsonl", [row | {"response": f"{row['answer']}."} for row in rows])
+    with pytest.raises(SystemExit, match=r"out is of svamp_llama_level2\.jsonl of other content: give another"):
+        laptop.main(of)
     with pytest.raises(SystemExit, match="epochs is 0: it is a whole number, at least 1"):
         laptop.main([*of, "--epochs", "0"])
     with pytest.raises(SystemExit, match="--stored-only trains nothing, and the stage rates does"):

@@ -43,7 +43,14 @@ BYTES_PER_TOKEN = 3.3  # of mathematical English
 # Sizes of what lies on the Hub: problems of a benchmark; examples of a trace set, and bytes of each with its problem.
 N_PROBLEMS = dict(math=5000, math500=500, gsm8k=1319, svamp=300, amc23=40, aime24=30, olympiadbench=674)
 GATED = ("meta-llama/", "google/gemma")  # students whose licence the Hub asks for
-HUB_LONG, HUB_SHORT = (5383, 4153), (5000, 1300)  # the paper's long set by its card; our estimate for all others
+TRACES = {
+    "UWNSL/MATH_training_split_long_cot": (5383, 4153),  # by its card
+    "svamp_llama_level4.jsonl": (657, 549),  # those of the scale laptop as they were counted
+    "svamp_llama_level1.jsonl": (657, 241),
+    "svamp_gpt35.jsonl": (425, 527),
+    "svamp_flant5large.jsonl": (425, 412),
+}
+OTHER_TRACES = (5000, 1300)  # our estimate
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,9 +88,11 @@ def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
     Raises ValueError for a student whose size can not be known without a download."""
     instance("scale", scale, Scale)
     arms, gpus, speeds, rows = arms or all_arms(scale), torch.cuda.device_count(), _measured(), []
-    parts = {part for arm in arms for part in (arm.hard, arm.easy) if getattr(scale, part)}  # running says what lacks
-    traces = {part: _examples(getattr(scale, part), scale) for part in parts}
-    n = min((n for n, _ in traces.values()), default=0)
+    # An untouched student needs no traces, but its answers are taken to be as long. What a scale lacks, running says.
+    sides = dict.fromkeys(part for arm in arms for part in (arm.hard, arm.easy))
+    traces = {part: _examples(made, scale) for part in sides if (made := getattr(scale, part))}
+    learnt = {part for arm in arms if arm.alpha is not None for part in (arm.hard, arm.easy)}
+    parts = [part for part in traces if part in learnt]
     n_problems = sum(_n_problems(name, scale) for name in scale.benchmarks)
     sizes = {student: _size(student) for student in dict.fromkeys(arm.student for arm in arms)}
     on_gpus = gpus > 0 or max(size for size, _ in sizes.values()) >= NEEDS_GPU  # all students of a scale
@@ -94,7 +103,8 @@ def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
         own = [arm for arm in arms if arm.student == student]
         trained = [(a, a.alpha) for a in own if a.alpha is not None and {a.hard, a.easy} <= traces.keys()]
         lengths = [alpha * traces[arm.hard][1] + (1 - alpha) * traces[arm.easy][1] for arm, alpha in trained]
-        examples = [(arm.epochs or scale.epochs) * min(n, arm.n_train or n) for arm, _ in trained]
+        ns = [min(traces[arm.hard][0], traces[arm.easy][0], arm.n_train or 10**9) for arm, _ in trained]
+        examples = [n * (arm.epochs or scale.epochs) for n, (arm, _) in zip(ns, trained, strict=True)]
         tokens = sum(length * times for length, times in zip(lengths, examples, strict=True))
         n_evaluations, lengths = len(own), lengths or [length for _, length in traces.values()]
         mean = sum(lengths) / max(1, len(lengths))
@@ -115,8 +125,8 @@ def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
         rows.append(row)
     students = pd.DataFrame(rows)
     machine = f"{gpus} GPU{'s' * (gpus > 1)}" if on_gpus else f"{n_cores()} CPU cores"
-    sets = [getattr(scale, part).source for part in parts]
-    sets += [name for name in map(source_of, scale.benchmarks) if name not in N_PROBLEMS]
+    sets = [getattr(scale, part).source for part in traces]
+    sets = [name for name in (*sets, *map(source_of, scale.benchmarks)) if name not in TRACES | N_PROBLEMS]
     guessed = sorted({name for name in sets if not of_pocket(name) and not local_path(name).exists()})
     return Plan(scale, students, machine, tuple(_obstacles(scale, students, parts)), tuple(guessed))
 
@@ -146,7 +156,7 @@ def _examples(traces: TraceSet, scale: Scale) -> tuple[int, float]:
     """Examples of a trace set, and their mean tokens; in the pocket world, where a word is one, of the first 100."""
     pocket = traces.source.startswith("pocket/")
     if not pocket and not local_path(traces.source).exists():
-        n, size = HUB_LONG if traces.source.endswith("_long_cot") else HUB_SHORT
+        n, size = TRACES.get(traces.source, OTHER_TRACES)
         return min(n, scale.n_train or n), size / BYTES_PER_TOKEN
     rows = trace_set(traces, min(100, scale.n_train or 100) if pocket else scale.n_train, 0)
     texts = [f"{row['question']} {row['response']}" for row in rows]

@@ -238,13 +238,16 @@ def _named(what: str, given: str) -> tuple[str, ...]:
 
 def _benchmark(given: str) -> str | ProblemSet:
     """A benchmark's name, or a file with its columns, as `get_scale` says."""
-    source, *columns = [part.strip() for part in given.split(":")]
+    # A name may hold a colon: that of a file that exists is one whole.
+    source, *columns = [given] if local_path(given).exists() else [part.strip() for part in given.rsplit(":", 2)]
     if columns:
         if len(columns) != 2:
             raise ValueError(f"one of benchmarks is {given!r}: name columns as in own.csv:Body+Question:Answer")
         return ProblemSet(source, question=tuple(name.strip() for name in columns[0].split("+")), answer=columns[1])
-    if of_pocket(source) or not ({".", "/"} & set(source) or local_path(source).exists()):  # no file or data set
-        choice("one of benchmarks", source, (*BENCHMARKS, *POCKET_TIERS))
+    known = (*BENCHMARKS, *POCKET_TIERS)
+    is_name = of_pocket(source) or not ({".", "/"} & set(source) or local_path(source).exists())
+    if is_name and source not in known:
+        raise ValueError(f"one of benchmarks is {source!r}: use one of {', '.join(known)}, or a file such as own.csv")
     return source
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from conftest import SHARED_BENCHMARKS, write_jsonl
+from conftest import SHARED_BENCHMARKS, SHARED_TRACES, write_jsonl
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from mixdistill import Problem, load_problems, load_student, load_traces
@@ -11,7 +11,6 @@ from mixdistill.data.chat import render_prompts
 from mixdistill.data.pocket import world
 from mixdistill.data.problems import BENCHMARKS, HUB, POCKET_TIERS
 
-SHARED_TRACES = SHARED_BENCHMARKS.with_name("traces")
 needs_benchmarks = pytest.mark.skipif(
     not SHARED_BENCHMARKS.is_dir(),
     reason="the benchmark files are not part of the repo; put them in ../shared/benchmarks",

@@ -2,7 +2,7 @@ import json
 import re
 
 import pytest
-from conftest import REPO, SHARED_BENCHMARKS, write_jsonl
+from conftest import REPO, SHARED_TRACES, write_jsonl
 from datasets import Dataset
 
 from mixdistill import Problem, load_problems, load_traces, mix
@@ -196,9 +196,6 @@ def test_a_saved_trace_set_is_read_as_it_was(way, tmp_path):
 )
 def test_copies_of_a_question_are_told_from_other_questions(one, other, same):
     assert (plain_question(one) == plain_question(other)) == same
-
-
-SHARED_TRACES = SHARED_BENCHMARKS.with_name("traces")
 
 
 needs_traces = pytest.mark.skipif(

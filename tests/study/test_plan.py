@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, SHARED_TRACES
 from hub import environment, serve
 
 from mixdistill import get_scale, open_run, runs
 from mixdistill.__main__ import main
 from mixdistill.study import plan as planning
 from mixdistill.study.plan import all_arms, check_machine, plan
-from mixdistill.study.scales import SCALES, ProblemSet, TraceSet, gap_arms, recipe_arm
+from mixdistill.study.scales import SCALES, ProblemSet, TraceSet, gap_arms, recipe_arm, untouched_arms
 from mixdistill.study.sweep import run_arm, trained
 
 TRACES = TraceSet("nobody/traces", answer_format="gsm8k")
@@ -269,6 +269,28 @@ def test_a_file_that_is_not_here_is_an_obstacle():
     assert any(
         "there is no file 'mine.jsonl': put it into the folder $MIXDISTILL_DATA" in one for one in made.obstacles
     )
+
+
+def test_the_files_of_the_laptop_scale_are_planned_alike_before_and_when_they_are_here(monkeypatch, qwen):
+    if not SHARED_TRACES.is_dir():
+        pytest.skip("no real traces beside the checkout")
+    scale = replace(get_scale("laptop", students=str(qwen)), benchmarks=("svamp",))
+    before = plan(scale)
+    monkeypatch.setenv("MIXDISTILL_DATA", str(SHARED_TRACES))
+    after = plan(scale)
+    assert "guessed" not in str(before)
+    wanted = before.students["training tokens"].tolist()
+    assert after.students["training tokens"].tolist() == pytest.approx(wanted, rel=0.01)
+    assert len(before.obstacles) == 5
+    assert not after.obstacles
+
+
+def test_an_untouched_student_needs_no_traces(qwen, real_scale):
+    scale = replace(real_scale, long=TRACES, short=TRACES, large=None, small=None)
+    assert any("nobody/traces" in obstacle for obstacle in plan(scale).obstacles)
+    made = plan(scale, untouched_arms(scale, scale.students))
+    assert not any("nobody/traces" in obstacle for obstacle in made.obstacles)
+    assert made.students["answer tokens"].gt(0).all()
 
 
 def test_a_benchmark_that_is_a_file_only_and_a_template_that_lacks_are_obstacles(qwen, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import write_jsonl
 
 from mixdistill import check_parameters, get_scale
 from mixdistill.data.mix import CONTROLS, RECIPES
@@ -148,6 +149,9 @@ def test_benchmarks_take_the_place_of_the_scales_own(tmp_path, monkeypatch):
     own = ProblemSet("own.csv", question=("Body", "Question"), answer="Answer")
     assert get_scale("laptop", benchmarks="svamp,own.csv: Body + Question:Answer").benchmarks == ("svamp", own)
     assert get_scale("pocket", benchmarks=" ") == get_scale("pocket")
+    assert get_scale("laptop", benchmarks="a:b.csv:Q:A").benchmarks == (ProblemSet("a:b.csv", ("Q",), "A"),)
+    write_jsonl(tmp_path / "a:b.jsonl", [{"question": "1 + 1?", "answer": "2"}])
+    assert get_scale("laptop", benchmarks=f"{tmp_path}/a:b.jsonl").benchmarks == (f"{tmp_path}/a:b.jsonl",)
     monkeypatch.setenv("MIXDISTILL_DATA", str(tmp_path))
     (tmp_path / "folder").mkdir()  # of files, without a mark of one in its name
     assert get_scale("laptop", benchmarks="folder").benchmarks == ("folder",)
