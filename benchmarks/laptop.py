@@ -33,15 +33,14 @@ from scipy.special import stdtrit
 from mixdistill import Run, files
 from mixdistill.arguments import number, whole
 from mixdistill.data.chat import render_traces
-from mixdistill.data.problems import BENCHMARKS
 from mixdistill.data.student_files import REVISIONS, fingerprint
-from mixdistill.data.tables import local_path, read_table
+from mixdistill.data.tables import read_table
 from mixdistill.finetuning.batches import pad
 from mixdistill.finetuning.checkpoints import load_trained
 from mixdistill.finetuning.loss import ResponseLoss
 from mixdistill.results import stats
 from mixdistill.study.plan import check_machine
-from mixdistill.study.scales import Arm, Scale, TraceSet, get_scale, recipe_arm, untouched_arms
+from mixdistill.study.scales import Arm, Scale, TraceSet, get_scale, recipe_arm, scale_files, untouched_arms
 from mixdistill.study.sweep import (
     arm_items,
     check_arms,
@@ -353,10 +352,8 @@ def shown_name(student: str) -> str:
 def remember(path: Path, student: str, scales: Sequence[Scale]) -> None:
     """Write which student and which files the tables beside are of, by content; ValueError if they are of others under
     the same names."""
-    sources = [part.source for own in scales for part in (own.short, own.long, own.small, own.large) if part]
-    sources += [BENCHMARKS[name].file.format(split="test") for own in scales for name in own.benchmarks]
-    now = {name: files.digest(local_path(name)) for name in sorted(set(sources)) if local_path(name).is_file()}
-    now |= {"student": f"{shown_name(student)} {fingerprint(student, REVISIONS.get(student))}"}
+    now = {"student": f"{shown_name(student)} {fingerprint(student, REVISIONS.get(student))}"}
+    now |= {name: digest for own in scales for name, digest in scale_files(own).items()}
     before = files.read_json(path) if path.is_file() else {}
     if others := [name for name in now if before.get(name, now[name]) != now[name]]:
         what = f"{', '.join(others)} of other content"

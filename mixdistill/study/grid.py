@@ -17,7 +17,8 @@ import papermill
 
 from mixdistill import files, runs
 from mixdistill.arguments import choice, number
-from mixdistill.data.tables import local_path
+from mixdistill.data.student_files import fingerprint
+from mixdistill.data.tables import local_path, of_pocket
 from mixdistill.finetuning.finetune import TRAINING_VERSION
 from mixdistill.grading.grade import GRADING_VERSION
 from mixdistill.results import stats
@@ -26,7 +27,7 @@ from mixdistill.study import cluster
 from mixdistill.study.jobs import Job
 from mixdistill.study.plan import all_arms, check_machine
 from mixdistill.study.reproduce import execute
-from mixdistill.study.scales import CONTROLS, RECIPES, Arm, Scale, get_scale, recipe_arm
+from mixdistill.study.scales import CONTROLS, RECIPES, Arm, Scale, get_scale, recipe_arm, scale_files
 from mixdistill.study.sweep import LACKING, run_all, run_arms, same_work
 
 FOUND = re.compile(r"^#+ What was found\s*$", re.MULTILINE)  # the heading above the cell that says a notebook's result
@@ -188,9 +189,7 @@ def _notebook_table(source: Path, combinations: Sequence[dict[str, Any]], on: st
     jobs, rows, versions = {}, [], [TRAINING_VERSION, EVALUATION_VERSION, GRADING_VERSION]
     for given in combinations:
         named = [f"{name}={value}" for name, value in given.items()]
-        texts = [part.strip() for value in given.values() for part in re.split("[,:]", str(value))]
-        names = [part for part in texts if 0 < len(part) < 200]  # longer ones are no names of files
-        read = {name: files.digest(path) for name in names if (path := local_path(name)).is_file()}
+        read = _read(given)
         hashed = files.key({"cells": cells, "given": given, "versions": versions} | ({"read": read} if read else {}))
         folder = runs.runs_dir() / "notebooks" / f"{files.label(source.stem, *named)}-{hashed}"
         jobs[folder] = Job(" ".join([source.stem, *named]), _run, (source, folder, given), wide=True)
@@ -208,6 +207,21 @@ def _notebook_table(source: Path, combinations: Sequence[dict[str, Any]], on: st
                 result = {"cause": str(error)}
         rows.append(row | result)
     return pd.DataFrame(rows)
+
+
+def _read(given: dict[str, Any]) -> dict[str, str]:
+    """What identifies the files here that a notebook reads by its parameters, by name: those that one names, and the
+    traces, tests and students of its scale."""
+    parts = [part.strip() for value in given.values() for part in re.split("[,:]", str(value))]
+    names = [part for part in parts if 0 < len(part) < 200]  # longer ones are no names of files
+    read = {name: files.digest(path) for name in names if (path := local_path(name)).is_file()}
+    with suppress(ValueError):  # the notebook itself says what is wrong with its scale
+        of: dict[str, Any] = {"SCALE": "pocket", "SEEDS": 0, "STUDENTS": "", "BENCHMARKS": ""} | given
+        scale = get_scale(of["SCALE"], of["SEEDS"], of["STUDENTS"], of["BENCHMARKS"])
+        read |= scale_files(scale)
+        own = [student for student in scale.students if not of_pocket(student) and local_path(student).exists()]
+        read |= {student: fingerprint(student) for student in own}
+    return read
 
 
 def _run(source: Path, folder: Path, given: dict[str, Any]) -> str:

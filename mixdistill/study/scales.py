@@ -135,6 +135,19 @@ class Scale:
         return runs.runs_dir() / "figures" / files.label(self.name, *parts)
 
 
+def scale_files(scale: Scale) -> dict[str, str]:
+    """SHA-256 of the files here that a scale's traces and tests are read from, by name; not of what the Hub gives."""
+    tests = [source_of(benchmark) for benchmark in scale.benchmarks]
+    sources = [BENCHMARKS[name].file.format(split="test") if name in BENCHMARKS else name for name in tests]
+    sources += [made.source for part in PARTS if (made := getattr(scale, part))]
+    found = {}
+    for name in sources:
+        source = local_path(name)
+        for path in files.files_in(source):
+            found[os.path.normpath(os.path.join(name, path.relative_to(source)))] = files.digest(path)
+    return found
+
+
 SMALL = tuple(REVISIONS)[:4]  # all from small to large
 QWEN = tuple(student for student in REVISIONS if student.startswith("Qwen/"))
 LLAMA = tuple(student for student in REVISIONS if student.startswith("meta-llama/"))

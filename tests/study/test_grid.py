@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from shutil import copytree
 
 import nbformat
 import pandas as pd
@@ -152,6 +153,20 @@ def test_a_notebook_runs_once_for_every_combination(notebook, store, tmp_path, c
     assert f"FAILED: row 3: {cause}\n" in told
     for folder in table["folder"]:
         assert (store.parent / folder / "own.ipynb").is_file()
+
+
+def test_a_notebook_runs_again_when_a_file_has_changed_that_its_scale_reads(qwen, tmp_path, monkeypatch):
+    student = copytree(qwen, tmp_path / "student")
+    monkeypatch.setenv("MIXDISTILL_DATA", str(tmp_path))
+    given = {"SCALE": "laptop", "STUDENTS": str(student), "BENCHMARKS": "svamp,own/own.csv"}
+    (tmp_path / "own").mkdir()
+    read = [grid._read(given)]
+    for name in ("svamp_test.jsonl", "svamp_llama_level1.jsonl", "own/own.csv", "student/chat_template.jinja"):
+        (tmp_path / name).write_text("changed")
+        read.append(grid._read(given))
+    assert [one for n, one in enumerate(read) if one in read[:n]] == []
+    assert grid._read({"SCALE": "none", "NUMBER": 1}) == {}
+    assert grid._read({"SCALE": "pocket"}) == {}
 
 
 def test_a_notebook_that_lacks_a_parameter_that_was_given_is_refused(notebook):

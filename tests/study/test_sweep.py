@@ -355,3 +355,10 @@ def test_what_is_no_list_of_arms_is_refused(arms):
         sweep(arms, get_scale("smoke"))
     with pytest.raises(ValueError, match="scale is"):
         get_scale([arms])
+
+
+def test_more_problems_than_a_file_holds_are_refused(real_scale):
+    arm = recipe_arm(real_scale.students[0], "long", 0)
+    assert len(training_set(arm, replace(real_scale, n_train=12))) == 12
+    with pytest.raises(ValueError, match="n_train is 13: there are traces of 12 problems, ask for no more"):
+        training_set(arm, replace(real_scale, n_train=13))
