@@ -131,7 +131,8 @@ def best_share():
 def tier_of_false_checks():
     answers = long_answers(scale.students[0])
     shares = pd.crosstab(answers["benchmark"], answers["error"], normalize="index")
-    return shares.filter(["wrong mark", "false proof"]).sum(axis=1).rename(lambda name: name.removeprefix("pocket/"))
+    at_checks = shares.filter(["wrong mark", "false proof", "moved target"]).sum(axis=1)
+    return at_checks.rename(lambda name: name.removeprefix("pocket/"))
 
 
 def marks_and_accuracy():
@@ -198,8 +199,8 @@ EXERCISES = {
     "04.1": Exercise(
         tier_of_false_checks,
         0,
-        'of = answers_of[scale.students[0]]; pd.crosstab(of["benchmark"], of["error"], normalize="index") shows '
-        'it; "wrong mark" and "false proof" are at a check',
+        'of = graded[(graded["student"] == scale.students[0]) & (graded["recipe"] == "long")]; pd.crosstab('
+        'of["benchmark"], of["error"], normalize="index"); "wrong mark", "false proof", "moved target" are at a check',
         "The {} tier, {:.0%} of its long answers. The harder a tier, the more machines pass the colour test, and the "
         "more marks an answer recalls.",
     ),

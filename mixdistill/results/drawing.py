@@ -52,6 +52,7 @@ ERROR_COLORS = {
     "gave up": "#b7dff5",
     "wrong mark": "#D55E00",
     "false proof": "#E69F00",
+    "moved target": "#ffd899",
     "wrong colour": "#CC79A7",
     "missed mismatch": "#F0E442",
     "false alarm": "#009E73",
@@ -61,7 +62,7 @@ ERROR_COLORS = {
     "right": "#ffffff",
 }
 # What goes wrong at a check, for print without colours.
-ERROR_HATCHES = {"wrong mark": "///", "false proof": "..."}
+ERROR_HATCHES = {"wrong mark": "///", "false proof": "...", "moved target": "xxx"}
 MARKS = {"o": "\u25cf", "^": "\u25b2", "v": "\u25bc", "s": "\u25a0", "D": "\u25c6"}  # markers in a text
 SIZE_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#000000")
 SIZES = list(zip(SIZE_COLORS, "ovsD^PX", strict=True))  # small to large

@@ -131,7 +131,7 @@ def error_shares(table: pd.DataFrame, accuracy: pd.DataFrame) -> Figure:
         show_percent(axes.yaxis)
     panels[0, 0].set_ylabel("share of all answers")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), title="first false step", loc="outside right center")
-    return noted(figure, right.loc[list(recipes)], "above the bars and whiskers: right answers, 95% intervals")
+    return noted(figure, right.loc[list(recipes)], "above the bars: right answers; whiskers: their 95% intervals")
 
 
 def by_size(gaps: pd.DataFrame, what: str) -> Figure:
@@ -146,9 +146,9 @@ def by_size(gaps: pd.DataFrame, what: str) -> Figure:
     return noted(figure, gaps)
 
 
-def forest(table: pd.DataFrame, minus: Sequence[str]) -> Figure:
+def forest(table: pd.DataFrame, minus: Sequence[str], problems: str = "") -> Figure:
     """What each control adds (further_controls.csv, rivals.csv): a line a control, a column a student, a row a recipe
-    of `minus`, with which the table compares, such as `short`."""
+    of `minus`, with which the table compares, such as `short`. `problems`: which ones, where not the study's."""
     require(table, "student", "control", "minus", "delta", *INTERVAL, *COUNTS)
     minus = texts("minus", minus)
     whole("the number of recipes in minus", len(minus))
@@ -160,11 +160,18 @@ def forest(table: pd.DataFrame, minus: Sequence[str]) -> Figure:
     figure, panels = plt.subplots(len(minus), len(students), layout="constrained", **grid)
     for (i, other), (j, student) in itertools.product(enumerate(minus), enumerate(students)):
         axes, rows = panels[i, j], table[(table["student"] == student) & (table["minus"] == other)][::-1]
-        axes.errorbar(rows["delta"], rows["control"], xerr=bars(rows, "delta"), fmt="o", color="#0072B2", capsize=3)
+        names = [label(control) for control in rows["control"]]
+        axes.errorbar(rows["delta"], names, xerr=bars(rows, "delta"), fmt="o", color="#0072B2", capsize=3)
         axes.axvline(0, color="black", lw=0.8)
-        axes.set(title=student, xlabel=f"difference to {other} in accuracy, points")
+        title = f"{student}, {problems}" if problems else student
+        axes.set(title=title, xlabel=f"difference to {label(other)} in accuracy, points")
         show_points(axes.xaxis)
     return noted(figure, table)
+
+
+def label(recipe: str) -> str:
+    """What figures call a recipe; a control by its own name."""
+    return STYLE[recipe][2] if recipe in STYLE else recipe
 
 
 def costs(table: pd.DataFrame) -> Figure:
@@ -175,14 +182,17 @@ def costs(table: pd.DataFrame) -> Figure:
     students = table["student"].unique()
     layout = {"figsize": (10, 3.6 * len(students)), "sharex": "col", "sharey": "row", "layout": "constrained"}
     figure, panels = plt.subplots(len(students), 2, squeeze=False, **layout)
-    colors = plt.get_cmap("tab20").colors
+    names = table["control"].unique()
+    rivals = zip(plt.get_cmap("tab20b").colors[1::2], "vPXd<>*shp", strict=True)
+    looks = {name: STYLE[name][:2] if name in STYLE else next(rivals) for name in names}
     for row, student in zip(panels, students, strict=True):
         own = table[table["student"] == student]
         for axes, x in zip(row, ("tokens trained on", "tokens an answer"), strict=True):
-            for n, point in enumerate(own.to_dict("records")):
+            for point in own.to_dict("records"):
                 ends = [[point["accuracy"] - point["accuracy_low"]], [point["accuracy_high"] - point["accuracy"]]]
-                look = {"color": colors[n % 20], "fmt": "os^DvP*Xd<>"[n % 11], "mec": "black", "ms": 8, "lw": 1}
-                axes.errorbar(point[x], point["accuracy"], ends, label=point["control"], **look)
+                color, marker = looks[point["control"]]
+                look = {"color": color, "fmt": marker, "mec": "black", "ms": 8, "lw": 1}
+                axes.errorbar(point[x], point["accuracy"], ends, label=label(point["control"]), **look)
             show_percent(axes.yaxis)
         row[0].set(title=student, ylabel="accuracy on test problems")
     panels[-1, 0].xaxis.set_major_formatter(lambda tokens, _: drawing.size_text(int(tokens)))

@@ -12,7 +12,8 @@ ERRORS = {
     "gave up": "no step is false, and it stops without an answer, as the pre-training text does at a wrong colour",
     "wrong colour": "a colour is recalled wrongly",
     "wrong mark": "a mark is recalled wrongly, as another than the needed one: its machine is refused, rightly or not",
-    "false proof": "the needed mark is written down as found, or the found one as needed: the check confirms anything",
+    "false proof": "the needed mark is written down as found, which is false: the check confirms a wrong machine",
+    "moved target": "the found mark is written down as needed, in the place of the problem's: it confirms anything",
     "missed mismatch": "what it found differs from what is needed, and it says ok",
     "false alarm": "what it found is what is needed, and it says no",
     "lost operand": "a kind, number, colour, mark or item is not the problem's, or a check not of the tried machine",
@@ -42,7 +43,7 @@ def first_error(question: str, response: str, correct: bool) -> str:
             x, needed, wrong = clue[step["what"]]
             if (step["x"], step["needed"]) != (x, needed):
                 confirmed = step["what"] == "check" and step["x"] == x and step["found"] == step["needed"]
-                return "false proof" if confirmed else "lost operand"
+                return "moved target" if confirmed else "lost operand"
             if step["what"] == "check" and step["tested"] != machine:
                 return "lost operand"
             if step["found"] != world.TABLES.facts.get((step["tested"], x)):

@@ -46,7 +46,7 @@ ANSWERS = [
     ("wrong colour", said(f"{KIND} {OTHER} = {PROBLEM.colour}", f"{KIND} {OTHER} = {WRONG_COLOUR}")),
     ("wrong mark", said(CHECKED, f"{NUMBER} {HIDDEN} = {WRONG_MARK} need {PROBLEM.mark} no")),
     ("false proof", said(REFUSED, f"{NUMBER} {OTHER} = {PROBLEM.mark} need {PROBLEM.mark} ok")),
-    ("false proof", said(REFUSED, f"{NUMBER} {OTHER} = {OTHERS_MARK} need {OTHERS_MARK} ok")),
+    ("moved target", said(REFUSED, f"{NUMBER} {OTHER} = {OTHERS_MARK} need {OTHERS_MARK} ok")),
     ("missed mismatch", said(REFUSED, REFUSED.removesuffix("no") + "ok")),
     ("false alarm", said(CHECKED, CHECKED.removesuffix("ok") + "no")),
     ("lost operand", said(REFUSED, REFUSED.replace(PROBLEM.mark, WRONG_MARK))),
