@@ -7,11 +7,15 @@
 #     bash benchmarks/gpu.sh OUT STUDENT TRACES tests train decode     # or in two halves, of 7 and 9 minutes at most
 #     bash benchmarks/gpu.sh OUT STUDENT TRACES train-7b laptop
 #
+# A laptop study that is cut keeps what it has trained in OUT/runs: MIXDISTILL_RUNS=OUT/runs and the same command with
+# --stored-only write the tables of it.
+#
 # DEVICE=cpu tries the script itself, at the smallest sizes, without the laptop study.
 set -u
 out=$1 student=${2:-} traces=${3:-} device=${DEVICE:-cuda}
 steps=" ${*:4} "
 mkdir -p "$out"
+export MIXDISTILL_RUNS="$out/runs"
 small="qwen2.5-0.5b qwen2.5-1.5b" large=qwen2.5-7b decoding="--student qwen2.5-1.5b --rows 256 --new-tokens 128 --rounds 1"
 longest=4096 longest_7b=16384 rounds=2
 if [ "$device" = cpu ]; then

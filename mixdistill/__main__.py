@@ -11,7 +11,7 @@ COMMANDS = {
     "figures": "draw the figures again from their CSV files: those of the run store; where it has none, the published",
     "sweep": "run a grid of arms, or of a notebook, here or in a Ray cluster; print one table of all",
 }
-BENCHMARKS = "names or files, as svamp,own.csv:Body+Question:Answer, in the place of the scale's own"
+BENCHMARKS = "names or files, as svamp,own.csv:Body+Question:Answer[:drop], in the place of the scale's own"
 STUDENTS = "Hub ids, folders or .gguf files, from small to large, in the place of the scale's own"
 GRID = "STUDENT, RECIPE or ALPHA, SEED, LR, EPOCHS, N_TRAIN of arms (none: the scale's), or a notebook's parameters"
 
@@ -54,7 +54,7 @@ def main() -> None:
 def run(args: argparse.Namespace) -> str | int:
     """Run a command; returns its exit code, or what to say before code 1."""
     # Imported here, as these take seconds (on a busy machine many), and --help and a mistyped command need none.
-    if args.command in ("reproduce", "sweep"):
+    if args.command != "figures":
         print(f"{args.command}, scale {args.scale}: loading libraries", flush=True)
     from mixdistill.results.redraw import redraw
     from mixdistill.runs import REPO, shown

@@ -13,7 +13,15 @@ from pathlib import Path
 from random import Random
 
 from mixdistill.arguments import choice, shown, text, whole
-from mixdistill.data.final_answers import ANSWER_FORMATS, NUMBER, final_answer, gold_number, math_gold, number_value
+from mixdistill.data.final_answers import (
+    ANSWER_FORMATS,
+    NUMBER,
+    SCALES,
+    final_answer,
+    gold_number,
+    math_gold,
+    number_value,
+)
 from mixdistill.data.pocket import world
 from mixdistill.data.tables import Number, column_names, file_name, flaw, join, of_pocket, only_used, read_table, texts
 
@@ -51,6 +59,13 @@ GOLDS: dict[str, tuple[Callable[[str], str | None], str]] = {
     "pocket": (str, ""),
 }
 FIELDS = ("question", "answer", "id", "level", "subject")  # of a problem, that are columns of a data set
+# What stands in the place of a number that is left out: number0, N_00, NUM, <num>, [NUM1], temp_a.
+OPEN = re.compile(r"\b(?:(?i:number|num)_?\d+|N_\d+|temp_[a-z])\b|\bNUM\b|[\[<](?i:number|num)_?\d*[\]>]")
+# What a number counts, in brackets behind it, whatever it says: 5 (times), 2 (pairs), as ASDiv writes answers.
+COUNTS = re.compile(
+    rf"(\s*[-+]?[\d.,/]+)\s*\((?=[^()]*[A-Za-z])(?![^()]*\b(?:{'|'.join(SCALES)}|and|half)s?\b)[^()/=+*^\\]+\)\s*"
+)
+LEAVE_OUT = "unusable='drop' leaves such rows out (in BENCHMARKS: own.csv:question:answer:drop)"
 
 
 @dataclass(frozen=True)
@@ -155,10 +170,11 @@ def load_problems(
     """Load problems. An option that the source does not use is refused.
 
     Arguments:
-        source: a name in `POCKET_TIERS` or `BENCHMARKS`; a .json, .jsonl, .csv or .parquet file, here or in
-            `$MIXDISTILL_DATA`; a folder written by `Dataset.save_to_disk`; or a Hub data set as owner/name.
+        source: a name in `POCKET_TIERS` or `BENCHMARKS`; a file (`tables.FILES`), here or in `$MIXDISTILL_DATA`; a
+            folder written by `Dataset.save_to_disk`; or a Hub data set as owner/name.
         n: the first so many; None means all (200 in the pocket world).
-        split: `test` (None), `train` or, in the pocket world, `dev`; of a folder or another Hub data set its own.
+        split: `test` (None), `train` or, in the pocket world, `dev`; of a folder of several or another Hub data set its
+            own.
         file: a file with the published columns of the benchmark `source`. Without it, the benchmark's file in
             `$MIXDISTILL_DATA` is read if there is one, else the Hub at a pinned commit.
         prompt: how to ask, a name in `PROMPTS`; empty means as the answer_format is asked.
@@ -180,7 +196,7 @@ def load_problems(
     names = column_names(columns, FIELDS[:2], FIELDS[2:])
     drop = choice("unusable", unusable, ("error", "drop")) == "drop"
     own = {"columns": columns, "answer_format": answer_format, "unusable": "drop" if drop else None}
-    advice = "mend them, or leave such rows out with unusable='drop'"
+    advice = f"mend them; {LEAVE_OUT}"
     if of_pocket(source):
         level, split = POCKET_TIERS[choice("source", source, POCKET_TIERS)], split or "test"
         only_used(source, "its problems are made here", file=file, prompt=prompt, **own)
@@ -213,12 +229,12 @@ def load_problems(
     unread = [row for row, gold in enumerate(golds) if gold is None]
     if unread:
         where = f"{len(unread)} of {len(answers)} rows (the first: {unread[:5]}), such as {shown(answers[unread[0]])}"
-        raise ValueError(f"{what}: no answer is read in {where}: {rule}; unusable='drop' leaves such rows out")
+        raise ValueError(f"{what}: no answer is read in {where}: {rule}; {LEAVE_OUT}")
     if answer_format == "math":
         answers = [gold or "" for gold in golds]  # of worked solutions what they box
     questions = texts(asked, f"column {' or '.join(map(repr, names['question']))} of {source!r}", advice)
-    if n_open := sum(bool(re.search(r"\bnumber_?\d\b", question)) for question in questions):
-        what = f"{n_open} of {len(questions)} questions of {source!r} have a number left out, such as number0"
+    if holes := [found[0] for question in questions if (found := OPEN.search(question))]:
+        what = f"{len(holes)} of {len(questions)} questions of {source!r} have a number left out, such as {holes[0]}"
         raise ValueError(f"{what}: fill them in, or give a file that has them")
     given = {field: table[column] for field, (column, *_) in names.items() if column in table}
     named = given.get("id", [str(row) for row in range(len(questions))])
@@ -293,7 +309,11 @@ def _odd_mathematics(golds: list[str]) -> Iterator[str]:
 
 
 def _plain(value: object) -> object:
-    """A number in digits: 1e3 as 1000. One of more than a hundred stays as it is."""
+    """A number in digits: 1e3 as 1000. One of more than a hundred stays as it is. A text that says no number
+    without the brackets behind it: 2 of `2 (pairs)`."""
+    counts = COUNTS.fullmatch(value) if isinstance(value, str) else None
+    if counts and gold_number(counts[0]) is None:
+        return counts[1].strip()
     short = isinstance(value, Number) and re.fullmatch(r"[^e]+e[-+]?\d{1,2}", value, re.I)
     return Number(format(Decimal(str(value)), "f")) if short else value
 

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset, l
 
 from mixdistill.arguments import UNREADABLE, shown, text
 
-FILES = (".json", ".jsonl", ".csv", ".parquet")
+FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 ADVICE = {
     "file": "mend the file, or give another",
     "folder": "give a folder written by Dataset.save_to_disk, and a split that it holds",
@@ -42,8 +42,8 @@ def read_table(
     """The `needed` columns of a data set, and of the `optional` ones those that it has, by name.
 
     Arguments:
-        source: a .json, .jsonl, .csv or .parquet file; a folder written by `Dataset.save_to_disk`; or a Hub data set as
-            owner/name, of which `hub_split` is read if `split` is None.
+        source: a file of `FILES`; a folder written by `Dataset.save_to_disk`; or a Hub data set as owner/name. Without
+            a `split`, `hub_split` is read of the latter, and of a folder of splits.
 
     Raises ValueError: no such source, one that cannot be read, no rows, a missing column, or an option that such a
     source does not use.
@@ -59,7 +59,9 @@ def read_table(
         if kind == "file":
             names, table = _read_file(path, columns)
         elif kind == "folder":
-            names, table = _read_set(load_from_disk(str(path)), columns, split)
+            saved = load_from_disk(str(path))
+            several = isinstance(saved, DatasetDict) and split is None
+            names, table = _read_set(saved, columns, hub_split if several else split)
         else:
             data = load_dataset(source, config, split=split or hub_split, revision=revision)
             names, table = _read_set(data, columns, None)
@@ -70,9 +72,12 @@ def read_table(
     missing = [name for name in needed if name not in names]
     if names and missing:
         advice = "name the right ones with columns={'question': ..., ...} of load_problems or load_traces, in the"
-        advice += " fields of a ProblemSet or TraceSet, or as own.csv:Body+Question:Answer in BENCHMARKS (a benchmark's"
-        advice += " file has its published ones)"
-        only = ", ".join(names) if len(names) <= 30 else f"{', '.join(names[:30])} and {len(names) - 30} others"
+        advice += (
+            " fields of a ProblemSet or TraceSet, or as own.csv:Body+Question:Answer in BENCHMARKS (a file that is"
+        )
+        advice += " read under a benchmark's name can name none: give its own name)"
+        listed = [name if name == name.strip() else repr(name) for name in names[:30]]
+        only = ", ".join(listed) + f" and {len(names) - 30} others" * (len(names) > 30)
         raise ValueError(f"{source!r} has no column {', '.join(map(repr, missing))}, only {only}: {advice}")
     if not any(table.values()):
         raise ValueError(f"{source!r} holds no rows: give a data set with at least one")
@@ -165,20 +170,31 @@ def _read_file(path: Path, columns: Sequence[str]) -> tuple[list[str], Columns]:
     """The names of all columns, and the values of those that are asked for."""
     kind = path.suffix.lower()
     if kind not in FILES:
-        raise ValueError(f"its name ends in {kind!r}, use a {', '.join(FILES)} file")
+        raise ValueError(f"its name ends in {kind!r}, save it as one of {', '.join(FILES)}")
     if kind == ".parquet":
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
         if twice := [name for name in columns if names.count(name) > 1]:
             raise ValueError(f"it names the column {twice[0]!r} twice")
         return names, _values(file.read(columns=[name for name in columns if name in names]))
-    rows = _csv_rows(path) if kind == ".csv" else _json_rows(path)
-    lone = rows[0] if len(rows) == 1 else {}
-    held = [name for name, value in lone.items() if isinstance(value, dict | list)]
-    if held and not any(isinstance(lone.get(name), str) for name in columns):
-        raise ValueError(f"it is one object, with {shown(held[0])} in it: write a list of objects, one a row")
+    rows = _csv_rows(path) if kind in (".csv", ".tsv") else _rows_in(_json_rows(path), columns)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return names, {name: [row.get(name) for row in rows] for name in columns if name in names}
+
+
+def _rows_in(rows: list[dict[str, object]], columns: Sequence[str]) -> list[dict[str, object]]:
+    """The rows, also those of one object: as a list under one of its names, or each under a name of its own."""
+    lone = rows[0] if len(rows) == 1 else {}
+    if any(isinstance(lone.get(name), str) for name in columns):
+        return rows
+    lists = [value for value in lone.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]):
+        return lists[0]
+    if len(lone) > 1 and all(isinstance(row, dict) and set(columns) & row.keys() for row in lone.values()):
+        return [row for row in lone.values() if isinstance(row, dict)]
+    if held := [name for name, value in lone.items() if isinstance(value, dict | list)]:
+        raise ValueError(f"it is one object, with {shown(held[0])} in it: write a list of objects, one a row")
+    return rows
 
 
 def _json_rows(path: Path) -> list[dict[str, object]]:
@@ -208,12 +224,14 @@ def _csv_rows(path: Path) -> list[dict[str, object]]:
     """Not by pandas, which fills short rows, or pyarrow, which closes an open quote, both without a word."""
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is below a long trace
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        first = file.readline()
+        # A header of one name with a mark in it is one of several columns that this mark separates.
+        mark = next((mark for mark in "\t;|" if mark in first and "," not in first), ",")
+        file.seek(0)
+        reader = csv.DictReader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else mark)
         rows, names = list(reader), reader.fieldnames or ()
     if twice := [name for name in names if names.count(name) > 1 and name.strip()]:  # spreadsheets end in blank ones
         raise ValueError(f"its header names the column {twice[0]!r} twice")
-    if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
-        raise ValueError(f"its columns are separated by {mark!r}: write it with commas")
     for number, row in enumerate(rows):
         if None in row or None in row.values():
             raise ValueError(f"row {number} has more or fewer fields than the header")

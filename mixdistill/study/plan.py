@@ -32,7 +32,7 @@ from mixdistill.study.scales import (
     gap_arms,
     source_of,
 )
-from mixdistill.study.sweep import MANY, evaluation_problems, run_arm, same_work, trace_set
+from mixdistill.study.sweep import MANY, evaluation_problems, run_arm, same_work, taught, trace_set
 from mixdistill.study.workers import n_cores
 
 ABLATIONS = ("unverified", "confirmed", "direct")  # the controls that all students of a study get
@@ -62,6 +62,7 @@ class Plan:
     machine: str
     obstacles: tuple[str, ...]
     guessed: tuple[str, ...] = ()  # trace sets and tests that are no files here
+    taught: tuple[str, ...] = ()  # what is said of questions that are trained on and asked
 
     def __str__(self) -> str:
         total = self.students.sum(numeric_only=True)
@@ -80,6 +81,7 @@ class Plan:
         ]
         if self.guessed:
             lines += [f"Sizes, and so the hours, are guessed of what is no file here: {', '.join(self.guessed)}."]
+        lines += self.taught
         return "\n".join([*lines, *(f"It can not run here: {obstacle}" for obstacle in self.obstacles)])
 
 
@@ -127,8 +129,10 @@ def plan(scale: Scale, arms: Sequence[Arm] = ()) -> Plan:
     machine = f"{gpus} GPU{'s' * (gpus > 1)}" if on_gpus else f"{n_cores()} CPU cores"
     sets = [getattr(scale, part).source for part in traces]
     sets = [name for name in (*sets, *map(source_of, scale.benchmarks)) if name not in TRACES | N_PROBLEMS]
-    guessed = sorted({name for name in sets if not of_pocket(name) and not local_path(name).exists()})
-    return Plan(scale, students, machine, tuple(_obstacles(scale, students, parts)), tuple(guessed))
+    guessed = sorted({name for name in sets if not of_pocket(name) and not _here(name)})
+    return Plan(
+        scale, students, machine, tuple(_obstacles(scale, students, parts)), tuple(guessed), _taught(arms, scale)
+    )
 
 
 def check_machine(scale: Scale, arms: Sequence[Arm] = ()) -> None:
@@ -162,6 +166,19 @@ def _examples(traces: TraceSet, scale: Scale) -> tuple[int, float]:
     texts = [f"{row['question']} {row['response']}" for row in rows]
     tokens = [len(text.split()) + 3 if pocket else len(text.encode()) / BYTES_PER_TOKEN for text in texts]
     return scale.n_train if pocket and scale.n_train else len(rows), sum(tokens) / len(tokens)
+
+
+def _taught(arms: Sequence[Arm], scale: Scale) -> tuple[str, ...]:
+    """`taught` of the traces and the test files of one's own that are here."""
+    here = [arm for arm in arms if all((of := getattr(scale, p)) and _here(of.source) for p in (arm.hard, arm.easy))]
+    own = [name for name in scale.benchmarks if source_of(name) not in BENCHMARKS and _here(source_of(name))]
+    form = scale.answer_format
+    tests = [problem for name in own for problem in evaluation_problems(name, scale.n_problems, None, form)]
+    return tuple(taught(here, scale, tests))
+
+
+def _here(source: str) -> bool:
+    return not of_pocket(source) and local_path(source).exists()
 
 
 def _n_problems(benchmark: str | ProblemSet, scale: Scale) -> int:

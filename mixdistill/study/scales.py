@@ -220,7 +220,8 @@ def get_scale(name: str, n_seeds: int = 0, students: str = "", benchmarks: str =
         students: in the place of the scale's own: names as in `load_student`, from small to large, with commas between
             (pocket students are put into that order).
         benchmarks: in the place of the scale's own: names in `BENCHMARKS` and `POCKET_TIERS`, and files with columns
-            `question` and `answer`, with commas between; a file with others as `own.csv:Body+Question:Answer`.
+            `question` and `answer`, with commas between; a file with others as `own.csv:Body+Question:Answer`, and one
+            whose rows without an answer are left out as `own.csv:Body+Question:Answer:drop`.
     """
     scale = SCALES[choice("scale", name, SCALES)]
     scale = replace(scale, n_seeds=whole("n_seeds", n_seeds, low=0, high=10_000) or scale.n_seeds)
@@ -252,11 +253,14 @@ def _named(what: str, given: str) -> tuple[str, ...]:
 def _benchmark(given: str) -> str | ProblemSet:
     """A benchmark's name, or a file with its columns, as `get_scale` says."""
     # A name may hold a colon: that of a file that exists is one whole.
-    source, *columns = [given] if local_path(given).exists() else [part.strip() for part in given.rsplit(":", 2)]
+    drops = given.count(":") > 2 and given.endswith(":drop")
+    named = given.removesuffix(":drop") if drops else given
+    source, *columns = [given] if local_path(given).exists() else [part.strip() for part in named.rsplit(":", 2)]
     if columns:
         if len(columns) != 2:
             raise ValueError(f"one of benchmarks is {given!r}: name columns as in own.csv:Body+Question:Answer")
-        return ProblemSet(source, question=tuple(name.strip() for name in columns[0].split("+")), answer=columns[1])
+        question = tuple(name.strip() for name in columns[0].split("+"))
+        return ProblemSet(source, question, answer=columns[1], unusable="drop" if drops else "error")
     known = (*BENCHMARKS, *POCKET_TIERS)
     is_name = of_pocket(source) or not ({".", "/"} & set(source) or local_path(source).exists())
     if is_name and source not in known:

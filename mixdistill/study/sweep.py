@@ -125,13 +125,21 @@ def check_arms(arms: Sequence[Arm], scale: Scale, split: str | None = None) -> N
             _check_traces([arm for arm in arms if arm.student == student], scale, tokenizer, context, read)
         except ValueError as error:
             raise ValueError(f"{student}: {error}") from error
-    asked = {plain_question(problem.question) for problem in problems if problem.answer_format != "pocket"}
+    with files.speaking("comparing the questions of training and test"):
+        said = taught(arms, scale, problems)
+    print("".join(f"{line}\n" for line in said), end="", flush=True)
+
+
+def taught(arms: Sequence[Arm], scale: Scale, problems: Sequence[Problem]) -> list[str]:
+    """Of each real trace set of the arms that has any: how many of its questions are asked, too."""
+    asked, said = {plain_question(problem.question) for problem in problems if problem.answer_format != "pocket"}, []
     for part in dict.fromkeys(part for arm in arms if arm.alpha is not None for part in (arm.hard, arm.easy)):
         made = getattr(scale, part)
         questions = trace_set(made, None, 0)["question"][:] if asked and made and not made.pocket else []
         if n_known := sum(plain_question(question) in asked for question in questions):
             what = f"{n_known} of {len(questions)} questions of {made.source!r} are asked in the test, too"
-            print(f"{what}: what is learnt by heart counts as right (drop_overlap leaves them out)", flush=True)
+            said.append(f"{what}: what is learnt by heart counts as right (docs/real-models.md: to leave them out)")
+    return said
 
 
 def _check_traces(arms: Sequence[Arm], scale: Scale, tokenizer: Tokenizer, context: int, read: set[tuple]) -> None:

@@ -152,7 +152,7 @@ def test_problems_without_a_gold_answer_are_left_out_and_counted(tmp_path):
 
 def test_a_file_with_other_columns_than_published_is_refused(tmp_path):
     file = write_jsonl(tmp_path / "amc.jsonl", [{"question": "1+1?", "result": 2.0}])
-    with pytest.raises(ValueError, match=r"no column 'answer', only question, result: .* published"):
+    with pytest.raises(ValueError, match=r"no column 'answer', only question, result: .* under a benchmark's name"):
         load_problems("amc23", file=file)
 
 
@@ -395,11 +395,38 @@ def test_one_number_in_two_spellings_is_one_gold(tmp_path, recwarn):
         load_problems(write_jsonl(tmp_path / "u.jsonl", rows[1:]), answer_format="gsm8k")
 
 
-def test_a_question_whose_numbers_are_left_out_is_refused(tmp_path):
-    questions = ("number0 apples and number1 pears?", "A number?")
-    rows = [{"question": question, "answer": "3"} for question in questions]
-    with pytest.raises(ValueError, match=r"1 of 2 questions of .* have a number left out, such as number0: fill them"):
+@pytest.mark.parametrize("hole", ["number0", "NUMBER_1", "num2", "N_00", "NUM", "[NUM0]", "<num>", "temp_a"])
+def test_a_question_whose_numbers_are_left_out_is_refused(tmp_path, hole):
+    rows = [{"question": question, "answer": "3"} for question in (f"{hole} apples and 2 pears?", "A number?")]
+    with pytest.raises(ValueError, match=rf"1 of 2 questions of .* a number left out, such as {re.escape(hole)}: fill"):
         load_problems(write_jsonl(tmp_path / "t.jsonl", rows), answer_format="gsm8k")
+
+
+def test_words_that_look_like_numbers_left_out_are_read(tmp_path):
+    questions = ("N95 masks of #1, number 5 and a <number> of N?", "What is num?", "A temp_file, temp a and N1?")
+    rows = [{"question": question, "answer": "3"} for question in questions]
+    with pytest.raises(ValueError, match="1 of 3 questions"):
+        load_problems(write_jsonl(tmp_path / "t.jsonl", rows), answer_format="gsm8k")
+    rows[0]["question"] = questions[0].replace("<number>", "number")
+    assert len(load_problems(write_jsonl(tmp_path / "t.jsonl", rows), answer_format="gsm8k")) == 3
+
+
+def test_what_a_number_counts_may_stand_in_brackets_behind_it(tmp_path):
+    golds = {
+        "5 (times)": "5",
+        "2 (pairs)": "2",
+        "6 (two-point shots)": "6",
+        "4 (3rd graders)": "4",
+        "9 (apples)": "9 (apples)",
+    }
+    rows = [{"question": f"q{n}", "answer": gold} for n, gold in enumerate(golds)]
+    problems = load_problems(write_jsonl(tmp_path / "t.jsonl", rows), answer_format="gsm8k")
+    assert [problem.answer for problem in problems] == [*golds.values()]
+    for changed in ("5 (thousand)", "2 (and a half)", "1 (1/2)", "3 (x + y)"):
+        with pytest.raises(ValueError, match="no answer is read in 1 of 1 rows"):
+            load_problems(
+                write_jsonl(tmp_path / "u.jsonl", [{"question": "q", "answer": changed}]), answer_format="gsm8k"
+            )
 
 
 def test_the_name_of_a_class_and_not_its_number_is_read(tmp_path):

@@ -96,15 +96,20 @@ def test_a_question_that_is_no_text_is_refused_with_its_row(tmp_path, question):
         ("t.csv", b"question,answer\nq,1,2\n", "row 0 has more or fewer fields than the header"),
         ("t.csv", b'question,answer\nq,"1\n', "unexpected end of data"),
         ("t.csv", b"question,question\nq,1\n", "names the column 'question' twice"),
-        ("t.csv", b"question;answer\nq;1\n", "separated by ';': write it with commas"),
+        ("t.csv", b"question;answer\nq;1;2\n", "row 0 has more or fewer fields than the header"),
         ("t.csv", b"question,answer\nq\xe9,1\n", "save it as UTF-8"),
-        ("t.json", b'{"version": 1, "data": [{"question": "q"}]}', "one object, with 'data' in it: write a list"),
+        (
+            "t.json",
+            b'{"data": [{"question": "q"}], "more": [{"question": "r"}]}',
+            "one object, with 'data' in it: write",
+        ),
+        ("t.json", b'{"a": {"question": "q"}, "b": 1}', "one object, with 'a' in it: write a list"),
         ("t.json", b'{"question": ["q", "r"], "answer": ["1", "2"]}', "one object, with 'question' in it"),
         ("t.csv", b"", "holds no rows"),
         ("t.jsonl", b"", "holds no rows"),
         ("t.json", b"[]", "holds no rows"),
         ("t.parquet", b"PAR1", "cannot load"),
-        ("t.txt", b"q", r"ends in '.txt', use a .json, .jsonl, .csv, .parquet file"),
+        ("t.txt", b"q", r"ends in '.txt', save it as one of .json, .jsonl, .ndjson, .csv, .tsv, .parquet"),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_place(tmp_path, name, content, message):
@@ -112,6 +117,35 @@ def test_a_damaged_file_is_refused_with_the_place(tmp_path, name, content, messa
     with pytest.raises(ValueError, match=message) as refused:
         load_problems(tmp_path / name)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", 'question;answer\nHow many, of 2?;2\n"a;b";3\n'),
+        ("t.csv", "question\tanswer\nHow many, of 2?\t2\na;b\t3\n"),
+        ("t.tsv", "question\tanswer\nHow many, of 2?\t2\na;b\t3\n"),
+        ("t.csv", "\ufeffquestion|answer\nHow many, of 2?|2\na;b|3\n"),
+        ("t.ndjson", '{"question": "How many, of 2?", "answer": 2}\n{"question": "a;b", "answer": 3}\n'),
+        (
+            "t.json",
+            '{"n": 2, "data": [{"question": "How many, of 2?", "answer": 2}, {"question": "a;b", "answer": 3}]}',
+        ),
+        ("t.json", '{"7": {"question": "How many, of 2?", "answer": 2}, "9": {"question": "a;b", "answer": 3}}'),
+    ],
+)
+def test_tables_are_read_in_the_forms_that_they_are_published_in(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    problems = load_problems(tmp_path / name, answer_format="gsm8k")
+    assert [(problem.question, problem.answer) for problem in problems] == [("How many, of 2?", "2"), ("a;b", "3")]
+
+
+def test_of_a_saved_folder_of_several_splits_tests_read_test_and_traces_train(tmp_path):
+    rows = {split: [{"question": f"{split}?", "response": "It is 2.", "answer": "2"}] for split in ("train", "test")}
+    DatasetDict({split: Dataset.from_list(of) for split, of in rows.items()}).save_to_disk(tmp_path / "saved")
+    assert [problem.question for problem in load_problems(tmp_path / "saved", answer_format="gsm8k")] == ["test?"]
+    assert load_problems(tmp_path / "saved", answer_format="gsm8k", split="train")[0].question == "train?"
+    assert load_traces(tmp_path / "saved", answer_format="gsm8k")["question"][:] == ["train?"]
 
 
 def test_a_long_field_of_a_csv_is_read(tmp_path):
@@ -140,12 +174,10 @@ def test_only_the_named_columns_are_read(tmp_path):
         assert load_problems(source)[0].answer == "1"
 
 
-def test_a_folder_of_splits_needs_one_of_them(tmp_path):
-    sets = {name: Dataset.from_dict({"question": [name], "answer": ["1"]}) for name in ("train", "test")}
-    DatasetDict(sets).save_to_disk(tmp_path / "both")
-    assert load_problems(tmp_path / "both", split="train")[0].question == "train"
-    with pytest.raises(ValueError, match="split is None, it holds train, test"):
-        load_problems(tmp_path / "both")
+def test_a_folder_of_other_splits_needs_the_name_of_one(tmp_path):
+    DatasetDict({"dev": Dataset.from_dict({"question": ["dev"], "answer": ["1"]})}).save_to_disk(tmp_path / "dev")
+    with pytest.raises(ValueError, match="split is 'test', it holds dev"):
+        load_problems(tmp_path / "dev")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="give a folder written by"):
         load_problems(tmp_path / "empty")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPO, SHARED_TRACES
+from conftest import REPO, SHARED_TRACES, write_jsonl
 from hub import environment, serve
 
 from mixdistill import get_scale, open_run, runs
@@ -283,6 +283,15 @@ def test_the_files_of_the_laptop_scale_are_planned_alike_before_and_when_they_ar
     assert after.students["training tokens"].tolist() == pytest.approx(wanted, rel=0.01)
     assert len(before.obstacles) == 5
     assert not after.obstacles
+
+
+def test_questions_that_are_taught_and_asked_are_said(real_scale, tmp_path):
+    rows = [{"question": question, "answer": "30"} for question in ("What is  0 plus 30?", "What is 1 plus 1?")]
+    made = plan(replace(real_scale, benchmarks=(str(write_jsonl(tmp_path / "own.jsonl", rows)),)))
+    said = [line for line in str(made).splitlines() if "are asked in the test, too" in line]
+    assert len(said) == 4
+    assert said[0].startswith("1 of 12 questions of ")
+    assert not plan(real_scale).taught
 
 
 def test_an_untouched_student_needs_no_traces(qwen, real_scale):

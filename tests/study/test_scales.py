@@ -149,6 +149,9 @@ def test_benchmarks_take_the_place_of_the_scales_own(tmp_path, monkeypatch):
     own = ProblemSet("own.csv", question=("Body", "Question"), answer="Answer")
     assert get_scale("laptop", benchmarks="svamp,own.csv: Body + Question:Answer").benchmarks == ("svamp", own)
     assert get_scale("pocket", benchmarks=" ") == get_scale("pocket")
+    dropped = get_scale("laptop", benchmarks="own.csv:Body+Question:Answer:drop").benchmarks
+    assert dropped == (replace(own, unusable="drop"),)
+    assert get_scale("laptop", benchmarks="own.csv:Q:drop").benchmarks == (ProblemSet("own.csv", ("Q",), "drop"),)
     assert get_scale("laptop", benchmarks="a:b.csv:Q:A").benchmarks == (ProblemSet("a:b.csv", ("Q",), "A"),)
     write_jsonl(tmp_path / "a:b.jsonl", [{"question": "1 + 1?", "answer": "2"}])
     assert get_scale("laptop", benchmarks=f"{tmp_path}/a:b.jsonl").benchmarks == (f"{tmp_path}/a:b.jsonl",)
