@@ -16,11 +16,11 @@ from mixdistill.arguments import choice, shown, text, whole
 from mixdistill.data.final_answers import (
     ANSWER_FORMATS,
     NUMBER,
-    SCALES,
     final_answer,
     gold_number,
     math_gold,
     number_value,
+    uncounted,
 )
 from mixdistill.data.pocket import world
 from mixdistill.data.tables import Number, column_names, file_name, flaw, join, of_pocket, only_used, read_table, texts
@@ -61,10 +61,6 @@ GOLDS: dict[str, tuple[Callable[[str], str | None], str]] = {
 FIELDS = ("question", "answer", "id", "level", "subject")  # of a problem, that are columns of a data set
 # What stands in the place of a number that is left out: number0, N_00, NUM, <num>, [NUM1], temp_a.
 OPEN = re.compile(r"\b(?:(?i:number|num)_?\d+|N_\d+|temp_[a-z])\b|\bNUM\b|[\[<](?i:number|num)_?\d*[\]>]")
-# What a number counts, in brackets behind it, whatever it says: 5 (times), 2 (pairs), as ASDiv writes answers.
-COUNTS = re.compile(
-    rf"(\s*[-+]?[\d.,/]+)\s*\((?=[^()]*[A-Za-z])(?![^()]*\b(?:{'|'.join(SCALES)}|and|half)s?\b)[^()/=+*^\\]+\)\s*"
-)
 LEAVE_OUT = "unusable='drop' leaves such rows out (in BENCHMARKS: own.csv:question:answer:drop)"
 
 
@@ -309,11 +305,9 @@ def _odd_mathematics(golds: list[str]) -> Iterator[str]:
 
 
 def _plain(value: object) -> object:
-    """A number in digits: 1e3 as 1000. One of more than a hundred stays as it is. A text that says no number
-    without the brackets behind it: 2 of `2 (pairs)`."""
-    counts = COUNTS.fullmatch(value) if isinstance(value, str) else None
-    if counts and gold_number(counts[0]) is None:
-        return counts[1].strip()
+    """A number in digits: 1e3 as 1000. One of more than a hundred stays as it is. A text as `uncounted` says."""
+    if type(value) is str:
+        return uncounted(value)
     short = isinstance(value, Number) and re.fullmatch(r"[^e]+e[-+]?\d{1,2}", value, re.I)
     return Number(format(Decimal(str(value)), "f")) if short else value
 

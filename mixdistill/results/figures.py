@@ -163,9 +163,11 @@ def forest(table: pd.DataFrame, minus: Sequence[str], problems: str = "") -> Fig
         names = [label(control) for control in rows["control"]]
         axes.errorbar(rows["delta"], names, xerr=bars(rows, "delta"), fmt="o", color="#0072B2", capsize=3)
         axes.axvline(0, color="black", lw=0.8)
-        title = f"{student}, {problems}" if problems else student
-        axes.set(title=title, xlabel=f"difference to {label(other)} in accuracy, points")
+        axes.set_title(student, fontsize="large" if len(students) < 3 else "medium")
+        axes.set_xlabel(f"difference to {label(other)}, points", fontsize="medium" if len(students) < 3 else "small")
         show_points(axes.xaxis)
+    if problems:
+        figure.suptitle(problems)
     return noted(figure, table)
 
 
@@ -299,7 +301,8 @@ def recipes(table: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
             left.plot([], [], "o", c="0.3", mfc=face, label=label)
         figure.legend(*left.get_legend_handles_labels(), fontsize=9, ncols=len(rates), loc="outside upper center")
     left.set(xlim=(0, None), xlabel="accuracy")
-    left.set_title(f"{table['student'].iloc[0].split('/')[-1]} on {table['benchmark'].iloc[0]}")
+    title = f"{table['student'].iloc[0].split('/')[-1]} on {table['benchmark'].iloc[0]}"
+    left.set_title(title, fontsize="medium" if drawing.narrow.get() else "large")
     right.set(xlabel="difference in accuracy, points", title="Differences, paired by problem")
     right.axvline(0, color="black", lw=0.8)
     show_percent(left.xaxis)

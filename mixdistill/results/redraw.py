@@ -13,7 +13,7 @@ from mixdistill.results import drawing, figures, stats
 from mixdistill.results.drawing import load_table, save_figure
 from mixdistill.runs import shown
 
-ALL_MARKS = ("short", "short, next machine")
+ALL_MARKS, ALL_MARKS_TITLE = ("short", "short, next machine"), "Problems with marks of all frequencies"
 NARROW = ("02_learnability_gap", "svamp")  # figures of README, whose panels stand under each other on a phone
 
 
@@ -40,7 +40,7 @@ def redraw(folder: Path) -> list[str]:
         "04_controls": (partial(figures.by_size, what="controls"), ["controls"]),
         "05_checks": (partial(figures.by_size, what="checks"), ["checks"]),
         "07_controls": (partial(figures.forest, minus=("short", "mix_long")), ["further_controls"]),
-        "07_all_marks": (partial(figures.forest, minus=ALL_MARKS, problems="marks of all frequencies"), ["all_marks"]),
+        "07_all_marks": (partial(figures.forest, minus=ALL_MARKS, problems=ALL_MARKS_TITLE), ["all_marks"]),
         "08_speaking_style": (figures.rank_shift, ["rank_shift", "rank_shift_kinds"]),
         "10_what_moves_the_gap": (figures.moves, ["moves"]),
         "10_known_marks": (figures.known_marks, ["known_marks"]),

@@ -19,7 +19,8 @@ POCKET_BASES = {
     f"pocket/{size}": tuple(f"pocket/{size}-{seed}" if seed else f"pocket/{size}" for seed in seeds)
     for size, seeds in BASE_SEEDS.items()
 }
-FURTHER_BASES = {"pocket/m": ("pocket/m-3", "pocket/m-5", "pocket/m-6")}  # of notebook 07's end, not of the study
+# Of notebook 07's end, not of the study: seed 4 missed the gate.
+FURTHER_BASES = {"pocket/m": tuple(f"pocket/m-{seed}" for seed in (3, 5, 6, 7, 8, 9, 10, 11, 12))}
 LARGE = ("pocket/2xl", "pocket/3xl")  # of the scale `pocket-large`; their weights are not in the repo
 POCKET = tuple(name for name in POCKET_BASES if name not in LARGE)
 # What every base has to reach, whatever its size, and in what (`pretraining.pretrain.base_evaluation`).
