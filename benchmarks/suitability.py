@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -29,10 +30,11 @@ from mixdistill.data.students import Student
 from mixdistill.finetuning.batches import pad
 from mixdistill.results.drawing import SIZES, STYLE, load_table
 from mixdistill.results.stats import require
+from mixdistill.runs import REPO
 from mixdistill.study.scales import gap_arms, get_scale
 from mixdistill.study.stored import open_results
 
-TABLE = Path(__file__).with_suffix(".csv")
+TABLE, STUDY = Path(__file__).with_suffix(".csv"), REPO / "figures" / "laptop" / "data"
 N_TRACES = 200  # of each set, as in the paper
 # The trace set of an arm of the laptop study that has one set alone.
 SET_OF_RECIPE = {"short": "svamp_llama_level1", "long": "svamp_llama_level4"}
@@ -148,15 +150,16 @@ def pocket(n: int) -> None:
 
 
 def plot(table: pd.DataFrame) -> None:
-    """What students got by the ratio of their traces, and by base the gap by the difference of the ratios."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    """What students got by the ratio of their traces, by base the gap by the difference of the ratios, and the same
+    as the first of a real student, from its tables."""
+    figure, (left, right, real) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
     for recipe, rows in table.groupby("recipe", sort=False):
         color, marker, label = STYLE[recipe]
         left.scatter(rows["ratio"], 100 * rows["accuracy"], c=color, marker=marker, label=label)
     left.set(xscale="log", xlabel="mean rank over mean surprisal (said to be better where lower)", ylabel="accuracy, %")
     left.set_xticks([2, 3, 5, 10], ["2", "3", "5", "10"])
     left.minorticks_off()
-    left.set_title("Three trace sets, every base")
+    left.set_title("Pocket students: three trace sets, every base")
     left.legend(fontsize=9)
     by_base = table.pivot(index=["student", "base"], columns="recipe", values=["ratio", "accuracy"])
     change = pd.DataFrame({name: by_base[name]["long"] - by_base[name]["short"] for name in ("ratio", "accuracy")})
@@ -168,9 +171,21 @@ def plot(table: pd.DataFrame) -> None:
     right.set_title("Does it say who profits from long traces?")
     right.legend(fontsize=9, loc="lower left")
     of = spearmanr(change["ratio"], change["accuracy"]).statistic
+    points = pd.read_csv(TABLE.with_name("suitability_smollm2.csv")).merge(accuracies(STUDY), on=["student", "traces"])
+    for place, point in points.iterrows():
+        ends = [[point["accuracy"] - point["ci_low"]], [point["ci_high"] - point["accuracy"]]]
+        real.errorbar(point["ratio"], 100 * point["accuracy"], 100 * np.array(ends), fmt="o", c="#0072B2", capsize=3)
+        name = point["traces"].removeprefix("svamp_").replace("_", " ").replace("chatgpt", "GPT-4o")
+        beside = {"xytext": (4, 4 if place % 2 else -10), "textcoords": "offset points"}
+        real.annotate(name, (point["ratio"], 100 * point["accuracy"]), fontsize=8, **beside)
+    real.margins(x=0.2)
+    real.set(ylim=(0, None), xlabel="mean rank over mean surprisal", title="SmolLM2-135M on SVAMP, eight trace sets")
+    real.set_ylabel("accuracy, %, with 95% intervals")
+    alike = spearmanr(points["ratio"], points["accuracy"]).statistic
     note = (
-        f"n = {len(change)} bases of pocket students, {N_TRACES} traces a set; rank correlation on the right {of:.2f}"
+        f"n = {len(change)} bases of pocket students, {N_TRACES} traces a set, rank correlation in the middle {of:.2f}"
     )
+    note += f"; {len(points)} sets of one real student, 60 traces each, rank correlation on the right {alike:.2f}"
     figure.supxlabel(note, fontsize=9, x=0.01, ha="left")
     figure.savefig(TABLE.with_suffix(".png"), dpi=200)
 
