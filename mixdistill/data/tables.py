@@ -71,11 +71,11 @@ def read_table(
         raise ValueError(f"cannot load {source!r} ({reason}): {advice}") from error
     missing = [name for name in needed if name not in names]
     if names and missing:
-        advice = "name the right ones with columns={'question': ..., ...} of load_problems or load_traces, in the"
-        advice += (
-            " fields of a ProblemSet or TraceSet, or as own.csv:Body+Question:Answer in BENCHMARKS (a file that is"
+        advice = (
+            "name the right ones with columns={'question': ..., ...} of load_problems or load_traces, in the fields"
         )
-        advice += " read under a benchmark's name can name none: give its own name)"
+        advice += " of a ProblemSet or TraceSet, or as own.csv:Body+Question:Answer in BENCHMARKS (a file that is read"
+        advice += " under a benchmark's name can name none: give its own name)"
         listed = [name if name == name.strip() else repr(name) for name in names[:30]]
         only = ", ".join(listed) + f" and {len(names) - 30} others" * (len(names) > 30)
         raise ValueError(f"{source!r} has no column {', '.join(map(repr, missing))}, only {only}: {advice}")
