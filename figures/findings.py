@@ -126,7 +126,7 @@ def asked_of_the_world() -> str:
             "agrees" in mix and "differs" not in mix,
         ),
         (
-            "long answers of small students that go wrong first at a check",
+            "more of the long answers go wrong first at a check at each of the two smallest than at the two largest",
             failing,
             checks[list(SMALL)].min() > checks[list(LARGE)].max(),
         ),
