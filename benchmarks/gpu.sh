@@ -21,7 +21,7 @@ longest=4096 longest_7b=16384 rounds=2
 if [ "$device" = cpu ]; then
     small=tiny large=tiny longest=128 longest_7b=256 rounds=1 decoding="--student pocket/xs --rows 8 --new-tokens 8 --rounds 1"
 fi
-[ -e "$student" ] || [ ! -e "$student.part1" ] || cat "$student".part* > "$student"
+[ -e "$student" ] || [ ! -e "$student.part1" ] || { cat $(ls -v "$student".part*) > "$student.joined" && mv "$student.joined" "$student"; }
 
 step() { # NAME SECONDS COMMAND...
     local name=$1 limit=$2 began=$SECONDS code

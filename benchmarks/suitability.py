@@ -185,7 +185,10 @@ def plot(table: pd.DataFrame) -> None:
     note = (
         f"n = {len(change)} bases of pocket students, {N_TRACES} traces a set, rank correlation in the middle {of:.2f}"
     )
-    note += f"; {len(points)} sets of one real student, 60 traces each, rank correlation on the right {alike:.2f}"
+    seeds = f"{points['n_seeds'].min()} to {points['n_seeds'].max()} seeds"
+    note += (
+        f"; {len(points)} sets of a real student, 60 traces each, {seeds}, rank correlation on the right {alike:.2f}"
+    )
     figure.supxlabel(note, fontsize=9, x=0.01, ha="left")
     figure.savefig(TABLE.with_suffix(".png"), dpi=200)
 

@@ -132,9 +132,6 @@ LOOK = (  # what only changes how a gold answer looks
     (rf"(?<=\d) ?{CHINESE}$", ""),
     (r"\s+", " "),
 )
-COUNTS = re.compile(
-    rf"(\s*[-+]?[\d.,/]+)\s*\((?=[^()]*[A-Za-z])(?![^()]*\b(?:{'|'.join(SCALES)}|and|half)s?\b)[^()/=+*^\\]+\)\s*"
-)
 UNIT_POWER = re.compile(r"(?:(?<=[A-Za-z])|(?<=[A-Za-z]\})) ?(?:\^ ?\{?[23]\}?(?!\d)|[\u00b2\u00b3])")
 
 
@@ -287,13 +284,6 @@ def gold_number(text: str) -> str | None:
         return None
     kept = len(numbers) == 1 and LEAD.fullmatch(before) and REST.fullmatch(after)
     return numbers[0].strip() if kept and not CHANGES.search(after) and not LETTER.search(after) else None
-
-
-def uncounted(text: str) -> str:
-    """Of a gold answer that says no number as it stands, but does without what it counts in brackets, the number: 2 of
-    `2 (pairs)`, as ASDiv writes answers. Others as they are."""
-    found = COUNTS.fullmatch(text)
-    return found[1].strip() if found and gold_number(text) is None else text
 
 
 def _last_number(text: str) -> str | None:

@@ -13,15 +13,7 @@ from pathlib import Path
 from random import Random
 
 from mixdistill.arguments import choice, shown, text, whole
-from mixdistill.data.final_answers import (
-    ANSWER_FORMATS,
-    NUMBER,
-    final_answer,
-    gold_number,
-    math_gold,
-    number_value,
-    uncounted,
-)
+from mixdistill.data.final_answers import ANSWER_FORMATS, NUMBER, final_answer, gold_number, math_gold, number_value
 from mixdistill.data.pocket import world
 from mixdistill.data.tables import Number, column_names, file_name, flaw, join, of_pocket, only_used, read_table, texts
 
@@ -59,8 +51,8 @@ GOLDS: dict[str, tuple[Callable[[str], str | None], str]] = {
     "pocket": (str, ""),
 }
 FIELDS = ("question", "answer", "id", "level", "subject")  # of a problem, that are columns of a data set
-# What stands in the place of a number that is left out: number0, N_00, NUM, <num>, [NUM1], temp_a.
-OPEN = re.compile(r"\b(?:(?i:number|num)_?\d+|N_\d+|temp_[a-z])\b|\bNUM\b|[\[<](?i:number|num)_?\d*[\]>]")
+# What stands in a word problem in the place of a number that is left out: number0, N_00, NUM, <num>, [NUM1], temp_a.
+OPEN = re.compile(r"\b(?:(?i:number|num)_?\d+|N_\d\d|temp_[a-z])\b|\bNUM\b|[\[<](?i:number|num)_?\d*[\]>]")
 LEAVE_OUT = "unusable='drop' leaves such rows out (in BENCHMARKS: own.csv:question:answer:drop)"
 
 
@@ -229,9 +221,10 @@ def load_problems(
     if answer_format == "math":
         answers = [gold or "" for gold in golds]  # of worked solutions what they box
     questions = texts(asked, f"column {' or '.join(map(repr, names['question']))} of {source!r}", advice)
-    if holes := [found[0] for question in questions if (found := OPEN.search(question))]:
+    own_words = questions if answer_format == "gsm8k" and not benchmark else []
+    if holes := [found[0] for question in own_words if (found := OPEN.search(question))]:
         what = f"{len(holes)} of {len(questions)} questions of {source!r} have a number left out, such as {holes[0]}"
-        raise ValueError(f"{what}: fill them in, or give a file that has them")
+        raise ValueError(f"{what}: fill them in, or give a file that has them; {LEAVE_OUT}")
     given = {field: table[column] for field, (column, *_) in names.items() if column in table}
     named = given.get("id", [str(row) for row in range(len(questions))])
     named = [id if answer else f"left out {row}" for row, (id, answer) in enumerate(zip(named, answers, strict=True))]
@@ -282,6 +275,8 @@ def _benchmark_table(
 
 def _usable(question: object, answer: object, answer_format: str) -> bool:
     read = number_gold if answer_format == "gsm8k" else GOLDS[answer_format][0]
+    if answer_format == "gsm8k" and OPEN.search(str(question)):
+        return False
     return not flaw(question) and not flaw(answer, numbers=True) and read(str(answer)) is not None
 
 
@@ -305,9 +300,7 @@ def _odd_mathematics(golds: list[str]) -> Iterator[str]:
 
 
 def _plain(value: object) -> object:
-    """A number in digits: 1e3 as 1000. One of more than a hundred stays as it is. A text as `uncounted` says."""
-    if type(value) is str:
-        return uncounted(value)
+    """A number in digits: 1e3 as 1000. One of more than a hundred stays as it is."""
     short = isinstance(value, Number) and re.fullmatch(r"[^e]+e[-+]?\d{1,2}", value, re.I)
     return Number(format(Decimal(str(value)), "f")) if short else value
 

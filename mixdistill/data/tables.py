@@ -21,6 +21,7 @@ ADVICE = {
     "Hub data set": "check name, split, network and, if it is gated, `hf auth login`; or give a local file (a "
     "benchmark's in the folder $MIXDISTILL_DATA)",
 }
+LISTS = {"data", "rows", "examples", "instances", "problems", "questions", "test"}  # usual names of a list of rows
 Columns = dict[str, list[object]]
 MISSING = {"nan", "NaN", "None", "null", "NULL", "N/A", "<NA>"}  # what other programs write where there is no text
 
@@ -183,13 +184,14 @@ def _read_file(path: Path, columns: Sequence[str]) -> tuple[list[str], Columns]:
 
 
 def _rows_in(rows: list[dict[str, object]], columns: Sequence[str]) -> list[dict[str, object]]:
-    """The rows, also those of one object: as a list under one of its names, or each under a name of its own."""
+    """The rows, also those of one object: as its only list, under a usual name, or each under a name of its own."""
     lone = rows[0] if len(rows) == 1 else {}
     if any(isinstance(lone.get(name), str) for name in columns):
         return rows
-    lists = [value for value in lone.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    if len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]):
-        return lists[0]
+    lists = {name: value for name, value in lone.items() if isinstance(value, list)}
+    for of in lists.values() if len(lists) == 1 and lists.keys() <= LISTS else ():
+        if of and all(isinstance(row, dict) for row in of):
+            return of
     if len(lone) > 1 and all(isinstance(row, dict) and set(columns) & row.keys() for row in lone.values()):
         return [row for row in lone.values() if isinstance(row, dict)]
     if held := [name for name, value in lone.items() if isinstance(value, dict | list)]:
@@ -228,7 +230,9 @@ def _csv_rows(path: Path) -> list[dict[str, object]]:
         # A header of one name with a mark in it is one of several columns that this mark separates.
         mark = next((mark for mark in "\t;|" if mark in first and "," not in first), ",")
         file.seek(0)
-        reader = csv.DictReader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else mark)
+        # Quotes in a .tsv file are letters, as in the format's definition.
+        plain = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {"delimiter": mark}
+        reader = csv.DictReader(file, strict=True, **plain)
         rows, names = list(reader), reader.fieldnames or ()
     if twice := [name for name in names if names.count(name) > 1 and name.strip()]:  # spreadsheets end in blank ones
         raise ValueError(f"its header names the column {twice[0]!r} twice")

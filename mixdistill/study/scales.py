@@ -253,9 +253,11 @@ def _named(what: str, given: str) -> tuple[str, ...]:
 def _benchmark(given: str) -> str | ProblemSet:
     """A benchmark's name, or a file with its columns, as `get_scale` says."""
     # A name may hold a colon: that of a file that exists is one whole.
-    drops = given.count(":") > 2 and given.endswith(":drop")
-    named = given.removesuffix(":drop") if drops else given
-    source, *columns = [given] if local_path(given).exists() else [part.strip() for part in named.rsplit(":", 2)]
+    source, *columns = [given] if local_path(given).exists() else [part.strip() for part in given.split(":")]
+    drops = len(columns) > 2 and columns[-1] == "drop"
+    columns = columns[:-1] if drops else columns
+    if len(columns) > 2 and local_path(named := ":".join([source, *columns[:-2]])).exists():
+        source, columns = named, columns[-2:]
     if columns:
         if len(columns) != 2:
             raise ValueError(f"one of benchmarks is {given!r}: name columns as in own.csv:Body+Question:Answer")

@@ -400,6 +400,10 @@ def test_a_question_whose_numbers_are_left_out_is_refused(tmp_path, hole):
     rows = [{"question": question, "answer": "3"} for question in (f"{hole} apples and 2 pears?", "A number?")]
     with pytest.raises(ValueError, match=rf"1 of 2 questions of .* a number left out, such as {re.escape(hole)}: fill"):
         load_problems(write_jsonl(tmp_path / "t.jsonl", rows), answer_format="gsm8k")
+    with pytest.warns(UserWarning, match="1 of 2 problems of .* have no question or gold answer and are left out"):
+        kept = load_problems(tmp_path / "t.jsonl", answer_format="gsm8k", unusable="drop")
+    assert [problem.question for problem in kept] == ["A number?"]
+    assert len(load_problems(tmp_path / "t.jsonl")) == 2  # as mathematics it may be a name
 
 
 def test_words_that_look_like_numbers_left_out_are_read(tmp_path):
@@ -409,24 +413,6 @@ def test_words_that_look_like_numbers_left_out_are_read(tmp_path):
         load_problems(write_jsonl(tmp_path / "t.jsonl", rows), answer_format="gsm8k")
     rows[0]["question"] = questions[0].replace("<number>", "number")
     assert len(load_problems(write_jsonl(tmp_path / "t.jsonl", rows), answer_format="gsm8k")) == 3
-
-
-def test_what_a_number_counts_may_stand_in_brackets_behind_it(tmp_path):
-    golds = {
-        "5 (times)": "5",
-        "2 (pairs)": "2",
-        "6 (two-point shots)": "6",
-        "4 (3rd graders)": "4",
-        "9 (apples)": "9 (apples)",
-    }
-    rows = [{"question": f"q{n}", "answer": gold} for n, gold in enumerate(golds)]
-    problems = load_problems(write_jsonl(tmp_path / "t.jsonl", rows), answer_format="gsm8k")
-    assert [problem.answer for problem in problems] == [*golds.values()]
-    for changed in ("5 (thousand)", "2 (and a half)", "1 (1/2)", "3 (x + y)"):
-        with pytest.raises(ValueError, match="no answer is read in 1 of 1 rows"):
-            load_problems(
-                write_jsonl(tmp_path / "u.jsonl", [{"question": "q", "answer": changed}]), answer_format="gsm8k"
-            )
 
 
 def test_the_name_of_a_class_and_not_its_number_is_read(tmp_path):

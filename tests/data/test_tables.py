@@ -104,6 +104,8 @@ def test_a_question_that_is_no_text_is_refused_with_its_row(tmp_path, question):
             "one object, with 'data' in it: write",
         ),
         ("t.json", b'{"a": {"question": "q"}, "b": 1}', "one object, with 'a' in it: write a list"),
+        ("t.json", b'{"problem": "x", "steps": [{"question": "q", "answer": "1"}]}', "one object, with 'steps' in it"),
+        ("t.json", b'{"train": [{"question": "q", "answer": "1"}], "test": []}', "one object, with 'train' in it"),
         ("t.json", b'{"question": ["q", "r"], "answer": ["1", "2"]}', "one object, with 'question' in it"),
         ("t.csv", b"", "holds no rows"),
         ("t.jsonl", b"", "holds no rows"),
@@ -125,6 +127,7 @@ def test_a_damaged_file_is_refused_with_the_place(tmp_path, name, content, messa
         ("t.csv", 'question;answer\nHow many, of 2?;2\n"a;b";3\n'),
         ("t.csv", "question\tanswer\nHow many, of 2?\t2\na;b\t3\n"),
         ("t.tsv", "question\tanswer\nHow many, of 2?\t2\na;b\t3\n"),
+        ("t.tsv", "answer\tquestion\n2\tHow many, of 2?\n3\ta;b"),
         ("t.csv", "\ufeffquestion|answer\nHow many, of 2?|2\na;b|3\n"),
         ("t.ndjson", '{"question": "How many, of 2?", "answer": 2}\n{"question": "a;b", "answer": 3}\n'),
         (
@@ -138,6 +141,12 @@ def test_tables_are_read_in_the_forms_that_they_are_published_in(tmp_path, name,
     (tmp_path / name).write_text(content, encoding="utf-8")
     problems = load_problems(tmp_path / name, answer_format="gsm8k")
     assert [(problem.question, problem.answer) for problem in problems] == [("How many, of 2?", "2"), ("a;b", "3")]
+
+
+def test_quotes_in_a_tsv_are_letters(tmp_path):
+    (tmp_path / "t.tsv").write_text('question\tanswer\n"Tom has 3\t3\nAnn has 2"\t2\n"Five" of 5?\t5\n')
+    read = [problem.question for problem in load_problems(tmp_path / "t.tsv", answer_format="gsm8k")]
+    assert read == ['"Tom has 3', 'Ann has 2"', '"Five" of 5?']
 
 
 def test_of_a_saved_folder_of_several_splits_tests_read_test_and_traces_train(tmp_path):

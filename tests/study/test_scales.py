@@ -129,6 +129,7 @@ def test_every_hub_student_is_pinned_to_a_commit(name):
         (lambda: get_scale("laptop", benchmarks="svamp,"), "one of benchmarks is ''"),
         (lambda: get_scale("laptop", benchmarks="gsm8"), "one of benchmarks is 'gsm8': use one of math, .*, svamp"),
         (lambda: get_scale("laptop", benchmarks="a.csv:Body"), "'a.csv:Body': name columns as in own.csv:Body\\+Q"),
+        (lambda: get_scale("laptop", benchmarks="a.csv:Q:A:Drop"), "'a.csv:Q:A:Drop': name columns as in own.csv"),
         (lambda: get_scale("laptop", benchmarks="a.csv:Body+:Answer"), "one of question is ''"),
         (lambda: get_scale("laptop", benchmarks="svamp:Body:Answer"), "a benchmark with columns of its own"),
         (lambda: get_scale("pocket", benchmarks="pocket/all"), "one of benchmarks is 'pocket/all': use .* pocket/easy"),
@@ -152,9 +153,12 @@ def test_benchmarks_take_the_place_of_the_scales_own(tmp_path, monkeypatch):
     dropped = get_scale("laptop", benchmarks="own.csv:Body+Question:Answer:drop").benchmarks
     assert dropped == (replace(own, unusable="drop"),)
     assert get_scale("laptop", benchmarks="own.csv:Q:drop").benchmarks == (ProblemSet("own.csv", ("Q",), "drop"),)
-    assert get_scale("laptop", benchmarks="a:b.csv:Q:A").benchmarks == (ProblemSet("a:b.csv", ("Q",), "A"),)
-    write_jsonl(tmp_path / "a:b.jsonl", [{"question": "1 + 1?", "answer": "2"}])
-    assert get_scale("laptop", benchmarks=f"{tmp_path}/a:b.jsonl").benchmarks == (f"{tmp_path}/a:b.jsonl",)
+    spaced = get_scale("laptop", benchmarks="own.csv : Body+Question : Answer : drop").benchmarks
+    assert spaced == dropped
+    named = str(write_jsonl(tmp_path / "a:b.jsonl", [{"question": "1 + 1?", "answer": "2"}]))
+    assert get_scale("laptop", benchmarks=named).benchmarks == (named,)
+    assert get_scale("laptop", benchmarks=f"{named}:Q:A").benchmarks == (ProblemSet(named, ("Q",), "A"),)
+    assert get_scale("laptop", benchmarks=f"{named}:Q:A:drop").benchmarks[0].unusable == "drop"
     monkeypatch.setenv("MIXDISTILL_DATA", str(tmp_path))
     (tmp_path / "folder").mkdir()  # of files, without a mark of one in its name
     assert get_scale("laptop", benchmarks="folder").benchmarks == ("folder",)

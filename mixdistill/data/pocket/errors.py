@@ -13,7 +13,7 @@ ERRORS = {
     "wrong colour": "a colour is recalled wrongly",
     "wrong mark": "a mark is recalled wrongly, as another than the needed one: its machine is refused, rightly or not",
     "false proof": "the needed mark is written down as found, which is false: the check confirms a wrong machine",
-    "moved target": "the found mark is written down as needed, in the place of the problem's: it confirms anything",
+    "moved target": "the found mark is written down as needed, in the place of the problem's, so that they agree",
     "missed mismatch": "what it found differs from what is needed, and it says ok",
     "false alarm": "what it found is what is needed, and it says no",
     "lost operand": "a kind, number, colour, mark or item is not the problem's, or a check not of the tried machine",
