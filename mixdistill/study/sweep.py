@@ -241,8 +241,8 @@ def training_set(arm: Arm, scale: Scale) -> Dataset:
     # Files may hold the same problems in another order, so the first of them are taken of those that both hold.
     hard, easy = (trace_set(made, n if of_pocket(made.source) else None, arm.seed) for made in sets)
     made = mix(hard, easy, number("alpha", arm.alpha), arm.seed, n)
-    if n and len(made) < n:
-        raise ValueError(f"n_train is {n}: there are traces of {len(made)} problems, ask for no more")
+    if arm.n_train and len(made) < arm.n_train:  # a scale's own is at most so many
+        raise ValueError(f"n_train is {arm.n_train}: there are traces of {len(made)} problems, ask for no more")
     return made
 
 

@@ -359,6 +359,6 @@ def test_what_is_no_list_of_arms_is_refused(arms):
 
 def test_more_problems_than_a_file_holds_are_refused(real_scale):
     arm = recipe_arm(real_scale.students[0], "long", 0)
-    assert len(training_set(arm, replace(real_scale, n_train=12))) == 12
+    assert len(training_set(replace(arm, n_train=12), real_scale)) == 12
     with pytest.raises(ValueError, match="n_train is 13: there are traces of 12 problems, ask for no more"):
-        training_set(arm, replace(real_scale, n_train=13))
+        training_set(replace(arm, n_train=13), real_scale)
